@@ -1,0 +1,161 @@
+"""Every number that a run depends on: one frozen section a step, unknown keys refused, all faults listed at once.
+
+``params.yaml`` holds the same sections; ``--set section.key=value`` overrides one value.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from elder.errors import UserError, nearest
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which model is compressed, and how it is loaded."""
+
+    name: str = Field("models/novels-llama", description="folder, Hub id, s3:// prefix or models:/name@alias")
+    revision: str | None = Field(None, description="Hub revision: a commit, tag or branch")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the checkpoint")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class Calibration(Section):
+    """The text that layers are judged and trained on."""
+
+    source: str = Field("data/calibration.txt", description="UTF-8 text file, folder saved by datasets, or Hub dataset")
+    config: str | None = Field(None, description="configuration of a Hub dataset, such as wikitext-2-raw-v1")
+    split: str = Field("train", description="split of a dataset")
+    column: str = Field("text", description="text column of a dataset")
+    revision: str | None = Field(None, description="Hub revision of the dataset; pinned and recorded")
+    samples: int = Field(128, ge=2, description="calibration blocks")
+    seq_len: int | Auto = Field("auto", description="tokens in a block; auto: 2048, or the model's context if shorter")
+    seed: int = Field(0, ge=0, description="seed of the choice of blocks and of all training")
+
+    @field_validator("seq_len")
+    @classmethod
+    def _long_enough(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 8:
+            raise ValueError("a block needs at least 8 tokens")
+        return value
+
+
+class Select(Section):
+    """Which layers go. ``layers`` wins over ``ratio``."""
+
+    method: str = Field("sleb", description="elder, shortgpt or sleb")
+    layers: int | None = Field(None, description="remove exactly this many layers")
+    ratio: float = Field(0.25, description="remove round(ratio x layers) layers")
+    protect: tuple[int, ...] = Field((), description="layers never offered for removal")
+    place: Literal["residual", "output"] = Field("residual", description="what a layer weight scales (elder)")
+    solver: Literal["proximal", "subgradient"] = Field("proximal", description="how |S| is minimised (elder)")
+    iterative: bool = Field(True, description="learn the weights anew for each removed layer (elder)")
+    lambda1: float | Auto = Field("auto", description="strength of |S|; auto: chosen on held-out blocks (elder)")
+    lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
+    epochs: float = Field(0.5, gt=0, description="passes over the calibration blocks in each round (elder)")
+    batch: int = Field(4, ge=1, description="blocks in a batch (elder)")
+
+
+class Training(Section):
+    """What regularisation and recovery have in common."""
+
+    epochs: float = Field(0.0, ge=0, description="passes over the calibration blocks; 0: skip this step")
+    batch: int = Field(8, ge=1, description="blocks in a batch")
+    lr: float | Auto = Field("auto", description="peak learning rate; auto: chosen on held-out blocks")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    adapter_rank: int = Field(0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights")
+
+
+class Regularise(Training):
+    """Stage 2: shrink what the selected layers add, so that it moves elsewhere before they go."""
+
+    norm: Literal["l2", "l1"] = Field("l2", description="norm of a layer's output minus its input, for each token")
+    relative: bool = Field(False, description="divide that norm by the norm of the input: free of scale")
+    lambda2: float | Auto = Field("auto", description="strength; auto: chosen on held-out blocks")
+
+
+class Recover(Training):
+    """Train the shallower model on the calibration blocks."""
+
+    mode: Literal["none", "train", "distil"] = Field("distil", description="loss: next token, or the dense model's logits")
+    epochs: float = Field(6.0, ge=0, description="passes over the calibration blocks, the search for lr included")
+
+
+class Evaluate(Section):
+    """What is measured on the dense and on the pruned model, under one protocol."""
+
+    in_domain: str = Field("data/in_domain.txt", description="text like the calibration text, disjoint from it")
+    out_of_domain: str = Field("data/held_out.txt", description="text from elsewhere")
+    seq_len: int | Auto = Field("auto", description="tokens in a block; auto: as in calibration")
+    max_tokens: int | None = Field(None, ge=1, description="tokens of each text at most")
+    tasks: tuple[str, ...] = Field(("blimp",), description="lm-eval tasks or groups")
+    task_data: str = Field("data/tasks", description="folder of task definitions or of local datasets")
+    limit: int | None = Field(None, ge=1, description="items of each task at most")
+    batch: int = Field(16, ge=1, description="blocks in a batch")
+    baselines: tuple[str, ...] = Field(("shortgpt", "sleb"), description="methods shown beside, without training")
+
+
+class Speed(Section):
+    """How latency and throughput are measured."""
+
+    prompt_tokens: int | Auto = Field("auto", description="prompt length; auto: 2048, or the model's context if shorter")
+    prompt_iterations: int = Field(20, ge=1, description="timed prompts, batch 1")
+    batch: int = Field(16, ge=1, description="sequences generated at once")
+    generate_prompt: int = Field(64, ge=1, description="prompt tokens before generation")
+    new_tokens: int = Field(64, ge=1, description="tokens generated for each sequence")
+    generate_iterations: int = Field(3, ge=1, description="timed generations")
+
+
+class Gate(Section):
+    """What a candidate must hold to be registered. A limit of null switches its rule off."""
+
+    mode: Literal["on", "dry-run", "off"] = Field("on", description="dry-run: judge and record, but never refuse")
+    max_perplexity_ratio_in_domain: float | None = Field(1.5, gt=0, description="pruned over dense")
+    max_perplexity_ratio_out_of_domain: float | None = Field(1.5, gt=0, description="pruned over dense")
+    max_task_mean_loss: float | None = Field(0.05, description="loss of the mean over tasks, beyond its standard error")
+    min_prompt_speedup: float | None = Field(1.0, gt=0, description="dense prompt latency over pruned")
+    check_generation: bool = Field(True, description="greedy generation with and without the cache must agree")
+
+
+class Store(Section):
+    """Where the bytes go."""
+
+    url: str = Field("store", description="local folder or s3://bucket/prefix")
+    endpoint: str | None = Field(None, description="endpoint of an S3-compatible server")
+    region: str | None = Field(None, description="region of the bucket")
+
+
+class Registry(Section):
+    """Where runs and versions are recorded."""
+
+    name: str = Field("novels-llama-shallow", min_length=1, description="registered model name")
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry")
+    experiment: str = Field("elder", min_length=1, description="MLflow experiment")
+
+
+class Params(Section):
+    """All sections of ``params.yaml``."""
+
+    model: Model = Model()
+    calibration: Calibration = Calibration()
+    select: Select = Select()
+    regularise: Regularise = Regularise()
+    recover: Recover = Recover()
+    evaluate: Evaluate = Evaluate()
+    speed: Speed = Speed()
+    gate: Gate = Gate()
+    store: Store = Store()
+    registry: Registry = Registry()
