@@ -1,0 +1,95 @@
+"""Run the pipeline of dvc.yaml for the parameters of one run, and say where the data lies and what its digests are.
+
+DVC reads params.yaml. A run whose parameters differ from it in what the stages use gets a pipeline of its own below
+build/pipelines/, the same stages with its own parameters, so that nobody's params.yaml is rewritten.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from elder.errors import UserError
+from elder.params import Params, load_params
+
+PLACE = "build/data"
+
+
+def reproduce(params: Params, root: Path) -> dict[str, Any]:
+    """Bring calibration blocks and evaluation texts up to date with ``dvc repro``.
+
+    Args:
+        params: the parameters of the run; paths in them are relative to ``root``.
+        root: folder of dvc.yaml.
+
+    Returns:
+        ``folder`` with the data, ``digests`` {file: md5 in dvc.lock}, ``dvc_lock`` and ``dvc_lock_sha256``.
+
+    Raises:
+        UserError: if a stage refused its input.
+        RuntimeError: if DVC failed otherwise.
+    """
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    with FileLock(root / ".dvc" / "tmp" / "elder.lock", mode=0o644):  # two at once can fail on DVC's own lock
+        pipeline, place = Path("dvc.yaml"), PLACE
+        wanted = used_params(params, stages)
+        if wanted != used_params(load_params(root / "params.yaml"), stages):
+            name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+            pipeline = write_pipeline(params, stages, root, Path("build/pipelines") / name)
+            place = f"{pipeline.parent.as_posix()}/data"
+        run_dvc(["repro", pipeline.as_posix()], root)
+        lock = (root / pipeline).with_name("dvc.lock")
+        outs = [out for stage in yaml.safe_load(lock.read_text())["stages"].values() for out in stage["outs"]]
+        return {
+            "folder": str(root / place),
+            "digests": {out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs},
+            "dvc_lock": str(lock),
+            "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+        }
+
+
+def used_params(params: Params, stages: dict[str, Any]) -> dict[str, Any]:
+    """Return {section.key: value} of all that the stages use."""
+    tree = params.model_dump(mode="json")
+    keys = sorted({key for stage in stages.values() for key in stage["params"]})
+    return {key: tree[key.split(".")[0]][key.split(".")[1]] for key in keys}
+
+
+def write_pipeline(params: Params, stages: dict[str, Any], root: Path, folder: Path) -> Path:
+    """Write the same stages with these parameters into a folder below root; return the new dvc.yaml, relative."""
+    own = folder.as_posix()
+    stages = json.loads(json.dumps(stages).replace(f"{PLACE}/", f"{own}/data/"))
+    for stage in stages.values():
+        stage["wdir"] = "/".join([".."] * len(folder.parts))
+        stage["cmd"] += f" --params {own}/params.yaml --output {own}/data"
+        stage["params"] = [{f"{own}/params.yaml": stage["params"]}]
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
+    (root / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    return folder / "dvc.yaml"
+
+
+def run_dvc(arguments: list[str], root: Path) -> None:
+    """Run DVC with this Python first on PATH; a stage's refusal becomes a UserError."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        refusal = re.search(r"^error: (.*?)(?=^ERROR: |\Z)", done.stderr, re.MULTILINE | re.DOTALL)
+        if refusal:
+            raise UserError(refusal[1].strip())
+        raise RuntimeError(f"dvc {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")

@@ -1,0 +1,214 @@
+"""The stages of dvc.yaml: from the names in params.yaml to calibration blocks and evaluation texts in build/data/.
+
+    python -m tasks.prepare pin          which texts and tokenizer the names mean right now
+    python -m tasks.prepare text         the calibration text, build/data/calibration.txt
+    python -m tasks.prepare blocks       the calibration blocks, build/data/calibration.safetensors
+    python -m tasks.prepare evaluation   the evaluation texts, build/data/in_domain.txt and out_of_domain.txt
+
+Each stage writes its results by rename and gives the same bytes each time. Exit status 2: the input is wrong, and the
+last line on stderr says in one sentence what to do.
+"""
+
+import argparse
+import codecs
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from elder.errors import UserError
+from elder.params import Params, load_params
+from tasks import sources
+
+CONTEXT = 2048  # tokens of a block where nothing else limits it
+CHARACTERS_PER_TOKEN = 5
+SLACK = 4  # read this many times the text that the blocks need, so that there is a choice
+CHUNK = 1 << 20
+EVALUATION = ("in_domain", "out_of_domain")
+
+
+def pin(params: Params, folder: Path) -> None:
+    """Write what the names of texts and tokenizer mean right now; later stages run again only if that changes."""
+    pins = {
+        "text": sources.pin(params.calibration),
+        "tokenizer": sources.pin_tokenizer(params.model.name, params.model.revision),
+        "evaluation": {name: sources.pin_text(getattr(params.evaluate, name)) for name in EVALUATION},
+    }
+    for name, pinned in pins.items():
+        write_json(folder / "pins" / f"{name}.json", pinned)
+
+
+def text(params: Params, folder: Path) -> None:
+    """Write the calibration text as UTF-8, and source.json, which says where it came from."""
+    pinned = json.loads((folder / "pins" / "text.json").read_text())
+    calibration, target = params.calibration, folder / "calibration.txt"
+    if pinned["kind"] == "file":
+        characters = copy_text(calibration.source, target, pinned)
+    else:
+        needed = within_budget(sources.documents(calibration, pinned), character_budget(params))
+        characters = write_text(target, needed, calibration.source)
+        pinned |= {"config": calibration.config, "split": calibration.split, "column": calibration.column}
+    record = pinned | {"characters": characters, "text_sha256": sources.digest([target])}
+    write_json(folder / "source.json", record)
+
+
+def blocks(params: Params, folder: Path) -> None:
+    """Write the calibration blocks: ``ids``, (samples, seq_len), int32, and how they were made."""
+    import torch
+    from safetensors.torch import save_file
+
+    from elder.data import choose_blocks
+
+    pinned = json.loads((folder / "pins" / "tokenizer.json").read_text())
+    calibration, source = params.calibration, folder / "calibration.txt"
+    tokenizer, seq_len = load_tokenizer(params, pinned)
+    ids = choose_blocks(source, tokenizer, calibration.samples, seq_len, calibration.seed)
+    made = {
+        "tokenizer": pinned.get("revision") or pinned["sha256"],
+        "text_sha256": sources.digest([source]),
+        "samples": calibration.samples,
+        "seq_len": seq_len,
+        "seed": calibration.seed,
+    }
+    with replacing(folder / "calibration.safetensors") as new:
+        # One metadata key: safetensors writes several in an order that changes from process to process.
+        save_file({"ids": ids.to(torch.int32).contiguous()}, new, metadata={"calibration": json.dumps(made)})
+
+
+def evaluation(params: Params, folder: Path) -> None:
+    """Check and copy the evaluation texts."""
+    pinned = json.loads((folder / "pins" / "evaluation.json").read_text())
+    for name in EVALUATION:
+        copy_text(getattr(params.evaluate, name), folder / f"{name}.txt", pinned[name])
+
+
+def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
+    """Load the pinned tokenizer and settle the block length.
+
+    Raises:
+        UserError: if transformers cannot load it.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    options = {"trust_remote_code": params.model.trust_remote_code, "revision": pinned.get("revision")}
+    name, seq_len = str(Path(params.model.name).expanduser()), params.calibration.seq_len
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if seq_len == "auto":
+            config = AutoConfig.from_pretrained(name, **options).get_text_config()
+            seq_len = min(CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the tokenizer of {name!r} cannot be loaded: {sources.one_line(error)}") from None
+    return tokenizer, int(seq_len)
+
+
+def character_budget(params: Params) -> int:
+    """Return how many characters of a dataset are read: enough for the blocks, several times over."""
+    seq_len = params.calibration.seq_len
+    tokens = params.calibration.samples * (CONTEXT if seq_len == "auto" else int(seq_len))
+    return tokens * CHARACTERS_PER_TOKEN * SLACK
+
+
+def within_budget(texts: Iterable[str], budget: int) -> Iterator[str]:
+    """Yield documents with a blank line between them until the budget is used; no further one is read."""
+    for index, document in enumerate(texts):
+        piece = "\n\n" + document if index else document
+        yield piece
+        budget -= len(piece)
+        if budget <= 0:
+            return
+
+
+def copy_text(source: str, target: Path, pinned: dict[str, Any]) -> int:
+    """Copy a UTF-8 text that is not empty, byte for byte, and return its characters."""
+    characters = write_text(target, read_utf8(Path(source).expanduser()), source)
+    if sources.digest([target]) != pinned["sha256"]:
+        target.unlink()
+        raise UserError(f"{source!r} changed while it was read; run this again")
+    return characters
+
+
+def read_utf8(path: Path) -> Iterator[str]:
+    """Yield a text in pieces, however long it is.
+
+    Raises:
+        UserError: with the byte offset of the first byte that is not UTF-8.
+    """
+    decoder, consumed = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as handle:
+        while True:
+            chunk = handle.read(CHUNK)
+            pending = len(decoder.getstate()[0])
+            try:
+                yield decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                offset = consumed - pending + error.start
+                raise UserError(
+                    f"{str(path)!r} is not UTF-8: {error.reason} at byte {offset}; convert it, for example with iconv"
+                ) from None
+            if not chunk:
+                return
+            consumed += len(chunk)
+
+
+def write_text(path: Path, pieces: Iterable[str], source: str) -> int:
+    """Write pieces of text by rename and return their characters.
+
+    Raises:
+        UserError: if nothing but white space was written.
+    """
+    characters, empty = 0, True
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as handle:
+        for piece in pieces:
+            characters += handle.write(piece)
+            empty = empty and not piece.strip()
+        if empty:
+            raise UserError(f"the text {source!r} is empty; it must hold at least one block of text")
+    return characters
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record with sorted keys by rename."""
+    with replacing(path) as new:
+        new.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write beside the wanted one, which it becomes if nothing goes wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+STAGES: dict[str, Callable[[Params, Path], None]] = {
+    "pin": pin,
+    "text": text,
+    "blocks": blocks,
+    "evaluation": evaluation,
+}
+
+
+def main() -> int:
+    """Run one stage and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--output", type=Path, default=Path("build/data"))
+    args = parser.parse_args()
+    try:
+        STAGES[args.stage](load_params(args.params, []), args.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

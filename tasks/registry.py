@@ -1,0 +1,304 @@
+"""The record of runs and the model registry, in MLflow. Versions point to the store by reference; no bytes are copied.
+
+A flow calls, in this order: ``check`` (cheap, before any work), ``start_run``, ``log_record``, ``register``,
+``log_files``, ``end_run``. All can be repeated: a flow that starts again under its own run id continues its MLflow run.
+"""
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elder import params
+from elder.errors import UserError
+from tasks.manifest import hide_secrets, plain_errors
+from tasks.store import Published, open_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHALLENGER = "challenger"
+SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://")
+# What one request to MLflow may carry, and how long a parameter's value may be.
+METRICS, PARAMS, VALUE = 1000, 100, 6000
+
+
+def check(registry: params.Registry, store: params.Store) -> None:
+    """Refuse a registry that cannot be reached, or one that could not point to the store.
+
+    Raises:
+        UserError: tracking is unreachable, or a tracking server is used with a local store, which it cannot read.
+    """
+    connect(registry)
+    if registry.tracking_uri.startswith("http") and not store.url.startswith("s3://"):
+        raise UserError(
+            f"an MLflow server cannot read the local store {store.url!r}: set store.url to s3://bucket/prefix"
+        )
+
+
+def connect(registry: params.Registry) -> "MlflowClient":
+    """Return an MLflow client after one successful request; an SQLite database is made where there is none.
+
+    Raises:
+        UserError: the tracking URI is not usable, or nothing answers there.
+    """
+    # MLflow's own default keeps trying an absent server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # It would print the run's address on stdout, where --json promises one object.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    uri = _absolute(registry.tracking_uri)
+    with _plain(registry):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.get_experiment_by_name(registry.experiment)
+    return client
+
+
+def start_run(registry: params.Registry, run_id: str, tags: dict[str, str] | None = None) -> str:
+    """Start the MLflow run of a flow's run, or continue it; return MLflow's id for it.
+
+    Args:
+        registry: where to record.
+        run_id: the flow's own id, kept as the tag ``run_id`` and as the run's name.
+        tags: further tags.
+    """
+    client = connect(registry)
+    with _plain(registry):
+        experiment = _experiment(client, registry)
+        found = client.search_runs([experiment], f"tags.run_id = '{run_id}'", max_results=1)
+        if found:
+            client.update_run(found[0].info.run_id, "RUNNING")
+            return found[0].info.run_id
+        return client.create_run(experiment, tags={"run_id": run_id, **(tags or {})}, run_name=run_id).info.run_id
+
+
+def log_record(registry: params.Registry, mlflow_run: str, record: dict[str, Any]) -> None:
+    """Log parameters, metrics with their standard errors, the layer weights by round, and tags."""
+    client, now = connect(registry), int(time.time() * 1000)
+    from mlflow.entities import Metric, Param
+
+    sections = (record.get("lineage") or {}).get("params") or {}
+    values = [Param(key, _text(value)[:VALUE]) for key, value in _flatten(sections)]
+    metrics = [Metric(re.sub(r"[^\w./ -]", "_", key), float(value), now, step) for key, value, step in _metrics(record)]
+    with _plain(registry):
+        for start in range(0, len(values), PARAMS):
+            client.log_batch(mlflow_run, params=values[start : start + PARAMS])
+        for start in range(0, len(metrics), METRICS):
+            client.log_batch(mlflow_run, metrics=metrics[start : start + METRICS])
+        for key, value in _tags(record).items():
+            client.set_tag(mlflow_run, key, value)
+
+
+def log_files(registry: params.Registry, mlflow_run: str, record: dict[str, Any], report: Path | None = None) -> None:
+    """Attach record.json, layer_weights.json where weights were learnt, and the report, replacing older ones."""
+    client = connect(registry)
+    with _plain(registry):
+        client.log_text(mlflow_run, hide_secrets(json.dumps(record, indent=1)), "record.json")
+        if record.get("weights"):
+            client.log_text(mlflow_run, json.dumps(record["weights"]), "layer_weights.json")
+        if report is not None:
+            client.log_artifact(mlflow_run, str(report))
+
+
+def register(registry: params.Registry, mlflow_run: str, record: dict[str, Any], published: Published) -> str | None:
+    """Register the published model as a new version with the alias ``challenger``, linked to the run.
+
+    A second call for the same run and bytes returns the version that is there.
+
+    Returns:
+        The version, or None where the gate refused: the run is then recorded and nothing is registered.
+    """
+    gate = record["gate"]
+    if gate["mode"] == "on" and not gate["passed"]:
+        return None
+    client, name = connect(registry), registry.name
+    with _plain(registry):
+        _ensure_name(client, name)
+        same = client.search_model_versions(f"name = '{name}' and run_id = '{mlflow_run}'")
+        version = next((v.version for v in same if v.tags.get("digest") == published.digest), None)
+        if version is None:
+            tags = _tags(record) | {"run_id": record["run_id"], "digest": published.digest}
+            version = client.create_model_version(name, published.url, run_id=mlflow_run, tags=tags).version
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    return str(version)
+
+
+def end_run(registry: params.Registry, mlflow_run: str, status: str = "FINISHED") -> None:
+    """Close the run as FINISHED, FAILED or KILLED."""
+    client = connect(registry)
+    with _plain(registry):
+        client.set_terminated(mlflow_run, status)
+
+
+def resolve(uri: str, target: Path, registry: params.Registry, store: params.Store) -> Path:
+    """Copy a registered model to a new local folder, every sha256 checked.
+
+    Args:
+        uri: ``models:/name@alias`` or ``models:/name/3``.
+        target: folder to make; one that holds exactly this model already is returned as it is.
+        registry: where the name is looked up.
+        store: endpoint and region with which an S3 source is read.
+
+    Raises:
+        UserError: the URI is malformed, names nothing, or the bytes are damaged or not this project's.
+    """
+    found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not found:
+        raise UserError(f"{uri}: name a registered model as models:/name@alias or models:/name/3")
+    name, alias, version = found.groups()
+    client = connect(registry)
+    with _plain(registry):
+        entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    source, prefix = open_model(str(entry.source), store.endpoint, store.region)
+    return source.fetch(prefix, target)
+
+
+def _experiment(client: "MlflowClient", registry: params.Registry) -> str:
+    """Return the id of the experiment, made where it is missing; artifacts of an SQLite registry lie beside it."""
+    from mlflow.exceptions import MlflowException
+
+    uri, location = _absolute(registry.tracking_uri), None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    found = client.get_experiment_by_name(registry.experiment)
+    if found is None:
+        try:
+            return client.create_experiment(registry.experiment, artifact_location=location)
+        except MlflowException as error:  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(registry.experiment)
+    return str(found and found.experiment_id)
+
+
+def _ensure_name(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _metrics(record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """Yield (name, value, step) for every number of the record that someone may want to compare between runs."""
+    for row in record.get("rows", []):
+        for domain, found in row.get("perplexity", {}).items():
+            yield from _measured(f"{row['name']}/perplexity/{domain}", found["perplexity"], found.get("stderr"))
+        for task, found in row.get("tasks", {}).items():
+            yield from _measured(f"{row['name']}/task/{task}", found["value"], found.get("stderr"))
+        mean = row.get("task_mean") or {}
+        yield from _measured(f"{row['name']}/task_mean", mean.get("value"), mean.get("stderr"))
+        yield from _numbers(row["name"], {key: value for key, value in row.items() if not isinstance(value, dict)})
+    yield from _numbers("speed", {k: v for k, v in (record.get("speed") or {}).items() if k != "protocol"})
+    yield from _measured("seconds", record.get("seconds"), None)
+    for rule in record.get("gate", {}).get("rules", []):
+        yield from _measured(f"gate/{rule['rule']}", rule.get("value"), None)
+    for point in record.get("curve", []):
+        for key in ("loss", "lr"):
+            yield f"{point['stage']}/{key}", point[key], point["step"]
+    yield from _layer_weights(record.get("weights") or {})
+
+
+def _layer_weights(weights: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    for step, found in enumerate(weights.get("rounds", []), start=1):
+        for layer, value in enumerate(found["values"]):
+            if value is not None:
+                yield f"layer_weight/{layer:02d}", value, step
+
+
+def _measured(key: str, value: Any, stderr: Any) -> Iterator[tuple[str, float, int]]:
+    for name, number in ((key, value), (f"{key}_stderr", stderr)):
+        if _is_number(number):
+            yield name, number, 0
+
+
+def _numbers(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+    for key, value in _flatten(values, f"{prefix}/", "/"):
+        if _is_number(value):
+            yield key, value, 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}{separator}", separator)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tags(record: dict[str, Any]) -> dict[str, str]:
+    """Return what a search in the registry should find without opening the record."""
+    gate, lineage = record["gate"], record.get("lineage") or {}
+    passed = "passed" if gate["passed"] else "refused"
+    model = record["model"]
+    tags = {
+        "method": record["method"],
+        "model": model["name"],
+        "model_revision": model.get("revision"),
+        "model_digest": model.get("digest"),
+        "removed": record["removed"],
+        "gate": {"on": passed, "off": "off"}.get(gate["mode"], f"{gate['mode']}: {passed}"),
+        "data_digest": lineage.get("data"),
+        "git_commit": lineage.get("git_commit"),
+        "git_clean": lineage.get("git_clean"),
+    }
+    return {key: _text(value)[:VALUE] for key, value in tags.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return hide_secrets(value if isinstance(value, str) else json.dumps(value))
+
+
+def _absolute(uri: str) -> str:
+    """Make the path of an SQLite URI absolute, so that other working directories find the same database."""
+    if not uri.startswith(SCHEMES):
+        raise UserError(
+            f"registry.tracking_uri {hide_secrets(uri)!r}: name sqlite:///FILE, a database (postgresql://...) or the"
+            " http(s):// address of an MLflow server"
+        )
+    if not uri.startswith("sqlite:///"):
+        return uri
+    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    with plain_errors(path):  # MLflow itself would retry a hopeless file for minutes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as handle:
+            handle.seek(0)
+            if handle.read(16) not in (b"", b"SQLite format 3\0"):
+                raise UserError(f"registry.tracking_uri: {path} is not an SQLite database: name another file")
+    return f"sqlite:///{path}"
+
+
+@contextmanager
+def _plain(registry: params.Registry) -> Iterator[None]:
+    """Turn MLflow's and the database's refusals into a UserError of one sentence without secrets.
+
+    The cause is left out of the chain: its text may hold the address with its password.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    place = f"MLflow at {hide_secrets(registry.tracking_uri)}"
+    try:
+        yield
+    except MlflowException as error:
+        text = hide_secrets(str(error.message)).strip().partition("\n")[0][:300]
+        if "Max retries exceeded" in text or "failed with exception" in text:
+            text = "it cannot be reached: start it, or correct registry.tracking_uri"
+        raise UserError(f"{place}: {text}") from None
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        raise UserError(
+            f"{place}: the database cannot be used ({type(error).__name__}): check it and its address"
+        ) from None

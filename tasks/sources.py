@@ -1,0 +1,195 @@
+"""Where calibration text comes from: a text file, a folder that `datasets` reads, or a dataset of the Hub.
+
+`pin` says which bytes a name means right now, cheaply; `documents` reads them. A dataset is read as a stream.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from elder.errors import UserError, nearest
+from elder.params import Calibration
+
+TEXT_SUFFIXES = {".txt", ".text", ".md", ".raw", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst"}
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKENIZER_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.py")
+
+
+def pin(calibration: Calibration) -> dict[str, Any]:
+    """Say which bytes the calibration source means right now.
+
+    Returns:
+        ``kind`` (file, folder or hub), ``source``, and ``sha256`` of what lies on disk or ``revision``, a commit.
+
+    Raises:
+        UserError: if there is no such source, or the Hub cannot be asked.
+    """
+    source, path = calibration.source, Path(calibration.source).expanduser()
+    if path.is_file():
+        return pin_text(source)
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        if not files:
+            raise UserError(f"the calibration folder {source!r} is empty; it must hold a dataset")
+        return {"kind": "folder", "source": source, "sha256": digest(files)}
+    if looks_local(source):
+        raise UserError(
+            f"there is no calibration text {source!r}{similar(path)} Name a UTF-8 file, a folder or a Hub dataset"
+        )
+    return {"kind": "hub", "source": source, "revision": hub_commit(source, calibration.revision, "dataset")}
+
+
+def pin_text(source: str) -> dict[str, Any]:
+    """Say which bytes a text file holds right now.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(f"there is no text file {source!r}{similar(path)} Give the path of a plain UTF-8 text")
+    return {"kind": "file", "source": source, "sha256": digest([path])}
+
+
+def similar(path: Path) -> str:
+    """Go on with a sentence about a missing file: the name that was probably meant, or just a full stop."""
+    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else "."
+
+
+def looks_local(name: str) -> bool:
+    """Say whether a name that is not on disk was meant as a path: the Hub knows no such id."""
+    path = Path(name)
+    in_folder = len(path.parts) > 1 and path.parent.is_dir()
+    return in_folder or path.suffix in TEXT_SUFFIXES or not HUB_ID.fullmatch(name)
+
+
+def digest(files: list[Path]) -> str:
+    """Return the sha256 of one file, or over names and digests of several."""
+    digests = []
+    for file in files:
+        with file.open("rb") as handle:
+            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    root = os.path.commonpath([str(file.parent) for file in files])
+    lines = [f"{value}  {file.relative_to(root).as_posix()}\n" for value, file in zip(digests, files, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def pin_tokenizer(name: str, revision: str | None) -> dict[str, Any]:
+    """Say which tokenizer the model's name means right now: a digest of its small files, or the Hub's commit.
+
+    Raises:
+        UserError: if there is no such folder, it holds no tokenizer, or the Hub cannot be asked.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted({file for pattern in TOKENIZER_FILES for file in path.glob(pattern)})
+        if not any(file.name != "config.json" for file in files):
+            raise UserError(f"the model folder {name!r} holds no tokenizer; save one there with save_pretrained")
+        return {"kind": "folder", "source": name, "sha256": digest(files)}
+    if looks_local(name):
+        raise UserError(f"there is no model folder {name!r}; name a folder with a checkpoint, or a Hub id")
+    return {"kind": "hub", "source": name, "revision": hub_commit(name, revision, "model")}
+
+
+def hub_commit(name: str, revision: str | None, kind: str) -> str:
+    """Resolve a branch or tag of a Hub repository to its commit; a commit is returned without asking.
+
+    Raises:
+        UserError: if the Hub is offline or unreachable, or has no such repository or revision.
+    """
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    require_online(name, kind)
+    try:
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20).sha
+    except GatedRepoError:
+        raise UserError(f"the Hub {kind} {name!r} is gated; accept its terms on the Hub and set HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise UserError(f"the Hub {kind} {name!r} has no revision {revision!r}; give a commit, tag or branch") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"there is no file or folder {name!r} here and no such {kind} on the Hub; check the name, or set HF_TOKEN"
+        ) from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"the Hub cannot be asked for the {kind} {name!r}: {one_line(error)}") from None
+    except Exception as error:  # the HTTP client's own errors, whose classes depend on the version of huggingface_hub
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+            raise
+        raise UserError(
+            f"the Hub cannot be reached for the {kind} {name!r} ({one_line(error)}); use a local folder, or try again"
+        ) from None
+    return str(commit)
+
+
+def require_online(name: str, kind: str) -> None:
+    """Refuse at once where HF_HUB_OFFLINE is set, rather than after the client's retries."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"the {kind} {name!r} is on the Hub and HF_HUB_OFFLINE is set; unset it, or name a local file or folder"
+        )
+
+
+def documents(calibration: Calibration, pinned: dict[str, Any]) -> Iterator[str]:
+    """Yield the text of a dataset, a folder or one of the Hub, document by document in its own order.
+
+    Raises:
+        UserError: if the dataset cannot be read, or has no such configuration, split or column.
+    """
+    rows = open_split(calibration, pinned)
+    column = calibration.column
+    for row in rows:
+        if column not in row:
+            raise UserError(f"{calibration.source!r} has no column {column!r}; {nearest(column, row)}")
+        if not isinstance(row[column], str):
+            raise UserError(f"column {column!r} of {calibration.source!r} holds {type(row[column]).__name__}, not text")
+        yield row[column]
+
+
+def open_split(calibration: Calibration, pinned: dict[str, Any]) -> Any:
+    """Open one split as an iterable of rows; only the Hub needs the network."""
+    import datasets
+
+    source, split = calibration.source, calibration.split
+    path = Path(source).expanduser()
+    if pinned["kind"] == "hub":
+        require_online(source, "dataset")
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            splits = datasets.load_from_disk(str(path))
+        elif pinned["kind"] == "folder":
+            whole = {"sample_by": "document"} if {file.suffix for file in path.iterdir()} == {".txt"} else {}
+            splits = datasets.load_dataset(str(path), calibration.config, streaming=True, **whole)
+        else:
+            splits = datasets.load_dataset(source, calibration.config, revision=pinned["revision"], streaming=True)
+    except Exception as error:  # builders raise many kinds; each means that this is no readable dataset
+        raise UserError(f"the dataset {source!r} cannot be read: {one_line(error)}") from None
+    if not isinstance(splits, dict):  # a single Dataset saved without its split's name
+        return splits
+    if split not in splits:
+        raise UserError(f"{source!r} has no split {split!r}; {nearest(split, map(str, splits))}")
+    return splits[split]
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line, at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

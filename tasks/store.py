@@ -1,0 +1,274 @@
+"""The store of bytes: published models, content-addressed, in a local folder or under an S3 prefix.
+
+Both have one layout, ``<store>/models/<name>/<digest>/FILES..., manifest.json``. The digest is over path, sha256 and
+size of every file, so the same bytes always land in the same place and are never sent twice. ``manifest.json`` is
+written last: a model without one is half uploaded, and nothing here will read it.
+
+    store = open_store("store")                                  # or s3://bucket/prefix
+    published = store.publish(Path("shallow-model"), "my-model")
+    store.fetch(published.url, Path("copy"))
+"""
+
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pydantic import BaseModel, ConfigDict
+
+from elder.errors import UserError
+from tasks.manifest import (
+    MANIFEST,
+    File,
+    Files,
+    describe,
+    difference,
+    digest,
+    dump,
+    fingerprint,
+    hide_secrets,
+    parse,
+    plain_errors,
+)
+
+DAY = 24 * 3600.0
+_log = logging.getLogger(__name__)
+
+
+class Published(BaseModel):
+    """Where a model lies, its digest, its files by relative path, and how many bytes of them had to be sent."""
+
+    model_config = ConfigDict(frozen=True)
+    url: str
+    digest: str
+    files: Files
+    uploaded_bytes: int
+
+
+class Store(ABC):
+    """What a local folder and an S3 prefix have in common; keys are paths relative to the store, with ``/``."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def publish(self, folder: Path, name: str) -> Published:
+        """Store all files of a folder as a version of the model ``name``.
+
+        Files that are there already are not sent again: an interrupted call resumes, a repeated one moves nothing.
+
+        Raises:
+            UserError: the folder is missing, empty or has a manifest.json, the name is not usable, the store refuses.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+        files = describe(Path(folder))
+        if MANIFEST in files:
+            raise UserError(f"{folder} holds a {MANIFEST}, a name that the store needs: remove or rename it")
+        prefix, sent = f"models/{name}/{digest(files)}", 0
+        for path, file in files.items():
+            if not self._has(f"{prefix}/{path}", file):
+                _log.info("storing %s, %d bytes", path, file.bytes)
+                self._send(Path(folder) / path, f"{prefix}/{path}", file)
+                sent += file.bytes
+        manifest = dump(files)
+        if not self._has(f"{prefix}/{MANIFEST}", fingerprint(manifest)):
+            self._write(f"{prefix}/{MANIFEST}", manifest)
+        return Published(url=f"{self.url}/{prefix}", digest=digest(files), files=files, uploaded_bytes=sent)
+
+    def fetch(self, url: str, target: Path) -> Path:
+        """Copy a published model to a new folder, checking the sha256 of every file.
+
+        Args:
+            url: what ``publish`` returned, or the same relative to the store.
+            target: folder to make; one that holds exactly this model already is returned as it is.
+
+        Raises:
+            UserError: there is no whole model at ``url``, a file is damaged, or ``target`` cannot be written.
+        """
+        prefix, target = self._prefix(url), Path(target).absolute()
+        data = self._read(_join(prefix, MANIFEST))
+        if data is None:
+            raise UserError(f"{self._show(prefix)} is no published model: it has no {MANIFEST}; publish it first")
+        files = parse(data, self._show(prefix))
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with plain_errors(target):
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                if target.is_dir() and describe(target) == files:
+                    return target
+                raise UserError(f"{target} holds something else already: name a new folder")
+            try:
+                for path, file in files.items():
+                    self._fetch_file(_join(prefix, path), part / path, file)
+                os.replace(part, target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return target
+
+    def verify(self, url: str) -> list[str]:
+        """Read a published model again and return its faults, one sentence each; none if it is what it was.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        prefix = self._prefix(url)
+        data = self._read(_join(prefix, MANIFEST))
+        if data is None:
+            return [f"{MANIFEST} is missing"]
+        try:
+            files = parse(data, self._show(prefix))
+        except UserError as error:
+            return [str(error)]
+        extra = sorted(self._paths(prefix) - set(files) - {MANIFEST})
+        found = [difference(path, self._measure(_join(prefix, path)), file) for path, file in files.items()]
+        return [f"{path} is not in the manifest" for path in extra] + [fault for fault in found if fault]
+
+    def _fetch_file(self, key: str, target: Path, file: File) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._receive(key, target)
+        fault = difference(self._show(key), fingerprint(target), file)
+        if fault:
+            raise UserError(f"the store is damaged: {fault}; publish the model again")
+
+    def _prefix(self, url: str) -> str:
+        inside = f"{url}/".startswith(f"{self.url}/")
+        prefix = url[len(self.url) :].strip("/") if inside else url.rstrip("/")
+        if ".." in PurePosixPath(prefix).parts or prefix.startswith("/") or "://" in prefix:
+            raise UserError(f"{hide_secrets(url)} does not lie in the store {self.url}")
+        return prefix
+
+    def _show(self, key: str) -> str:
+        return _join(self.url, key)
+
+    @abstractmethod
+    def _has(self, key: str, file: File) -> bool:
+        """Say whether these very bytes are stored."""
+
+    @abstractmethod
+    def _send(self, source: Path, key: str, file: File) -> None:
+        """Store a file, streamed; like ``_write``, it appears whole or not at all."""
+
+    @abstractmethod
+    def _write(self, key: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _read(self, key: str) -> bytes | None:
+        """Return all bytes, or None where there is nothing."""
+
+    @abstractmethod
+    def _receive(self, key: str, target: Path) -> None: ...
+
+    @abstractmethod
+    def _measure(self, key: str) -> File | None:
+        """Read all bytes, streamed, for their fingerprint; None where there is nothing."""
+
+    @abstractmethod
+    def _paths(self, prefix: str) -> set[str]:
+        """Return the paths of all files below ``prefix``, relative to it."""
+
+
+class LocalStore(Store):
+    """A store in a local folder, made by the first ``publish``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).expanduser().resolve()
+        super().__init__(str(self.root))
+
+    def fetch(self, url: str, target: Path) -> Path:
+        """See ``Store``; a target among the published models is refused."""
+        models = self.root / self._prefix(url).partition("/")[0]
+        if Path(target).resolve().is_relative_to(models):
+            raise UserError(f"{target} lies inside the store {self.root}: name a folder elsewhere")
+        return super().fetch(url, target)
+
+    def _has(self, key: str, file: File) -> bool:
+        return self._measure(key) == file
+
+    def _send(self, source: Path, key: str, file: File) -> None:
+        with plain_errors(self.root), self._replacing(key) as target, source.open("rb") as handle:
+            shutil.copyfileobj(handle, target, 1 << 20)
+            target.flush()
+            if fingerprint(Path(target.name)) != file:
+                raise UserError(f"{source} changed while it was being stored: stop what writes to it and try again")
+
+    def _write(self, key: str, data: bytes) -> None:
+        with plain_errors(self.root), self._replacing(key) as target:
+            target.write(data)
+
+    def _read(self, key: str) -> bytes | None:
+        with plain_errors(self.root):
+            return (self.root / key).read_bytes() if (self.root / key).is_file() else None
+
+    def _receive(self, key: str, target: Path) -> None:
+        shutil.copyfile(self.root / key, target)
+
+    def _measure(self, key: str) -> File | None:
+        with plain_errors(self.root):
+            return fingerprint(self.root / key) if (self.root / key).is_file() else None
+
+    def _paths(self, prefix: str) -> set[str]:
+        folder = self.root / prefix
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+    @contextmanager
+    def _replacing(self, key: str) -> Iterator[BinaryIO]:
+        """Open a temporary file that becomes ``key`` by rename, bytes on the disk first.
+
+        Temporary files lie beside the models, not among them: whoever lists a model's folder sees only its files.
+        """
+        target, incoming = self.root / key, self.root / ".incoming"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        incoming.mkdir(exist_ok=True)
+        for stale in incoming.iterdir():  # left by a killed process
+            if time.time() - stale.stat().st_mtime > DAY:
+                stale.unlink(missing_ok=True)
+        part = incoming / uuid.uuid4().hex
+        try:
+            with part.open("xb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(part, target)
+            folder = os.open(target.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def open_store(url: str, endpoint: str | None = None, region: str | None = None) -> Store:
+    """Open the store at a local folder (a path or a file:// URL) or at ``s3://bucket/prefix``.
+
+    Args:
+        url: where the store lies.
+        endpoint: address of an S3-compatible server; None: what boto3 finds in its own configuration.
+        region: region of the bucket; None: what boto3 finds.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        from tasks.s3 import S3Store
+
+        return S3Store(url, endpoint, region)
+    if parts.scheme == "file":
+        return LocalStore(Path(url2pathname(parts.path)))
+    if "://" in url or not url.strip():
+        raise UserError(f"store url {hide_secrets(url)!r}: name a local folder or s3://bucket/prefix")
+    return LocalStore(Path(url))
+
+
+def open_model(url: str, endpoint: str | None = None, region: str | None = None) -> tuple[Store, str]:
+    """Open the store that a published model's URL lies in; return it and the model's place relative to it."""
+    layout = re.fullmatch(r"(.+)/(models/[^/]+/[0-9a-f]{64})/?", url)
+    return (open_store(layout[1], endpoint, region), layout[2]) if layout else (open_store(url, endpoint, region), "")
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)

@@ -1,0 +1,379 @@
+"""The store of bytes, on a local folder and on a real S3-compatible HTTP server."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from elder.errors import UserError
+from tasks import s3
+from tasks.manifest import File, digest, hide_secrets, parse
+from tasks.store import Store, open_model, open_store
+
+SECRET = "wJalrXUtnFEMIsecret"
+BIG = 9 * 1024 * 1024  # above the 8 MB from which boto3 sends parts
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path) -> Store:
+    if request.param == "local":
+        return open_store(str(tmp_path / "a store"))
+    endpoint = request.getfixturevalue("server")
+    bucket = "b" + hashlib.sha256(str(tmp_path).encode()).hexdigest()[:20]
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return open_store(f"s3://{bucket}/some/prefix", endpoint, "us-east-1")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "model.safetensors").write_bytes(b"ab" * (BIG // 2))
+    (folder / "sub" / "extra.txt").write_bytes(b"extra")
+    return folder
+
+
+def _overwrite(store: Store, key: str, data: bytes) -> None:
+    """Change stored bytes behind the store's back; on S3 the metadata keep the old sha256."""
+    if isinstance(store, s3.S3Store):
+        at = store._at(key)
+        metadata = store.client.head_object(**at)["Metadata"]
+        store.client.put_object(**at, Body=data, Metadata=metadata)
+    else:
+        (store.root / key).write_bytes(data)
+
+
+def _delete(store: Store, key: str) -> None:
+    if isinstance(store, s3.S3Store):
+        store.client.delete_object(**store._at(key))
+    else:
+        (store.root / key).unlink()
+
+
+def test_digest_by_hand():
+    files = {"b": File(sha256="1" * 64, bytes=2), "a": File(sha256="0" * 64, bytes=1)}
+    lines = f'[["a","{"0" * 64}",1],["b","{"1" * 64}",2]]'
+    assert digest(files) == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_round_trip_and_layout(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    assert published.url == f"{store.url}/models/tiny/{published.digest}"
+    assert published.uploaded_bytes == 2 + BIG + 5
+    assert published.files["config.json"].sha256 == hashlib.sha256(b"{}").hexdigest()
+    manifest = json.loads(store._read(f"models/tiny/{published.digest}/manifest.json"))
+    assert set(manifest["files"]) == {"config.json", "model.safetensors", "sub/extra.txt"}
+    copy = store.fetch(published.url, tmp_path / "made" / "copy")
+    assert {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()} == set(manifest["files"])
+    assert (copy / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+    assert store.verify(published.url) == []
+
+
+def test_publish_twice_moves_nothing(store, folder, monkeypatch):
+    first = store.publish(folder, "tiny")
+    monkeypatch.setattr(store, "_send", None)
+    monkeypatch.setattr(store, "_write", None)
+    second = store.publish(folder, "tiny")
+    assert second.uploaded_bytes == 0
+    assert (second.url, second.digest, second.files) == (first.url, first.digest, first.files)
+
+
+def test_interrupted_publish_is_invisible_and_resumes(store, folder, tmp_path, monkeypatch):
+    send, sent = store._send, []
+
+    def failing(source, key, file):
+        if sent:
+            raise KeyboardInterrupt
+        sent.append(source.name)
+        send(source, key, file)
+
+    monkeypatch.setattr(store, "_send", failing)
+    with pytest.raises(KeyboardInterrupt):
+        store.publish(folder, "tiny")
+    url = f"{store.url}/models/tiny/{digest({p: _file(folder / p) for p in _names(folder)})}"
+    with pytest.raises(UserError, match="has no manifest.json"):
+        store.fetch(url, tmp_path / "copy")
+    assert store.verify(url) == ["manifest.json is missing"]
+    assert not (tmp_path / "copy").exists()
+
+    monkeypatch.setattr(store, "_send", lambda source, key, file: (sent.append(source.name), send(source, key, file)))
+    published = store.publish(folder, "tiny")
+    assert published.url == url
+    assert sent == ["config.json", "model.safetensors", "extra.txt"]
+    assert published.uploaded_bytes == BIG + 5
+    assert store.verify(url) == []
+
+
+def _names(folder: Path) -> list[str]:
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def _file(path: Path) -> File:
+    return File(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+
+
+def test_failure_while_a_file_is_written_leaves_nothing_of_it(folder, tmp_path, monkeypatch):
+    store = open_store(str(tmp_path / "store"))
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        store.publish(folder, "tiny")
+    assert [p for p in store.root.rglob("*") if p.is_file()] == []
+
+
+def test_flipped_byte_is_found(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    key = f"models/tiny/{published.digest}"
+    _overwrite(store, f"{key}/config.json", b"{]")
+    faults = store.verify(published.url)
+    assert len(faults) == 1
+    assert "config.json has sha256" in faults[0]
+    with pytest.raises(UserError, match="damaged.*config.json has sha256"):
+        store.fetch(published.url, tmp_path / "copy")
+    assert sorted(p.name for p in tmp_path.iterdir() if "copy" in p.name) == []
+
+
+def test_other_bytes_of_the_same_size_are_sent_again(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    (tmp_path / "other").write_bytes(b"[]")
+    store._send(tmp_path / "other", f"models/tiny/{published.digest}/config.json", _file(tmp_path / "other"))
+    assert store.publish(folder, "tiny").uploaded_bytes == 2
+    assert store.verify(published.url) == []
+
+
+def test_missing_short_and_added_files_are_found(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    key = f"models/tiny/{published.digest}"
+    _delete(store, f"{key}/sub/extra.txt")
+    _overwrite(store, f"{key}/config.json", b"{")
+    (folder / "code.py").write_text("x")
+    store._send(folder / "code.py", f"{key}/code.py", _file(folder / "code.py"))
+    assert store.verify(published.url) == [
+        "code.py is not in the manifest",
+        "config.json has 1 bytes, the manifest says 2",
+        "sub/extra.txt is missing",
+    ]
+    _overwrite(store, f"{key}/config.json", b"{}")
+    with pytest.raises(UserError, match="missing|No such file"):
+        store.fetch(published.url, tmp_path / "copy")
+
+
+def test_changed_manifest_is_refused(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    key = f"models/tiny/{published.digest}/manifest.json"
+    for path in ("../outside", "/etc/passwd", "other.json"):
+        files = {path: File(sha256="0" * 64, bytes=0)}
+        content = {"digest": digest(files), "files": {path: {"sha256": "0" * 64, "bytes": 0}}}
+        _overwrite(store, key, json.dumps(content).encode())
+        with pytest.raises(UserError, match="outside the model|does not match its digest"):
+            store.fetch(published.url, tmp_path / "copy")
+        assert len(store.verify(published.url)) == 1
+    _overwrite(store, key, b'{"files": []}')
+    with pytest.raises(UserError, match="not readable"):
+        store.fetch(published.url, tmp_path / "copy")
+
+
+def test_manifest_must_match_its_own_digest():
+    files = {"a": {"sha256": "0" * 64, "bytes": 0}}
+    with pytest.raises(UserError, match="does not match its digest"):
+        parse(json.dumps({"digest": "1" * 64, "files": files}).encode(), "s3://bucket/model")
+
+
+def test_fetch_repeats_but_never_overwrites(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    copy = store.fetch(published.url, tmp_path / "copy")
+    assert store.fetch(f"models/tiny/{published.digest}", copy) == copy
+    (copy / "config.json").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        store.fetch(published.url, copy)
+    assert (copy / "config.json").read_text() == "mine"
+
+
+def test_open_model_finds_the_store(store, folder, tmp_path):
+    published = store.publish(folder, "tiny")
+    found, prefix = open_model(published.url, getattr(store, "endpoint", None), "us-east-1")
+    assert (found.url, prefix) == (store.url, f"models/tiny/{published.digest}")
+    assert found.fetch(prefix, tmp_path / "copy").is_dir()
+
+
+def test_target_inside_the_local_store_is_refused(folder, tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    published = store.publish(folder, "tiny")
+    with pytest.raises(UserError, match="inside the store"):
+        store.fetch(published.url, tmp_path / "store" / "models" / "copy")
+
+
+def test_s3_puts_the_manifest_last_and_large_files_in_parts(server, folder):
+    boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket="orders")
+    store, calls = open_store("s3://orders", server, "us-east-1"), []
+    store.client.meta.events.register(
+        "before-sign.s3", lambda request, operation_name, **_: calls.append((operation_name, request.url.split("?")[0]))
+    )
+    published = store.publish(folder, "tiny")
+    writes = [(name, url.rpartition(published.digest)[2]) for name, url in calls if not name.startswith("Head")]
+    assert writes[-1] == ("PutObject", "/manifest.json")
+    assert [url for _, url in writes].count("/manifest.json") == 1
+    assert ("CompleteMultipartUpload", "/model.safetensors") in writes
+    # 9 MB in parts of 8 MB are two parts
+    assert writes.count(("UploadPart", "/model.safetensors")) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"s3://test:{SECRET}@bucket/x", "no credentials"),
+        ("s3://", "a bucket of 3 to 63"),
+        ("s3://UPPER/x", "a bucket of 3 to 63"),
+        ("gs://bucket/x", "name a local folder or s3"),
+        (f"https://user:{SECRET}@host/x", "name a local folder or s3"),
+        ("", "name a local folder or s3"),
+    ],
+)
+def test_bad_urls(url, said):
+    with pytest.raises(UserError, match=said) as caught:
+        open_store(url)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", f"http://test:{SECRET}@localhost:9000", "ftp://localhost"])
+def test_bad_endpoints(endpoint):
+    with pytest.raises(UserError, match="http://host:port") as caught:
+        open_store("s3://bucket/x", endpoint)
+    assert SECRET not in str(caught.value)
+
+
+def test_absent_bucket(server, folder, tmp_path):
+    store = open_store("s3://absent-bucket/x", server, "us-east-1")
+    for call in (lambda: store.publish(folder, "tiny"), lambda: store.fetch("models/a/b", tmp_path / "copy")):
+        with pytest.raises(UserError, match="'absent-bucket' does not exist") as caught:
+            call()
+        assert SECRET not in str(caught.value)
+
+
+def test_unreachable_endpoint(folder, monkeypatch):
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    store = open_store("s3://bucket/x", "http://127.0.0.1:9", "us-east-1")
+    with pytest.raises(UserError, match=re.escape("http://127.0.0.1:9 cannot be reached")) as caught:
+        store.publish(folder, "tiny")
+    assert SECRET not in str(caught.value)
+
+
+def test_no_credentials(server, folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no credentials found"):
+        open_store("s3://bucket/x", server, "us-east-1").publish(folder, "tiny")
+    monkeypatch.setenv("AWS_PROFILE", "absent")
+    with pytest.raises(UserError, match="check AWS_PROFILE"):
+        open_store("s3://bucket/x", server, "us-east-1")
+
+
+def test_publish_without_the_right_to_list(server, folder, monkeypatch):
+    """S3 then answers 403, not 404, when asked about an object that is not there."""
+    from botocore.exceptions import ClientError
+
+    boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket="no-list")
+    store = open_store("s3://no-list", server, "us-east-1")
+    call = store.client._make_api_call
+
+    def refuse(operation, *args, **kwargs):
+        if operation == "HeadObject":
+            raise ClientError({"Error": {"Code": "403"}}, operation)
+        return call(operation, *args, **kwargs)
+
+    monkeypatch.setattr(store.client, "_make_api_call", refuse)
+    published = store.publish(folder, "tiny")
+    assert store.verify(published.url) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("AccessDenied", "access denied"),
+        ("SignatureDoesNotMatch", "not accepted"),
+        ("PermanentRedirect", "another region"),
+        ("SlowDown", "refused with SlowDown"),
+    ],
+)
+def test_refusals_of_the_server(server, folder, monkeypatch, code, said):
+    """The text of an answer may hold anything: only its code is shown."""
+    from botocore.exceptions import ClientError
+
+    store = open_store("s3://bucket/x", server, "us-east-1")
+
+    def refuse(operation, *args, **kwargs):
+        raise ClientError({"Error": {"Code": code, "Message": SECRET}}, operation)
+
+    monkeypatch.setattr(store.client, "_make_api_call", refuse)
+    with pytest.raises(UserError, match=said) as caught:
+        store.publish(folder, "tiny")
+    assert SECRET not in str(caught.value)
+
+
+def test_bad_folders_and_names(store, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for bad in (tmp_path / "absent", tmp_path / "empty", folder / "config.json"):
+        with pytest.raises(UserError, match="empty or not a folder"):
+            store.publish(bad, "tiny")
+    for name in ("", "a/b", "../a", ".hidden", "a b"):
+        with pytest.raises(UserError, match="use letters"):
+            store.publish(folder, name)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="a name that the store needs"):
+        store.publish(folder, "tiny")
+    for url in ("../x", "/etc", "s3://other/models/a/b"):
+        with pytest.raises(UserError, match="does not lie in the store"):
+            store.fetch(url, tmp_path / "copy")
+
+
+def test_store_where_a_file_stands(folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="a file stands"):
+        open_store(str(tmp_path / "file" / "store")).publish(folder, "tiny")
+
+
+def test_read_only_store(folder, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "store"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # a mode of 0500 does not stop root
+    with pytest.raises(UserError, match="store: access denied"):
+        open_store(str(tmp_path / "store")).publish(folder, "tiny")
+
+
+def test_hide_secrets():
+    text = f'{{"a": "postgresql://me:{SECRET}@db:5432/x", "b": "http://h/?token={SECRET}&c=1", "c": "me@example.org"}}'
+    assert hide_secrets(text) == (
+        '{"a": "postgresql://***@db:5432/x", "b": "http://h/?token=***&c=1", "c": "me@example.org"}'
+    )
