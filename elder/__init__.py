@@ -1,3 +1,3 @@
-"""Make large language models shallower: learn layer weights, regularise, remove layers, recover, and judge the result."""
+"""Make large language models shallower: learn layer weights, regularise, remove, recover, and judge the result."""
 
 __version__ = "0.1.0"

@@ -13,4 +13,4 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     close = get_close_matches(str(word), valid, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Valid: {', '.join(valid)}"
+    return f"{hint}valid: {', '.join(valid)}"

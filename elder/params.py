@@ -3,8 +3,6 @@
 ``params.yaml`` holds the same sections; ``--set section.key=value`` overrides one value.
 """
 
-import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,8 @@ Auto = Literal["auto"]
 class Section(BaseModel):
     """A frozen group of parameters that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # YAML reads an all-digit revision as a number, and 1e-3 as a string: both mean what the field says
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class Model(Section):
@@ -56,8 +55,8 @@ class Select(Section):
     """Which layers go. ``layers`` wins over ``ratio``."""
 
     method: str = Field("sleb", description="elder, shortgpt or sleb")
-    layers: int | None = Field(None, description="remove exactly this many layers")
-    ratio: float = Field(0.25, description="remove round(ratio x layers) layers")
+    layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
+    ratio: float = Field(0.25, gt=0, lt=1, description="remove round(ratio x layers) layers")
     protect: tuple[int, ...] = Field((), description="layers never offered for removal")
     place: Literal["residual", "output"] = Field("residual", description="what a layer weight scales (elder)")
     solver: Literal["proximal", "subgradient"] = Field("proximal", description="how |S| is minimised (elder)")
@@ -90,7 +89,9 @@ class Regularise(Training):
 class Recover(Training):
     """Train the shallower model on the calibration blocks."""
 
-    mode: Literal["none", "train", "distil"] = Field("distil", description="loss: next token, or the dense model's logits")
+    mode: Literal["none", "train", "distil"] = Field(
+        "distil", description="loss: next token, or the dense model's logits"
+    )
     epochs: float = Field(6.0, ge=0, description="passes over the calibration blocks, the search for lr included")
 
 
@@ -111,7 +112,9 @@ class Evaluate(Section):
 class Speed(Section):
     """How latency and throughput are measured."""
 
-    prompt_tokens: int | Auto = Field("auto", description="prompt length; auto: 2048, or the model's context if shorter")
+    prompt_tokens: int | Auto = Field(
+        "auto", description="prompt length; auto: 2048, or the model's context if shorter"
+    )
     prompt_iterations: int = Field(20, ge=1, description="timed prompts, batch 1")
     batch: int = Field(16, ge=1, description="sequences generated at once")
     generate_prompt: int = Field(64, ge=1, description="prompt tokens before generation")
@@ -159,3 +162,79 @@ class Params(Section):
     gate: Gate = Gate()
     store: Store = Store()
     registry: Registry = Registry()
+
+
+def load_params(
+    path: Path | None = None, overrides: list[str] | None = None, values: dict[str, Any] | None = None
+) -> Params:
+    """Read ``params.yaml`` and apply ``section.key=value`` overrides.
+
+    Args:
+        path: a YAML file with any of the sections; None takes the defaults.
+        overrides: values are read as YAML, so ``null``, ``[0, 11]`` and ``1e-3`` mean what they say.
+        values: {"section.key": value}, laid over all; None values are left out.
+
+    Returns:
+        The frozen parameters.
+
+    Raises:
+        UserError: with every fault, one a line, and the nearest valid name for each unknown one.
+    """
+    tree = _read_yaml(path) if path else {}
+    for text in overrides or []:
+        key, equals, value = text.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and dot and name):
+            raise UserError(f"--set {text!r} is not of the form section.key=value, such as select.ratio=0.25")
+        tree.setdefault(section, {})
+        if not isinstance(tree[section], dict):
+            raise UserError(f"section {section!r} must hold keys and values, not {tree[section]!r}")
+        tree[section][name] = _scalar(value)
+    for key, value in (values or {}).items():
+        section, _, name = key.partition(".")
+        if value is not None:
+            tree.setdefault(section, {})[name] = value
+    return validate(tree)
+
+
+def validate(tree: dict[str, Any]) -> Params:
+    """Check a tree of sections; list all faults at once."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_fault(fault)}" for fault in error.errors())
+        raise UserError(f"the parameters have {error.error_count()} fault(s):\n{faults}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no parameter file {str(path)!r}; name one with --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{str(path)!r} must hold sections of keys and values, such as 'select:' and below it 'ratio: 0.25'"
+        )
+    return {key: {} if value is None else value for key, value in tree.items()}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _fault(fault: Any) -> str:
+    """Turn one pydantic error into one line that names the key, the value and what is allowed."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path[:2])
+    if fault["type"] == "extra_forbidden":
+        section = Params.model_fields.get(path[0]) if len(path) > 1 else None
+        fields = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
+        return f"{key}: unknown key, {nearest(path[-1], fields)}"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{key} = {fault['input']!r}: {message}"

@@ -1,0 +1,5 @@
+"""``python -m elder``: the library's command line."""
+
+from elder.cli import main
+
+main()

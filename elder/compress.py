@@ -1,0 +1,113 @@
+"""From a dense model to a shallower one in a folder: run the stages, add up what they took, save with a full record."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elder import __version__, params
+from elder.data import file_digest
+from elder.environment import environment
+from elder.model import DTYPES
+from elder.recipes import DEFAULT, recipe_of
+from elder.saving import check_output, save_model, write_json
+from elder.stages import STAGES, Job
+
+
+def compress(settings: params.Params, calibration: Path, output: Path, method: str = DEFAULT) -> dict[str, Any]:
+    """Select, regularise, remove, recover and save.
+
+    Partial work is kept beside the output, in ``.NAME.work``, until the output is there: the same call goes on from it.
+
+    Args:
+        settings: all parameters, a method's recipe laid over them already.
+        calibration: UTF-8 text or calibration blocks.
+        output: folder of the result; absent or empty.
+        method: name of the recipe, for the record.
+
+    Returns:
+        The record that stands in ``elder.json``.
+
+    Raises:
+        UserError: for whatever is wrong with the input; the output folder is then not made.
+    """
+    check_output(output)
+    job = open_job(output.absolute().with_name(f".{output.name}.work"), settings, calibration)
+    for stage in STAGES:
+        job.run(stage)
+    record = finish(job, output, method)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return record
+
+
+def open_job(work: Path, settings: params.Params, calibration: Path) -> Job:
+    """Open a work folder; what lies there from other parameters or other calibration data is dropped."""
+    wanted = {
+        "recipe": recipe_of(settings),
+        "model": settings.model.model_dump(mode="json"),
+        "calibration": settings.calibration.model_dump(mode="json"),
+        "calibration_sha256": file_digest(calibration) if calibration.is_file() else None,
+        "version": __version__,
+    }
+    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    marker = work / "key.json"
+    if not marker.exists() or json.loads(marker.read_text()) != key:
+        shutil.rmtree(work, ignore_errors=True)
+    job = Job(work, settings, calibration)
+    write_json(marker, key)
+    return job
+
+
+def finish(job: Job, output: Path, method: str) -> dict[str, Any]:
+    """Save the last stage's model in the dense model's dtype, with its record; returns the record."""
+    learnt = job.result("learn")
+    final = job.load(job.folder("recover") or job.folder("remove"), DTYPES.get(learnt["dtype"], torch.float32))
+    record = describe(job, method)
+    record["sha256"] = save_model(final.model, final.tokenizer, output, record)
+    record["output"] = str(output)
+    return record
+
+
+def describe(job: Job, method: str) -> dict[str, Any]:
+    """Put together what all stages found and took."""
+    results = {stage: job.result(stage) for stage in STAGES}
+    learnt = results["learn"]
+    spent = {stage: results[stage]["spent"] for stage in ("learn", "regularise", "recover")}
+    removed = learnt["removed"]
+    curve = [{"stage": stage, **point} for stage in ("regularise", "recover") for point in spent[stage]["curve"]]
+    return {
+        "model": {
+            "name": job.settings.model.name,
+            "revision": learnt["revision"],
+            "num_layers": learnt["num_layers"],
+            "parameters": learnt["parameters"],
+            "dtype": learnt["dtype"],
+        },
+        "method": method,
+        "recipe": recipe_of(job.settings),
+        "num_layers": learnt["num_layers"],
+        "removed": removed,
+        "kept": [index for index in range(learnt["num_layers"]) if index not in removed],
+        "scores": learnt["scores"],
+        "weights": learnt["scores"] if learnt["scores"]["name"] == "layer weight" else None,
+        "curve": curve,
+        "search": [trial for stage in spent.values() for trial in stage["search"]],
+        "tokens": learnt["tokens"],
+        "tokens_seen": sum(stage["tokens_seen"] for stage in spent.values()),
+        "optimizer_steps": sum(stage["optimizer_steps"] for stage in spent.values()),
+        "trainable_parameters": max(stage["trainable_parameters"] for stage in spent.values()),
+        "parameters_before": learnt["parameters"],
+        "parameters_after": results["remove"]["parameters"],
+        "seconds": round(sum(result["seconds"] for result in results.values()), 3),
+        "peak_memory_bytes": max(result.get("peak_memory_bytes", 0) for result in results.values()),
+        "lineage": {
+            **environment(),
+            "seed": job.settings.calibration.seed,
+            "data": {job.calibration.name: learnt["calibration_sha256"]},
+            "blocks_sha256": learnt["blocks_sha256"],
+            "params": job.settings.model_dump(mode="json"),
+        },
+    }

@@ -1,0 +1,176 @@
+"""From text to blocks of tokens: calibration blocks chosen by a seed, evaluation blocks in reading order.
+
+Long files are streamed: a text is tokenised in pieces of whole lines, so it may be larger than memory.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from elder.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PIECE = 1 << 18  # characters tokenised at once
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_pieces(path: Path) -> Iterator[str]:
+    """Yield a UTF-8 text in pieces of whole lines.
+
+    Raises:
+        UserError: if the file is missing, empty or not UTF-8.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text")
+    piece: list[str] = []
+    size = 0
+    try:
+        with path.open(encoding="utf-8") as handle:
+            for line in handle:
+                piece.append(line)
+                size += len(line)
+                if size >= PIECE:
+                    yield "".join(piece)
+                    piece, size = [], 0
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it first, for example with iconv"
+        ) from None
+    if piece:
+        yield "".join(piece)
+
+
+def _flat_ids(path: Path, tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
+    empty = True
+    for piece in read_pieces(path):
+        empty = empty and not piece.strip()
+        yield tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+    if empty:
+        raise UserError(f"the text file {str(path)!r} is empty; it must hold at least one block of text")
+
+
+def evaluation_blocks(
+    path: Path, tokenizer: "PreTrainedTokenizerBase", seq_len: int, max_tokens: int | None = None
+) -> torch.Tensor:
+    """Cut a text into consecutive blocks in reading order; the tail shorter than a block is left out.
+
+    Args:
+        path: UTF-8 text.
+        tokenizer: any tokenizer of transformers.
+        seq_len: tokens in a block.
+        max_tokens: stop after this many tokens; None takes the whole text.
+
+    Returns:
+        Token ids, (blocks, seq_len), int64.
+
+    Raises:
+        UserError: if the file is missing, empty, not UTF-8, or shorter than one block.
+    """
+    ids: list[int] = []
+    for piece in _flat_ids(path, tokenizer):
+        ids += piece
+        if max_tokens and len(ids) >= max_tokens:
+            ids = ids[:max_tokens]
+            break
+    blocks = len(ids) // seq_len
+    if not blocks:
+        raise _too_short(path, len(ids), seq_len)
+    return torch.tensor(ids[: blocks * seq_len]).view(blocks, seq_len)
+
+
+def choose_blocks(
+    path: Path, tokenizer: "PreTrainedTokenizerBase", samples: int, seq_len: int, seed: int
+) -> torch.Tensor:
+    """Choose calibration blocks at random from the consecutive blocks of a text, without replacement.
+
+    One pass with reservoir sampling: memory holds only the chosen blocks, however long the text is.
+
+    Args:
+        path: UTF-8 text, or a .safetensors file with ``ids`` made by this function earlier.
+        tokenizer: any tokenizer of transformers.
+        samples: number of blocks.
+        seq_len: tokens in a block.
+        seed: the same seed chooses the same blocks in the same order.
+
+    Returns:
+        Token ids, (samples, seq_len), int64.
+
+    Raises:
+        UserError: if the text is missing, empty, not UTF-8, or has fewer blocks than asked for.
+    """
+    if path.suffix == ".safetensors":
+        return _read_blocks(path, samples, seq_len)
+    rng = torch.Generator().manual_seed(seed)
+    chosen: list[list[int]] = []
+    rest: list[int] = []
+    seen = 0
+    for piece in _flat_ids(path, tokenizer):
+        rest += piece
+        whole = len(rest) // seq_len
+        for start in range(0, whole * seq_len, seq_len):
+            slot = seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+            seen += 1
+            if slot == len(chosen):
+                chosen.append(rest[start : start + seq_len])
+            elif slot < samples:
+                chosen[slot] = rest[start : start + seq_len]
+        rest = rest[whole * seq_len :]
+    if not seen:
+        raise _too_short(path, len(rest), seq_len)
+    if seen < samples:
+        raise UserError(
+            f"{str(path)!r} holds {seen} blocks of {seq_len} tokens, {samples} were asked for; lower samples or seq-len"
+        )
+    return torch.tensor(chosen)[torch.randperm(samples, generator=rng)]
+
+
+def _too_short(path: Path, tokens: int, seq_len: int) -> UserError:
+    return UserError(
+        f"{str(path)!r} has {tokens} tokens, less than one block of {seq_len}; give a longer text or a smaller seq-len"
+    )
+
+
+def _read_blocks(path: Path, samples: int, seq_len: int) -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"there is no file of calibration blocks {str(path)!r}")
+    try:
+        ids = load_file(path)["ids"].long()
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        raise UserError(f"{str(path)!r} holds no calibration blocks: {error}") from None
+    if ids.shape[0] < samples or ids.shape[1] != seq_len:
+        raise UserError(
+            f"{str(path)!r} holds blocks of shape {tuple(ids.shape)}, ({samples}, {seq_len}) were asked for"
+        )
+    return ids[:samples]
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
+    """Return the indices of the blocks in one training step: every epoch is a new shuffle, and no block is left out.
+
+    The answer depends on the arguments alone, so a run resumed at any step sees what it would have seen.
+
+    Args:
+        count: number of blocks.
+        batch: blocks in a step; an epoch's last blocks and the next one's first may share a step.
+        step: counted from 0.
+        seed: of the shuffles.
+
+    Returns:
+        (batch,) int64.
+    """
+    positions = range(step * batch, (step + 1) * batch)
+    epochs = {position // count for position in positions}
+    orders = {e: torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + e)) for e in epochs}
+    return torch.stack([orders[position // count][position % count] for position in positions])

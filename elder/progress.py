@@ -1,0 +1,78 @@
+"""Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print one line of news on stderr."""
+    console.print(message, markup=False)
+
+
+class Meter:
+    """Counts the steps of one job; call it once a step."""
+
+    def __init__(self, label: str, total: int, bar: Progress | None) -> None:
+        self.label, self.total, self.bar = label, total, bar
+        self.done = 0
+        self.started = self.last_line = time.monotonic()
+        self.task = bar.add_task(label, total=total) if bar else None
+
+    def __call__(self, note: str = "", steps: int = 1) -> None:
+        """Count steps, and show what is left."""
+        self.done += steps
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, advance=steps, description=f"{self.label} {note}".strip())
+            return
+        now = time.monotonic()
+        if now - self.last_line >= LINE_EVERY:
+            self.last_line = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            say(f"{self.label} {self.done}/{self.total}, about {left:.0f} s left{', ' + note if note else ''}")
+
+
+@contextmanager
+def meter(label: str, total: int) -> Iterator[Meter]:
+    """Show the progress of a job of ``total`` steps."""
+    if not console.is_terminal:
+        yield Meter(label, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Meter(label, total, bar)
+
+
+def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Yield items, and count each one done when the next is asked for."""
+    with meter(label, total) as step:
+        for item in items:
+            yield item
+            step()
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and notices of other libraries off the terminal."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore")

@@ -1,0 +1,57 @@
+"""Named recipes: what ``--method`` means for the sections select, regularise and recover.
+
+Without a method the parameters hold as they are: they are the default recipe. A method's recipe is that method as its
+paper has it; what follows the removal may then be chosen with ``--recover``.
+"""
+
+from typing import Any
+
+from elder.errors import UserError, nearest
+from elder.methods import METHODS
+from elder.params import Params, validate
+
+DEFAULT = "default"
+
+# lambda1, lambda2, learning rate, warm-up and epochs: the paper's, for LLaMA2-7B
+ELDER_AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "select": {"place": "output", "lambda1": 5e-3, "iterative": True},
+    "regularise": {
+        "epochs": 3,
+        "lr": 2e-5,
+        "lambda2": 1e-3,
+        "norm": "l2",
+        "relative": False,
+        "warmup": 0.03,
+        "weight_decay": 0.0,
+    },
+}
+
+
+def apply_method(params: Params, method: str | None) -> Params:
+    """Return the parameters with a method's recipe laid over them.
+
+    Args:
+        params: what the user set.
+        method: name of a selection method, ``default``, or None for the default.
+
+    Raises:
+        UserError: for an unknown method.
+    """
+    if method in (None, DEFAULT):
+        return params
+    if method not in METHODS:
+        raise UserError(f"there is no method {method!r}; {nearest(str(method), [*METHODS, DEFAULT])}")
+    tree = params.model_dump()
+    tree["regularise"]["epochs"] = 0
+    tree["recover"]["mode"] = "none"
+    if method == "elder":
+        for section, values in ELDER_AS_PUBLISHED.items():
+            tree[section] |= values
+    tree["select"]["method"] = method
+    return validate(tree)
+
+
+def recipe_of(params: Params) -> dict[str, Any]:
+    """Return the sections that make up a recipe, as plain values."""
+    tree = params.model_dump(mode="json")
+    return {section: tree[section] for section in ("select", "regularise", "recover")}

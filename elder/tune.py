@@ -1,0 +1,103 @@
+"""Train a model with one section's settings: choose what is ``auto`` on held-out blocks, then run, within one budget.
+
+The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
+trials, each from the same weights; the rest goes to the final run, on all blocks.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elder import params
+from elder.forward import block_losses
+from elder.search import Snapshot, hold_out, search
+from elder.train import LossFunction, Schedule, Spent, train
+
+LR_GRID = (0.003, 0.01, 0.03)  # relative to the root mean square of each weight
+SEARCH_SHARE = 0.2  # of the budget, for all trials together
+LossBuilder = Callable[[dict[str, float]], LossFunction]  # chosen values -> loss of a batch
+
+
+def tune(
+    stage: str,
+    model: Any,
+    blocks: torch.Tensor,
+    settings: params.Training,
+    grids: Mapping[str, tuple[float, ...]],
+    loss_with: LossBuilder,
+    seed: int,
+    compute: torch.dtype,
+    judge: Callable[[torch.Tensor], float] | None = None,
+    checkpoint: Path | None = None,
+) -> Spent:
+    """Train in place.
+
+    Args:
+        stage: name for the record.
+        model: weights in float32.
+        blocks: calibration blocks, (samples, seq_len).
+        settings: epochs, batch, learning rate or ``auto``, and the rest.
+        grids: candidates for each value that is ``auto``, the learning rate among them where it is.
+        loss_with: builds the loss from the chosen values; gets ``lr`` and whatever else ``grids`` names.
+        seed: of the order of blocks.
+        compute: dtype of the forward pass.
+        judge: held-out blocks -> loss, for a trial; by default the next-token loss.
+        checkpoint: where the final run is kept while it goes on.
+
+    Returns:
+        What was spent, search included.
+    """
+
+    def schedule(values: dict[str, float], epochs: float, count: int) -> Schedule:
+        steps = max(1, round(epochs * count / settings.batch))
+        relative = "lr" in values
+        lr = values["lr"] if relative else float(settings.lr)
+        return Schedule(steps, settings.batch, lr, relative, settings.warmup, settings.weight_decay, seed)
+
+    with trainable(model, settings.adapter_rank, seed) as trained:
+        chosen: dict[str, float] = {}
+        found = Spent()
+        epochs = settings.epochs
+        candidates = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+        if len(candidates) > 1:
+            fit, held = hold_out(blocks)
+            start = Snapshot(trained)
+
+            def trial(values: dict[str, float]) -> tuple[float, Spent]:
+                start.restore(trained)
+                plan = schedule(values, epochs * SEARCH_SHARE / len(candidates) * len(blocks) / len(fit), len(fit))
+                label = f"{stage}, trying {', '.join(f'{k} {v:g}' for k, v in values.items())}"
+                spent = train(trained, fit, loss_with(values), plan, compute, label)
+                loss = judge(held) if judge else block_losses(trained, held, settings.batch, compute).mean().item()
+                return loss, spent
+
+            chosen, found = search(stage, candidates, trial)
+            start.restore(trained)
+            epochs *= 1 - SEARCH_SHARE
+        plan = schedule(chosen, epochs, len(blocks))
+        spent = train(trained, blocks, loss_with(chosen), plan, compute, stage, checkpoint)
+    spent.tokens_seen += found.tokens_seen
+    spent.optimizer_steps += found.optimizer_steps
+    spent.search = found.search
+    return spent
+
+
+@contextmanager
+def trainable(model: Any, adapter_rank: int, seed: int) -> Any:
+    """Let all weights train, or LoRA adapters of a rank that are merged into the weights at the end."""
+    if not adapter_rank:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        yield model
+        return
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=adapter_rank, lora_alpha=2 * adapter_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    yield adapted
+    adapted.merge_and_unload()
