@@ -4,6 +4,7 @@ Heavy imports stay inside the commands, so that help appears at once.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from elder import stage_cli
 from elder.errors import UserError
 from elder.params import Params, load_params
 from elder.progress import quiet_libraries, say
@@ -25,7 +27,10 @@ class PlainErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            say(f"error: {error}")
+            if "ELDER_ERROR_FILE" in os.environ:  # a stage: the flow that started it says the sentence
+                Path(os.environ["ELDER_ERROR_FILE"]).write_text(str(error), encoding="utf-8")
+            else:
+                say(f"error: {error}")
             sys.exit(2)
         except KeyboardInterrupt:
             say("interrupted: nothing was left half-written; the same command goes on from where it was")
@@ -39,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(stage_cli.app, name="stage", hidden=True)
 
 ModelName = Annotated[
     str,
@@ -267,7 +273,7 @@ def _compression_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"removed layers, in order: {', '.join(map(str, result['removed']))} of {result['num_layers']}",
         f"parameters: {result['parameters_before']:,} before, {result['parameters_after']:,} after",
-        f"budget: {result['tokens_seen']:,} tokens seen, {result['optimizer_steps']:,} steps, {result['seconds']:.0f} s",
+        f"budget: {result['tokens_seen']:,} tokens, {result['optimizer_steps']:,} steps, {result['seconds']:.0f} s",
         f"saved in {result['output']}; its README.md is the model card",
     ]
 

@@ -82,6 +82,7 @@ def describe(job: Job, method: str) -> dict[str, Any]:
         "model": {
             "name": job.settings.model.name,
             "revision": learnt["revision"],
+            "digest": learnt["weights_sha256"],
             "num_layers": learnt["num_layers"],
             "parameters": learnt["parameters"],
             "dtype": learnt["dtype"],

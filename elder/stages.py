@@ -21,7 +21,7 @@ from elder.errors import UserError
 from elder.forward import peak_memory_bytes, seed_everything
 from elder.layers import find_layers, remove_layers
 from elder.methods import Problem, get_method
-from elder.model import Loaded, block_length, load_model, parameter_count
+from elder.model import Loaded, block_length, load_model, parameter_count, weights_digest
 from elder.progress import say
 from elder.recover import recover
 from elder.regularise import regularise
@@ -132,6 +132,7 @@ def _learn(job: Job) -> dict[str, Any]:
     return {
         **select_layers(loaded, blocks, job.settings),
         "parameters": parameter_count(loaded.model),
+        "weights_sha256": weights_digest(loaded.model),
         "revision": loaded.revision,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "seq_len": blocks.shape[1],

@@ -4,7 +4,7 @@
 
 The same command resumes from the last checkpoint after any interruption, on a CPU or a GPU. Matrices are trained with
 Muon and everything else with AdamW; the learning rate warms up, stays flat, then decays linearly to zero, so a run can
-be given more steps at any time before its decay has begun. The order of the data depends on the seed and the step alone.
+be given more steps at any time before its decay has begun. The order of the data depends on seed and step alone.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -113,8 +114,6 @@ def load_checkpoint(folder: Path, model, optimizers) -> tuple[int, list]:
                 _, _, j, name = key.split(".", 3)
                 state.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as handle:
         meta = handle.metadata()
     return int(meta["step"]), json.loads(meta["log"])
@@ -133,7 +132,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoint, log and the finished model")
     parser.add_argument("--steps", type=int, help="overrides recipe.steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     args = parser.parse_args()
     config = json.loads(args.config.read_text())
     data, recipe = config["data"], config["recipe"]
@@ -158,31 +156,40 @@ def main() -> None:
     optimizers = make_optimizers(model, recipe)
     start, log = load_checkpoint(args.output, model, optimizers)
     base = [[group["lr"] for group in opt.param_groups] for opt in make_optimizers(model, recipe)]
-    run = torch.compile(model) if args.compile else model
     autocast = torch.bfloat16
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train):,} tokens, from step {start}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train):,} tokens, from step {start}",
+        flush=True,
+    )
 
-    began, last_saved, model_batch = time.time(), time.time(), recipe["batch"]
+    began, last_saved, batch = time.time(), time.time(), recipe["batch"]
     model.train()
     for step in range(start, steps):
-        for optimizer, rates in zip(optimizers, base):
-            for group, lr in zip(optimizer.param_groups, rates):
+        for optimizer, rates in zip(optimizers, base, strict=True):
+            for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr * rate(step, steps, recipe["warmup"], recipe["decay"])
-        ids = batch_at(train, step, model_batch, context, seed).to(args.device)
-        loss = next_token_loss(run, ids, autocast)
+        ids = batch_at(train, step, batch, context, seed).to(args.device)
+        loss = next_token_loss(model, ids, autocast)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0:
-            speed = (step + 1 - start) * model_batch * context / (time.time() - began)
+            speed = (step + 1 - start) * batch * context / (time.time() - began)
             print(f"step {step} loss {loss.item():.3f} {speed:,.0f} tokens/s", flush=True)
         if (step + 1) % recipe["evaluate_every"] == 0 or step + 1 == steps:
             blocks = None if step + 1 == steps else 128
             value = perplexity(model, held, context, args.device, autocast, blocks)
-            log.append({"step": step + 1, "tokens": (step + 1) * model_batch * context, "loss": round(loss.item(), 4),
-                        "perplexity": round(value, 3), "blocks": blocks or "all"})
+            log.append(
+                {
+                    "step": step + 1,
+                    "tokens": (step + 1) * batch * context,
+                    "loss": round(loss.item(), 4),
+                    "perplexity": round(value, 3),
+                    "blocks": blocks or "all",
+                }
+            )
             print(json.dumps(log[-1]), flush=True)
         if time.time() - last_saved > 180 or step + 1 == steps:
             save_checkpoint(args.output, step + 1, model, optimizers, log)
@@ -191,9 +198,64 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(args.output / "model")
     tokenizer.model_max_length = context
     tokenizer.save_pretrained(args.output / "model")
-    record = {"config": config, "steps": steps, "log": log, "device": args.device, "torch": torch.__version__,
-              "text_sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in books.items()}}
+    record = {
+        "config": config,
+        "steps": steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "log": log,
+        "device": args.device,
+        "torch": torch.__version__,
+        "text_sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in books.items()},
+    }
     (args.output / "model" / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.output / "model" / "README.md").write_text(card(record))
+
+
+def card(record: dict) -> str:
+    """Return the model card, in the Hub's format, from the record of the training."""
+    data, recipe, shape = (record["config"][key] for key in ("data", "recipe", "model"))
+    curve = "\n".join(
+        f"| {point['step']} | {point['tokens'] / 1e6:.1f} M | {point['perplexity']:.2f} |" for point in record["log"]
+    )
+    books = ", ".join(sorted(record["text_sha256"]))
+    left_out = " and ".join(f"`{name}`" for name in data["held_out"])
+    return f"""---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags: [{shape["model_type"]}, small, reference]
+---
+# A small {shape["model_type"]} model of novels
+
+A reference model to try layer removal on: {shape["num_hidden_layers"]} layers of width {shape["hidden_size"]},
+{record["parameters"]:,} parameters, byte-level BPE of {data["vocab_size"]:,}, blocks of {data["context"]}
+tokens, bfloat16. It is trained for this purpose alone, and writes the English of old novels, badly.
+
+**Perplexity {record["log"][-1]["perplexity"]:.2f}** on the whole of `{data["evaluate"]}`, which it has never seen, in
+separate blocks of {data["context"]} tokens.
+
+## Data
+Novels in the public domain, from Project Gutenberg:
+{books}.
+
+The last {data["reserve"]:.0%} of each was left out, and so were, as a whole, {left_out}.
+`training.json` has the sha256 of each text.
+
+## Training
+`models/train.py` with `train.json`: {record["steps"]} steps of {recipe["batch"]} blocks,
+{record["log"][-1]["tokens"]:,} tokens, seed {recipe["seed"]}, on {record["device"]} with torch {record["torch"]},
+bfloat16 autocast. Muon at {recipe["muon_lr"]} for the matrices, AdamW at {recipe["adam_lr"]} for embeddings and norms,
+weight decay {recipe["weight_decay"]}, {recipe["warmup"]} steps of warm-up, linear decay over the last
+{recipe["decay"]:.0%}.
+
+| step | tokens | perplexity (the first 128 blocks; at the end, all) |
+| ---: | ---: | ---: |
+{curve}
+
+## Licence
+Weights: Apache-2.0. The text is in the public domain.
+"""
 
 
 if __name__ == "__main__":

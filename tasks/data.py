@@ -15,11 +15,18 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
+from prefect import task
 
 from elder.errors import UserError
 from elder.params import Params, load_params
 
 PLACE = "build/data"
+
+
+@task(name="prepare data")
+def prepare_data(params: Params, root: Path) -> dict[str, Any]:
+    """Bring calibration blocks and evaluation texts up to date; see `reproduce`."""
+    return reproduce(params, root)
 
 
 def reproduce(params: Params, root: Path) -> dict[str, Any]:

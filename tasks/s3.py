@@ -47,6 +47,11 @@ class S3Store(Store):
             session = boto3.session.Session()
             self.client = session.client("s3", endpoint_url=self.endpoint, region_name=region, config=config)
 
+    def check(self) -> None:
+        """Refuse a bucket that is not there, not allowed or not reachable, before any work is done."""
+        with self._plain():
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+
     def _has(self, key: str, file: File) -> bool:
         """Trust size and metadata, where ``_measure`` reads the bytes."""
         from botocore.exceptions import ClientError

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -59,6 +60,14 @@ class Store(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse a store that cannot be reached or written, before any work is done.
+
+        Raises:
+            UserError: if so.
+        """
 
     def publish(self, folder: Path, name: str) -> Published:
         """Store all files of a folder as a version of the model ``name``.
@@ -188,6 +197,13 @@ class LocalStore(Store):
         if Path(target).resolve().is_relative_to(models):
             raise UserError(f"{target} lies inside the store {self.root}: name a folder elsewhere")
         return super().fetch(url, target)
+
+    def check(self) -> None:
+        """See ``Store``; the folder is made."""
+        with plain_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
 
     def _has(self, key: str, file: File) -> bool:
         return self._measure(key) == file

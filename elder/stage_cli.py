@@ -1,0 +1,93 @@
+"""``python -m elder stage ...``: the steps that a flow runs in processes of their own.
+
+Each writes its result to a file by rename, and is done at once where that file is there already. A wrong input ends
+with exit status 2 and the sentence in ``ELDER_ERROR_FILE``, so that the flow can say it once, at its end.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elder.params import Params, load_params
+from elder.progress import quiet_libraries
+
+app = typer.Typer(help="Steps of a flow, each run in a process of its own.", no_args_is_help=True)
+ParamsFile = Annotated[Path, typer.Option("--params", help="All parameters, as YAML.")]
+Result = Annotated[Path, typer.Option(help="JSON file to write.")]
+
+
+@app.command()
+def job(
+    names: Annotated[str, typer.Argument(help="learn, regularise, remove, recover; several with commas.")],
+    work: Annotated[Path, typer.Option(help="Work folder of the compression.")],
+    params: ParamsFile,
+    calibration: Annotated[Path, typer.Option(help="Text or calibration blocks.")],
+) -> None:
+    """Run stages of a compression in its work folder."""
+    from elder.compress import open_job
+
+    opened = open_job(work, _read(params), calibration)
+    for name in names.split(","):
+        opened.run(name)
+
+
+@app.command()
+def finish(
+    output: Annotated[Path, typer.Option(help="Folder of the finished model.")],
+    work: Annotated[Path, typer.Option(help="Work folder of the compression.")],
+    params: ParamsFile,
+    calibration: Annotated[Path, typer.Option(help="Text or calibration blocks.")],
+    method: Annotated[str, typer.Option(help="Name of the recipe.")],
+) -> None:
+    """Save the shallower model with its record."""
+    from elder.compress import finish as run
+    from elder.compress import open_job
+
+    if not (output / "elder.json").is_file():
+        run(open_job(work, _read(params), calibration), output, method)
+
+
+@app.command()
+def evaluate(model: str, params: ParamsFile, result: Result) -> None:
+    """Measure perplexities and tasks of a model."""
+    if result.is_file():
+        return
+    from elder.evaluate import evaluate as run
+    from elder.forward import seed_everything
+    from elder.model import block_length, load_model, parameter_count
+    from elder.saving import write_json
+
+    settings = _read(params)
+    seed_everything(settings.calibration.seed)
+    loaded = load_model(settings.model.model_copy(update={"name": model, "revision": _revision(settings, model)}))
+    seq_len = settings.evaluate.seq_len if settings.evaluate.seq_len != "auto" else settings.calibration.seq_len
+    found = run(loaded, settings.evaluate, block_length(seq_len, loaded.model))
+    write_json(result, found | {"parameters": parameter_count(loaded.model)})
+
+
+@app.command()
+def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
+    """Measure the speed of two models side by side, and check the second one's generation."""
+    if result.is_file():
+        return
+    from elder.bench import compare, generation_agrees
+    from elder.forward import seed_everything
+    from elder.model import load_model
+    from elder.saving import write_json
+
+    settings = _read(params)
+    seed_everything(settings.calibration.seed)
+    first = load_model(settings.model.model_copy(update={"name": dense}))
+    second = load_model(settings.model.model_copy(update={"name": pruned, "revision": None}))
+    found = compare(first, second, settings.speed)
+    write_json(result, found | {"generation_agrees": generation_agrees(second)})
+
+
+def _read(params: Path) -> Params:
+    quiet_libraries()
+    return load_params(params)
+
+
+def _revision(settings: Params, model: str) -> str | None:
+    return settings.model.revision if model == settings.model.name else None

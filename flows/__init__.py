@@ -1,0 +1,1 @@
+"""Prefect flows, which only chain tasks, and the command line."""

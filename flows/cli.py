@@ -1,0 +1,132 @@
+"""The ``elder`` command: the library's commands, and those of the pipeline around it."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elder.cli import AsJson, Overrides, ParamsFile, app, read_params, show
+from elder.errors import UserError
+from elder.model import RESOLVERS
+from elder.progress import quiet_libraries, say
+
+Checks = list[dict[str, Any]]
+
+
+@app.command()
+def run(
+    params: ParamsFile = None,
+    overrides: Overrides = None,
+    method: Annotated[str | None, typer.Option(help="elder (as published), shortgpt, sleb; else the default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole flow, from calibration data to a registered challenger and a report."""
+    settings = read_params(params, overrides, {})
+    root = project_root()
+    prepare_environment()
+    from elder.recipes import DEFAULT, apply_method
+    from flows.run import run_compression
+
+    settings = apply_method(settings, method)
+    record = run_compression(settings, root, method or DEFAULT)
+    perplexity = {row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]}
+    result = {
+        "run_id": record["run_id"],
+        "model_version": record["model_version"],
+        "gate": record["gate"],
+        "report": record["report"],
+        "perplexity": {"dense": perplexity["dense"], "pruned": perplexity["candidate"]},
+        "removed": record["removed"],
+        "seconds": record["seconds"],
+    }
+    show(result, as_json, lambda: _run_lines(record, settings.registry.name))
+    if record["gate"]["mode"] == "on" and not record["gate"]["passed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(params: ParamsFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what is missing: device, model, data, store, registry, Prefect, disk."""
+    settings = read_params(params, overrides, {})
+    prepare_environment()
+    from flows.doctor import examine
+
+    checks: Checks = examine(settings, Path.cwd())
+    well = all(check["ok"] for check in checks)
+    lines = [f"{'ok     ' if check['ok'] else 'missing'}  {check['name']}: {check['detail']}" for check in checks]
+    show({"ok": well, "checks": checks}, as_json, lambda: lines)
+    if not well:
+        raise typer.Exit(1)
+
+
+def project_root() -> Path:
+    """Return the folder of dvc.yaml: this one.
+
+    Raises:
+        UserError: if there is none here.
+    """
+    if not Path("dvc.yaml").is_file():
+        raise UserError(
+            "there is no dvc.yaml here; run this in the project's folder, where params.yaml and dvc.yaml are"
+        )
+    return Path.cwd()
+
+
+def prepare_environment() -> None:
+    """Set what the libraries should do unless the user says otherwise: no telemetry, no chatter, results kept."""
+    quiet_libraries()
+    defaults = {
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are said once, by this command
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _fetch(name: str) -> Path:
+    """Bring an s3:// prefix or a models:/ name to a local folder."""
+    import hashlib
+
+    from tasks.registry import resolve
+    from tasks.store import open_model
+
+    settings = read_params(None, None, {})
+    target = Path("build/models") / hashlib.sha256(name.encode()).hexdigest()[:16]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    say(f"fetching {name}")
+    if name.startswith("models:"):
+        return resolve(name, target, settings.registry, settings.store)
+    store, prefix = open_model(name, settings.store.endpoint, settings.store.region)
+    return store.fetch(prefix, target)
+
+
+RESOLVERS.update({"s3": _fetch, "models": _fetch})
+
+
+def _run_lines(record: dict[str, Any], name: str) -> list[str]:
+    lines = [f"{'':<12}{'in domain':>12}{'out of domain':>16}{'tasks':>8}"]
+    for row in record["rows"]:
+        inside, outside = (row["perplexity"][domain]["perplexity"] for domain in ("in_domain", "out_of_domain"))
+        mean = (row.get("task_mean") or {}).get("value")
+        tasks = "" if mean is None else f"{mean:8.3f}"
+        lines.append(f"{row['name']:<12}{inside:>12.2f}{outside:>16.2f}{tasks}")
+    gate, ratio = record["gate"], record["speed"]["ratio"]
+    lines.append(f"removed layers, in order: {', '.join(map(str, record['removed']))}")
+    lines.append(f"speed: prompt {ratio['prompt_speedup']:.2f}x, generation {ratio['throughput']:.2f}x")
+    failed = [rule["reason"] for rule in gate["rules"] if not rule["passed"]]
+    lines.append(f"gate ({gate['mode']}): {'passed' if gate['passed'] else 'refused: ' + '; '.join(failed)}")
+    version = record["model_version"]
+    lines.append(f"registered: {name} version {version}, alias challenger" if version else "registered: nothing")
+    lines.append(f"report: {record['report']}")
+    return lines
+
+
+def main() -> None:
+    """Run the ``elder`` command."""
+    app()

@@ -1,0 +1,108 @@
+"""Look at everything that a run needs, and say of each thing whether it is there and how to mend it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from elder.errors import UserError
+from elder.params import Params
+
+FREE_GIB = 2  # a small model's run takes less; a large one needs several times its size
+
+
+def examine(settings: Params, root: Path) -> list[dict[str, Any]]:
+    """Return [{name, ok, detail}], one for each part."""
+    parts: dict[str, Callable[[Params, Path], str]] = {
+        "device": _device,
+        "disk": _disk,
+        "model": _model,
+        "calibration": _calibration,
+        "evaluation": _evaluation,
+        "store": _store,
+        "registry": _registry,
+        "prefect": _prefect,
+    }
+    return [_look(name, part, settings, root) for name, part in parts.items()]
+
+
+def _look(name: str, part: Callable[[Params, Path], str], settings: Params, root: Path) -> dict[str, Any]:
+    try:
+        return {"name": name, "ok": True, "detail": part(settings, root)}
+    except UserError as error:
+        return {"name": name, "ok": False, "detail": str(error)}
+
+
+def _device(settings: Params, _: Path) -> str:
+    import torch
+
+    from elder.model import device_of
+
+    device = device_of(settings.model.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _disk(_: Params, root: Path) -> str:
+    free = shutil.disk_usage(root).free / 2**30
+    if free < FREE_GIB:
+        raise UserError(f"{free:.1f} GiB free in {str(root)!r}, at least {FREE_GIB} are needed; free some space")
+    return f"{free:.0f} GiB free"
+
+
+def _model(settings: Params, _: Path) -> str:
+    from elder.model import check_model, resolve
+
+    config = check_model(resolve(settings.model.name), settings.model)
+    count = config.get_text_config(decoder=True).num_hidden_layers
+    return f"{settings.model.name}, {config.model_type} of {count} layers"
+
+
+def _calibration(settings: Params, root: Path) -> str:
+    source = settings.calibration.source
+    if (root / source).exists():
+        return source
+    if source.count("/") == 1 and not source.endswith(".txt"):
+        return f"{source} (a dataset of the Hub, read when a run starts)"
+    raise UserError(f"there is no calibration text {source!r}; set calibration.source")
+
+
+def _evaluation(settings: Params, root: Path) -> str:
+    from importlib.util import find_spec
+
+    if settings.evaluate.tasks and find_spec("lm_eval") is None:
+        raise UserError("lm-eval is not installed; install it with: pip install 'elder[pipeline]'")
+    for name in (settings.evaluate.in_domain, settings.evaluate.out_of_domain):
+        if not (root / name).is_file():
+            raise UserError(f"there is no evaluation text {name!r}; set evaluate.in_domain and evaluate.out_of_domain")
+    return f"2 texts, tasks {', '.join(settings.evaluate.tasks) or 'none'}"
+
+
+def _store(settings: Params, root: Path) -> str:
+    from tasks.record import store_url
+    from tasks.store import open_store
+
+    url = store_url(settings.store, root)
+    open_store(url, settings.store.endpoint, settings.store.region).check()
+    return url
+
+
+def _registry(settings: Params, _: Path) -> str:
+    from tasks.manifest import hide_secrets
+    from tasks.registry import check
+
+    check(settings.registry, settings.store)
+    return hide_secrets(settings.registry.tracking_uri)
+
+
+def _prefect(_: Params, __: Path) -> str:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return "no PREFECT_API_URL: each run starts a server of its own"
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        fault = client.api_healthcheck()
+    if fault:
+        raise UserError(f"the Prefect server at {url} does not answer; start it, or unset PREFECT_API_URL")
+    return url

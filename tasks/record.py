@@ -1,0 +1,77 @@
+"""Put the run's record together from what its tasks returned, and tell it: to the registry, the report and the card."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from elder import params
+from elder.card import model_card
+from elder.data import file_digest
+from elder.gate import judge as judge_rules
+from elder.report import write_report
+from elder.saving import write_json
+from tasks import registry
+from tasks.store import Published, open_store
+
+
+def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]) -> dict[str, Any]:
+    """Return one line of the comparison: what was measured, and the budget it took."""
+    budget = ("tokens_seen", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
+    measured = {key: found[key] for key in ("perplexity", "tasks", "task_mean", "parameters")}
+    return {"name": name, "kind": kind, "removed": removed, **measured, **{key: spent.get(key, 0) for key in budget}}
+
+
+def dense_key(weights: str, settings: params.Params, data: dict[str, str], root: Path) -> str:
+    """Return the digest of all that the dense model's results depend on: weights, texts, tasks and protocol."""
+    protocol = settings.evaluate.model_dump(mode="json", exclude={"baselines"})
+    seq_len = settings.calibration.seq_len
+    tasks = sorted(path for path in (root / settings.evaluate.task_data).rglob("*") if path.is_file())
+    files = [f"{path.relative_to(root)} {file_digest(path)}" for path in tasks]
+    from importlib.metadata import version
+
+    versions = [version(name) for name in ("lm_eval", "transformers", "torch")]
+    texts = [data[name] for name in sorted(data) if name.endswith("_domain.txt")]
+    parts = [weights, protocol, seq_len, settings.model.dtype, settings.model.device, texts, files, versions]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@task(name="gate")
+def judge(
+    settings: params.Gate, dense: dict[str, Any], candidate: dict[str, Any], speed: dict[str, Any]
+) -> dict[str, Any]:
+    """Judge the candidate by the rules of the gate."""
+    return judge_rules(settings, dense, candidate, speed, speed["generation_agrees"])
+
+
+@task(name="store", retries=2, retry_delay_seconds=5)
+def publish(folder: Path, record: dict[str, Any], settings: params.Params, root: Path) -> Published:
+    """Put the card with all that is known into the model folder, and the folder into the store, manifest last."""
+    (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+    store = open_store(store_url(settings.store, root), settings.store.endpoint, settings.store.region)
+    return store.publish(folder, settings.registry.name)
+
+
+def store_url(settings: params.Store, root: Path) -> str:
+    """Return the store's URL; a relative folder lies below the project."""
+    return settings.url if "://" in settings.url else str(root / settings.url)
+
+
+@task(name="register", retries=2, retry_delay_seconds=5)
+def register(record: dict[str, Any], published: Published, settings: params.Registry) -> tuple[str, str | None]:
+    """Record the run in MLflow and, where the gate lets it pass, register the model; returns (MLflow run, version)."""
+    run = registry.start_run(settings, record["run_id"])
+    registry.log_record(settings, run, record)
+    return run, registry.register(settings, run, record, published)
+
+
+@task(name="report")
+def report(record: dict[str, Any], run_dir: Path, settings: params.Registry, mlflow_run: str) -> Path:
+    """Write record and report into the run's folder, attach both to the MLflow run and close it."""
+    path = run_dir / "report.html"
+    write_report(record, path)
+    write_json(run_dir / "record.json", record)
+    registry.log_files(settings, mlflow_run, record, path)
+    registry.end_run(settings, mlflow_run)
+    return path
