@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -27,14 +27,22 @@ class PlainErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            if "ELDER_ERROR_FILE" in os.environ:  # a stage: the flow that started it says the sentence
-                Path(os.environ["ELDER_ERROR_FILE"]).write_text(str(error), encoding="utf-8")
-            else:
-                say(f"error: {error}")
-            sys.exit(2)
+            refuse(f"error: {error}", 2)
         except KeyboardInterrupt:
-            say("interrupted: nothing was left half-written; the same command goes on from where it was")
-            sys.exit(130)
+            refuse("interrupted: nothing was left half-written; the same command goes on from where it was", 130)
+        except Exception as error:
+            if "No space left on device" not in str(error):  # safetensors wraps it in a type of its own
+                raise
+            refuse("error: the disk is full; free some space and give the same command again", 2)
+
+
+def refuse(sentence: str, status: int) -> NoReturn:
+    """Say a sentence and exit; a stage leaves it to the flow that started it, which says it once."""
+    if "ELDER_ERROR_FILE" in os.environ:
+        Path(os.environ["ELDER_ERROR_FILE"]).write_text(sentence.removeprefix("error: "), encoding="utf-8")
+    else:
+        say(sentence)
+    sys.exit(status)
 
 
 app = typer.Typer(
@@ -204,7 +212,7 @@ def evaluate(
         result |= perplexity_of_text(loaded, text, length, wanted.max_tokens, wanted.batch)
     if tasks is not None:
         names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-        folder = task_data or Path(wanted.task_data)
+        folder = task_data or (Path(wanted.task_data) if wanted.task_data else None)
         result["tasks"] = run_tasks(loaded, names, folder, limit or wanted.limit, wanted.batch)
     show(result, as_json, lambda: _evaluation_lines(result))
 

@@ -103,7 +103,7 @@ class Evaluate(Section):
     seq_len: int | Auto = Field("auto", description="tokens in a block; auto: as in calibration")
     max_tokens: int | None = Field(None, ge=1, description="tokens of each text at most")
     tasks: tuple[str, ...] = Field(("blimp",), description="lm-eval tasks or groups")
-    task_data: str = Field("data/tasks", description="folder of task definitions or of local datasets")
+    task_data: str | None = Field("data/tasks", description="folder of task definitions or of local datasets")
     limit: int | None = Field(None, ge=1, description="items of each task at most")
     batch: int = Field(16, ge=1, description="blocks in a batch")
     baselines: tuple[str, ...] = Field(("shortgpt", "sleb"), description="methods shown beside, without training")
