@@ -19,30 +19,36 @@ from elder.data import evaluation_blocks
 from elder.environment import environment
 from elder.evaluate import perplexity
 from elder.model import Loaded, block_length, load_model
-from elder.params import Params, load_params
+from elder.params import Params, load_params, validate
 from elder.plot import comparison_png
-from elder.progress import say
+from elder.progress import quiet_libraries, say
 from elder.recipes import apply_method
 from elder.saving import write_json
 from elder.stages import STAGES
 
 # label -> method, and what is set on top of its recipe; recovery has the default's budget and search everywhere
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("default", {}),
     "shortgpt": ("shortgpt", {}),
     "sleb": ("sleb", {}),
     "elder, as published": ("elder", {}),
-    "shortgpt, remove-then-train": ("shortgpt", {"mode": "train"}),
-    "shortgpt, remove-then-distil": ("shortgpt", {"mode": "distil"}),
-    "sleb, remove-then-train": ("sleb", {"mode": "train"}),
-    "sleb, remove-then-distil": ("sleb", {"mode": "distil"}),
-    "default": ("default", {}),
+    "sleb, remove-then-train": ("sleb", {"recover.mode": "train"}),
+    "shortgpt, remove-then-distil": ("shortgpt", {"recover.mode": "distil"}),
+    "shortgpt, remove-then-train": ("shortgpt", {"recover.mode": "train"}),
+    "elder's layers, remove-then-distil": (
+        "elder",
+        {"select.place": "residual", "select.lambda1": 0.2, "regularise.epochs": 0, "recover.mode": "distil"},
+    ),
 }
 
 
-def settings_of(base: Params, method: str, recovery: dict[str, Any]) -> Params:
+def settings_of(base: Params, method: str, changes: dict[str, Any]) -> Params:
     """Return the parameters of one row."""
-    settings = apply_method(base, method)
-    return settings.model_copy(update={"recover": settings.recover.model_copy(update=recovery)})
+    tree = apply_method(base, method).model_dump()
+    for key, value in changes.items():
+        section, name = key.split(".")
+        tree[section][name] = value
+    return validate(tree)
 
 
 def measure(loaded: Loaded, settings: Params) -> dict[str, Any]:
@@ -51,7 +57,9 @@ def measure(loaded: Loaded, settings: Params) -> dict[str, Any]:
     length = block_length(wanted.seq_len, loaded.model)
     texts = {"in_domain": wanted.in_domain, "out_of_domain": wanted.out_of_domain}
     return {
-        domain: perplexity(loaded, evaluation_blocks(Path(path), loaded.tokenizer, length), wanted.batch)
+        domain: perplexity(
+            loaded, evaluation_blocks(Path(path), loaded.tokenizer, length, wanted.max_tokens), wanted.batch
+        )
         for domain, path in texts.items()
     }
 
@@ -62,6 +70,7 @@ def compress_row(label: str, settings: Params, method: str, work: Path) -> dict[
     job = open_job(work, settings, Path(settings.calibration.source))
     if result.exists() and (work / "recover.json").exists():
         return json.loads(result.read_text())
+    share_selection(work, settings)
     for stage in STAGES:
         job.run(stage)
     record = describe(job, method)
@@ -83,6 +92,16 @@ def compress_row(label: str, settings: Params, method: str, work: Path) -> dict[
     return row
 
 
+def share_selection(work: Path, settings: Params) -> None:
+    """Take over the selection of a row that selected in the same way."""
+    wanted = work.with_suffix(".select")
+    wanted.write_text(settings.select.model_dump_json())
+    for other in sorted(work.parent.glob("*.select")):
+        learnt = other.with_suffix("") / "learn.json"
+        if other.read_text() == wanted.read_text() and learnt.exists() and not (work / "learn.json").exists():
+            shutil.copy(learnt, work / "learn.json")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown.
 
@@ -95,8 +114,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     dense = nll(rows[0])
     gap = min(nll(row) for row in rows if row["name"] in ("shortgpt", "sleb")) - dense
     lines = [
-        "| | layers removed | perplexity in domain | out of domain | gap closed | tokens trained on | seconds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | layers removed | perplexity in domain | out of domain | gap closed | tokens trained on |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         inside, outside = row["perplexity"]["in_domain"], row["perplexity"]["out_of_domain"]
@@ -104,8 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         layers = ", ".join(map(str, row["removed"]))
         lines.append(
             f"| {row['name']} | {layers} | {inside['perplexity']:.2f} ± {inside['stderr']:.2f} "
-            f"| {outside['perplexity']:.2f} ± {outside['stderr']:.2f} | {closed} | {row['tokens_seen']:,} "
-            f"| {row['seconds']:.0f} |"
+            f"| {outside['perplexity']:.2f} ± {outside['stderr']:.2f} | {closed} | {row['tokens_seen']:,} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -117,6 +135,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="override one parameter, as in elder --set")
     parser.add_argument("--rows", default=",".join(ROWS), help="rows to measure")
     args = parser.parse_args()
+    quiet_libraries()
     base = load_params(Path("params.yaml"), args.set)
     loaded = load_model(base.model)
     work = Path("build/equal_budget") / args.name
@@ -126,9 +145,9 @@ def main() -> None:
     for label in ROWS:
         if label in args.rows:
             method, recovery = ROWS[label]
-            place = work / label.replace(", ", "-").replace(" ", "-")
+            place = work / "".join(c if c.isalnum() else "-" for c in label)
             rows.append(compress_row(label, settings_of(base, method, recovery), method, place))
-            say(table(rows).splitlines()[-1]) if len(rows) > 2 else None
+            say(f"{label}: {rows[-1]['perplexity']['out_of_domain']['perplexity']:.2f} out of domain")
     results = Path("benchmarks/results")
     text = table(rows)
     (results / f"{args.name}.md").write_text(text)

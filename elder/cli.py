@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from elder import stage_cli
 from elder.errors import UserError
-from elder.params import Params, load_params
+from elder.params import Params, load_params, validate
 from elder.progress import quiet_libraries, say
 
 
@@ -73,6 +73,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
 
+LISTENERS: list[Callable[[Params], None]] = []  # called with each command's parameters; the pipeline adds one
+
+
 def read_params(path: Path | None, overrides: list[str] | None, values: dict[str, Any]) -> Params:
     """Read parameters: the file, then ``--set``, then the options that have a name of their own."""
     if path is None and Path("params.yaml").is_file():
@@ -81,7 +84,10 @@ def read_params(path: Path | None, overrides: list[str] | None, values: dict[str
         if values.get("select.layers") is not None:
             raise UserError("--layers and --ratio were both given; give one of them")
         overrides = [*(overrides or []), "select.layers=null"]
-    return load_params(path, overrides, values)
+    settings = load_params(path, overrides, values)
+    for listen in LISTENERS:
+        listen(settings)
+    return settings
 
 
 def show(result: dict[str, Any], as_json: bool, lines: Callable[[], list[str]]) -> None:
@@ -118,7 +124,7 @@ def select(
     from elder.recipes import apply_method
     from elder.stages import layers_to_remove, select_layers
 
-    settings = apply_method(settings, method)
+    settings = apply_method(settings, method, overrides)
     get_method(settings.select.method)
     started = time.monotonic()
     seed_everything(settings.calibration.seed)
@@ -173,9 +179,11 @@ def compress(
     from elder.compress import compress as run
     from elder.recipes import DEFAULT, apply_method
 
-    settings = apply_method(settings, method)
+    settings = apply_method(settings, method, overrides)
     if recover is not None:
-        settings = load_params(None, None, {**_flat(settings), "recover.mode": recover})
+        tree = settings.model_dump()
+        tree["recover"]["mode"] = recover
+        settings = validate(tree)
     record = run(settings, Path(settings.calibration.source), output, method or DEFAULT)
     result = {**record, "model": model, "output": str(output)}
     show(result, as_json, lambda: _compression_lines(result))
@@ -262,10 +270,6 @@ def _settings(path: Path | None, overrides: list[str] | None, given: dict[str, A
         "calibration.seed": given.get("seed"),
     }
     return read_params(path, overrides, values)
-
-
-def _flat(settings: Params) -> dict[str, Any]:
-    return {f"{section}.{key}": v for section, values in settings.model_dump().items() for key, v in values.items()}
 
 
 def _selection_lines(result: dict[str, Any]) -> list[str]:

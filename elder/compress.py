@@ -11,6 +11,7 @@ import torch
 from elder import __version__, params
 from elder.data import file_digest
 from elder.environment import environment
+from elder.errors import UserError
 from elder.model import DTYPES
 from elder.recipes import DEFAULT, recipe_of
 from elder.saving import check_output, save_model, write_json
@@ -36,8 +37,13 @@ def compress(settings: params.Params, calibration: Path, output: Path, method: s
     """
     check_output(output)
     job = open_job(output.absolute().with_name(f".{output.name}.work"), settings, calibration)
-    for stage in STAGES:
-        job.run(stage)
+    try:
+        for stage in STAGES:
+            job.run(stage)
+    except (UserError, OSError):
+        if not (job.work / f"{STAGES[0]}.json").exists():  # there is nothing to go on from
+            shutil.rmtree(job.work, ignore_errors=True)
+        raise
     record = finish(job, output, method)
     shutil.rmtree(job.work, ignore_errors=True)
     return record

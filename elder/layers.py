@@ -63,15 +63,20 @@ class LayerControl:
         self.replay: dict[int, torch.Tensor] = {}
         self.observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
         self._returns_tuple: bool | None = None
+        self._outer: list[Callable | None] = []
 
     def __enter__(self) -> "LayerControl":
+        self._outer = [vars(layer).get("forward") for layer in self.layers]  # of a control around this one
         for index, layer in enumerate(self.layers):
             layer.forward = self._steered(index, layer.forward)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for layer in self.layers:
-            del layer.forward  # the class's own forward shows again
+        for layer, outer in zip(self.layers, self._outer, strict=True):
+            if outer is None:
+                del layer.forward  # the class's own forward shows again
+            else:
+                layer.forward = outer
 
     def _steered(self, index: int, forward: Callable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -100,11 +100,10 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     config = check_model(source, wanted)
     tokenizer = _or_refuse(source, "tokenizer", lambda: AutoTokenizer.from_pretrained(source, **common))
     kept = dtype or DTYPES.get(wanted.dtype) or "auto"
-    model = _or_refuse(
-        source,
-        "model",
-        lambda: AutoModelForCausalLM.from_pretrained(source, config=config, dtype=kept, use_safetensors=True, **common),
-    )
+    options = common | {"config": config, "dtype": kept, "use_safetensors": True, "output_loading_info": True}
+    model, info = _or_refuse(source, "model", lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+    if missing := sorted(info["missing_keys"]):  # transformers would start these at random
+        raise UserError(f"the weights of {source!r} lack {len(missing)} tensors, such as {missing[0]}; save it anew")
     find_layers(model)
     return Loaded(model.to(device).eval(), tokenizer, wanted.name, getattr(config, "_commit_hash", None), model.dtype)
 
@@ -133,7 +132,7 @@ def check_model(source: str, wanted: params.Model) -> Any:
         "configuration",
         lambda: AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=wanted.trust_remote_code),
     )
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    remote = wanted.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     named = [name for name in config.architectures or [] if name.endswith(("ForCausalLM", "LMHeadModel"))]
     if not remote and (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (config.architectures and not named)):
         kind = (config.architectures or [config.model_type])[0]
@@ -144,6 +143,8 @@ def check_model(source: str, wanted: params.Model) -> Any:
 
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     name = str(folder)
     if not any(folder.iterdir()):
         raise UserError(f"the model folder {name!r} is empty; it must hold config.json, safetensors and a tokenizer")
@@ -153,7 +154,9 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{name}/config.json is not valid JSON: {error}") from None
-    if config.get("auto_map") and not trust_remote_code:
+    if not isinstance(config, dict):
+        raise UserError(f"{name}/config.json holds no configuration; save the model there again")
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise UserError(
             f"{name!r} needs code that comes with it; if you trust that, add --set model.trust_remote_code=true"
         )

@@ -4,6 +4,7 @@ Without a method the parameters hold as they are: they are the default recipe. A
 paper has it; what follows the removal may then be chosen with ``--recover``.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from elder.errors import UserError, nearest
@@ -27,12 +28,13 @@ ELDER_AS_PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-def apply_method(params: Params, method: str | None) -> Params:
+def apply_method(params: Params, method: str | None, overrides: Iterable[str] | None = None) -> Params:
     """Return the parameters with a method's recipe laid over them.
 
     Args:
         params: what the user set.
         method: name of a selection method, ``default``, or None for the default.
+        overrides: what was set with ``--set``: it holds against the recipe too, but for ``select.method``.
 
     Raises:
         UserError: for an unknown method.
@@ -41,12 +43,15 @@ def apply_method(params: Params, method: str | None) -> Params:
         return params
     if method not in METHODS:
         raise UserError(f"there is no method {method!r}; {nearest(str(method), [*METHODS, DEFAULT])}")
-    tree = params.model_dump()
+    given, tree = params.model_dump(), params.model_dump()
     tree["regularise"]["epochs"] = 0
     tree["recover"]["mode"] = "none"
     if method == "elder":
         for section, values in ELDER_AS_PUBLISHED.items():
             tree[section] |= values
+    for text in overrides or ():
+        section, _, key = text.partition("=")[0].strip().partition(".")
+        tree[section][key] = given[section][key]
     tree["select"]["method"] = method
     return validate(tree)
 

@@ -21,8 +21,10 @@ def check_output(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the output folder {str(folder)!r} already holds something; name a new or an empty one")
     parent = next(p for p in folder.absolute().parents if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"the output folder {str(folder)!r} cannot be made: {str(parent)!r} is not writable")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"the output folder {str(folder)!r} cannot be made: {str(parent)!r} is no folder that can be written to"
+        )
 
 
 @contextmanager

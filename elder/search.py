@@ -1,10 +1,12 @@
 """Automatic choices: hold out a slice of the calibration blocks, try a few values briefly, keep what loses least."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from elder.errors import UserError
 from elder.progress import say
 from elder.train import Spent
 
@@ -21,7 +23,10 @@ def hold_out(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def search(stage: str, candidates: Iterable[dict[str, float]], trial: Trial) -> tuple[dict[str, float], Spent]:
     """Try each candidate and return the one with the lowest held-out loss, and what the whole search took.
 
-    A trial whose loss is not finite never wins.
+    A trial whose loss is not finite never wins; its record says None.
+
+    Raises:
+        UserError: if no trial ends with a finite loss.
     """
     total = Spent()
     best: tuple[float, int, dict[str, float]] | None = None
@@ -29,12 +34,13 @@ def search(stage: str, candidates: Iterable[dict[str, float]], trial: Trial) -> 
         loss, spent = trial(values)
         total.tokens_seen += spent.tokens_seen
         total.optimizer_steps += spent.optimizer_steps
-        total.search.append({"stage": stage, **values, "held_out_loss": loss, "tokens": spent.tokens_seen})
+        kept = loss if math.isfinite(loss) else None
+        total.search.append({"stage": stage, **values, "held_out_loss": kept, "tokens": spent.tokens_seen})
         say(f"{stage}: {', '.join(f'{k} {v:g}' for k, v in values.items())} gives held-out loss {loss:.4f}")
-        if loss == loss and (best is None or (loss, index) < best[:2]):
-            best = (loss, index, values)
+        if kept is not None and (best is None or kept < best[0]):
+            best = (kept, index, values)
     if best is None:
-        raise RuntimeError(f"{stage}: every trial of the search diverged")
+        raise UserError(f"{stage}: no value tried gave a finite loss; set {', '.join(values)} of {stage} by hand")
     for index, record in enumerate(total.search):
         record["chosen"] = index == best[1]
     return best[2], total

@@ -4,6 +4,8 @@ Each writes its result to a file by rename, and is done at once where that file 
 with exit status 2 and the sentence in ``ELDER_ERROR_FILE``, so that the flow can say it once, at its end.
 """
 
+import os
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +14,16 @@ import typer
 from elder.params import Params, load_params
 from elder.progress import quiet_libraries
 
-app = typer.Typer(help="Steps of a flow, each run in a process of its own.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 ParamsFile = Annotated[Path, typer.Option("--params", help="All parameters, as YAML.")]
 Result = Annotated[Path, typer.Option(help="JSON file to write.")]
+
+
+@app.callback()
+def follow() -> None:
+    """Run one step of a flow, in a process of its own that ends with the one that started it."""
+    if "ELDER_ERROR_FILE" in os.environ:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
 
 
 @app.command()
@@ -82,6 +91,13 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     second = load_model(settings.model.model_copy(update={"name": pruned, "revision": None}))
     found = compare(first, second, settings.speed)
     write_json(result, found | {"generation_agrees": generation_agrees(second)})
+
+
+def _end_with_stdin() -> None:
+    """Wait for the end of stdin, which the flow's process holds open, and end; what is written is written by rename."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def _read(params: Path) -> Params:

@@ -110,6 +110,7 @@ def train(
         for step in range(start, schedule.steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate(step, schedule)
+            torch.manual_seed(schedule.seed * 100_003 + step)  # dropout, too, is the same in a resumed run
             ids = blocks[batch_indices(len(blocks), schedule.batch, step, schedule.seed)]
             with mixed_precision(model, compute):
                 loss = loss_of(ids)

@@ -5,6 +5,7 @@ trials, each from the same weights; the rest goes to the final run, on all block
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 
 from elder import params
+from elder.errors import UserError
 from elder.forward import block_losses
 from elder.search import Snapshot, hold_out, search
 from elder.train import LossFunction, Schedule, Spent, train
 
-LR_GRID = (0.003, 0.01, 0.03)  # relative to the root mean square of each weight
+LR_GRID = (0.003, 0.006, 0.012)  # relative to the root mean square of each weight
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LossBuilder = Callable[[dict[str, float]], LossFunction]  # chosen values -> loss of a batch
 
@@ -50,6 +52,9 @@ def tune(
 
     Returns:
         What was spent, search included.
+
+    Raises:
+        UserError: if the loss does not stay finite.
     """
 
     def schedule(values: dict[str, float], epochs: float, count: int) -> Schedule:
@@ -59,10 +64,9 @@ def tune(
         return Schedule(steps, settings.batch, lr, relative, settings.warmup, settings.weight_decay, seed)
 
     with trainable(model, settings.adapter_rank, seed) as trained:
-        chosen: dict[str, float] = {}
-        found = Spent()
         epochs = settings.epochs
         candidates = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+        chosen, found = candidates[0], Spent()
         if len(candidates) > 1:
             fit, held = hold_out(blocks)
             start = Snapshot(trained)
@@ -80,6 +84,8 @@ def tune(
             epochs *= 1 - SEARCH_SHARE
         plan = schedule(chosen, epochs, len(blocks))
         spent = train(trained, blocks, loss_with(chosen), plan, compute, stage, checkpoint)
+        if not math.isfinite(spent.curve[-1]["loss"]):
+            raise UserError(f"{stage} diverged with a learning rate of {plan.lr:g}: set {stage}.lr lower")
     spent.tokens_seen += found.tokens_seen
     spent.optimizer_steps += found.optimizer_steps
     spent.search = found.search

@@ -1,15 +1,18 @@
 """The ``elder`` command: the library's commands, and those of the pipeline around it."""
 
+import math
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from elder.cli import AsJson, Overrides, ParamsFile, app, read_params, show
+from elder.cli import LISTENERS, AsJson, Overrides, ParamsFile, app, read_params, show
 from elder.errors import UserError
 from elder.model import RESOLVERS
-from elder.progress import quiet_libraries, say
+from elder.params import Params
+from elder.progress import quiet_libraries
 
 Checks = list[dict[str, Any]]
 
@@ -28,9 +31,11 @@ def run(
     from elder.recipes import DEFAULT, apply_method
     from flows.run import run_compression
 
-    settings = apply_method(settings, method)
+    settings = apply_method(settings, method, overrides)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is open is closed, as after Ctrl-C
     record = run_compression(settings, root, method or DEFAULT)
-    perplexity = {row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]}
+    found = {row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]}
+    perplexity = {kind: value if math.isfinite(value) else None for kind, value in found.items()}
     result = {
         "run_id": record["run_id"],
         "model_version": record["model_version"],
@@ -80,6 +85,7 @@ def prepare_environment() -> None:
         "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are said once, by this command
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "DVC_NO_ANALYTICS": "1",
@@ -89,24 +95,18 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _fetch(name: str) -> Path:
-    """Bring an s3:// prefix or a models:/ name to a local folder."""
-    import hashlib
+def _use_store(settings: Params) -> None:
+    """Let s3:// and models:/ names mean what they mean with the parameters of the command that runs."""
 
-    from tasks.registry import resolve
-    from tasks.store import open_model
+    def fetch(name: str) -> Path:
+        from tasks.models import fetch as run
 
-    settings = read_params(None, None, {})
-    target = Path("build/models") / hashlib.sha256(name.encode()).hexdigest()[:16]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching {name}")
-    if name.startswith("models:"):
-        return resolve(name, target, settings.registry, settings.store)
-    store, prefix = open_model(name, settings.store.endpoint, settings.store.region)
-    return store.fetch(prefix, target)
+        return run(name, settings)
+
+    RESOLVERS.update({"s3": fetch, "models": fetch})
 
 
-RESOLVERS.update({"s3": _fetch, "models": _fetch})
+LISTENERS.append(_use_store)
 
 
 def _run_lines(record: dict[str, Any], name: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The main flow: calibration, learn, regularise, remove, recover, evaluate, speed, gate, store, register, report."""
 
+import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,33 +9,45 @@ from typing import Any
 import yaml
 from prefect import flow
 
-from elder.params import Params
+from elder import __version__
+from elder.params import Model, Params, load_params
 from elder.recipes import apply_method
 from tasks.data import prepare_data
 from tasks.lineage import lineage
-from tasks.record import dense_key, judge, publish, register, report, row
-from tasks.rundir import close_run
-from tasks.stage import compression_stage, ensure_gpu_limit, evaluate, evaluate_dense, measure_speed, save
+from tasks.manifest import without_secrets
+from tasks.record import dense_key, judge, publish, register, report, row, settle
+from tasks.rundir import close_run, file_stamps, forget_other_inputs
+from tasks.slots import bury, ensure_gpu_limit
+from tasks.stage import compression_stage, evaluate, evaluate_dense, measure_speed, save
 
 
 @flow(name="compress", flow_run_name="{run_id}")
-def compress(settings: Params, run_id: str, run_dir: Path, root: Path, method: str) -> dict[str, Any]:
+def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, revision: str | None) -> dict[str, Any]:
     """Make one shallower model and bring it to the registry.
 
     Args:
-        settings: all parameters; ``model.name`` is a local folder or a Hub id.
         run_id: name of the run.
-        run_dir: its folder; what is finished there is not done again.
+        run_dir: its folder, with all parameters in params.yaml: Prefect keeps a flow's arguments, and should keep no
+            password. What is finished there is not done again.
         root: the project's folder, with dvc.yaml.
         method: name of the recipe.
+        model: local folder or Hub id that ``model.name`` stands for.
+        revision: commit of a Hub model.
 
     Returns:
         The run's record.
     """
     started = time.monotonic()
+    settings = load_params(run_dir / "params.yaml")
     ensure_gpu_limit()
-    data = prepare_data(settings, root)
-    params, blocks = _write_params(settings, data, run_dir), Path(data["folder"]) / "calibration.safetensors"
+    bury(run_id)
+    found = settings.model.model_copy(update={"name": model, "revision": revision})
+    data = prepare_data(settings.model_copy(update={"model": found}), root, run_dir / "data")
+    origin = lineage(root) | {"data": data["digests"], "dvc_lock_sha256": data["dvc_lock_sha256"]}
+    stamps = file_stamps(Path(model)) if Path(model).is_dir() else revision
+    inputs = {"data": data["digests"], "model": stamps, "code": [__version__, origin["git_commit"]]}
+    forget_other_inputs(run_dir, inputs)
+    params, blocks = _write_params(settings, found, run_dir), run_dir / "data" / "calibration.safetensors"
 
     work = run_dir / "work"
     for stage in ("learn", "regularise", "remove", "recover"):
@@ -43,28 +56,26 @@ def compress(settings: Params, run_id: str, run_dir: Path, root: Path, method: s
     record = save(work, params, blocks, folder, method)
 
     key = dense_key(record["model"]["digest"], settings, data["digests"], root)
-    dense = row("dense", "dense", evaluate_dense(key, settings.model.name, params, run_dir / "dense.json"), {}, [])
+    dense = row("dense", "dense", evaluate_dense(key, model, params, run_dir / "dense.json"), {}, [])
     candidate = row(
         method, "candidate", evaluate(method, folder, params, run_dir / "candidate.json"), record, record["removed"]
     )
-    rows = [
-        dense,
-        candidate,
-        *(_baseline(name, settings, run_dir, params, blocks) for name in settings.evaluate.baselines),
-    ]
-    speed = measure_speed(settings.model.name, folder, params, run_dir / "speed.json")
+    others = [name for name in dict.fromkeys(settings.evaluate.baselines) if name != method]
+    rows = [dense, candidate, *(_baseline(name, settings, run_dir, params, blocks) for name in others)]
+    speed = measure_speed(model, folder, params, run_dir / "speed.json")
     gate = judge(settings.gate, dense, candidate, speed)
 
     record |= {
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "model": record["model"] | {"name": settings.model.name},
         "rows": rows,
         "speed": speed,
         "gate": gate,
-        "lineage": record["lineage"]
-        | lineage(root)
-        | {"data": data["digests"], "dvc_lock_sha256": data["dvc_lock_sha256"]},
+        "lineage": record["lineage"] | origin | {"params": without_secrets(settings.model_dump(mode="json"))},
     }
+    record = settle(record, run_dir / "settled.json")
     published = publish(folder, record, settings, root)
     record["artifact"] = published.model_dump(exclude={"uploaded_bytes"})
     mlflow_run, record["model_version"] = register(record, published, settings.registry)
@@ -77,26 +88,26 @@ def compress(settings: Params, run_id: str, run_dir: Path, root: Path, method: s
 
 def _baseline(name: str, settings: Params, run_dir: Path, params: Path, blocks: Path) -> dict[str, Any]:
     """Remove as many layers by another method, train nothing, evaluate under the same protocol."""
-    plain = apply_method(settings, name).model_copy(
-        update={"regularise": settings.regularise.model_copy(update={"epochs": 0})}
-    )
-    work = run_dir / "baselines" / name
-    work.mkdir(parents=True, exist_ok=True)
-    own = work / "params.yaml"
-    tree = yaml.safe_load(params.read_text(encoding="utf-8"))
-    for section in ("select", "regularise", "recover"):
-        tree[section] = getattr(plain, section).model_dump(mode="json")
-    own.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    compression_stage("learn,remove", work / "work", own, blocks)
-    learnt = yaml.safe_load((work / "work" / "learn.json").read_text(encoding="utf-8"))
-    found = evaluate(name, work / "work" / "remove", own, work / "evaluation.json")
+    plain = apply_method(settings, name)
+    place, work = run_dir / "baselines" / name, run_dir / "work"
+    place.mkdir(parents=True, exist_ok=True)
+    if plain.select != settings.select or settings.regularise.epochs:  # else the candidate was this before its recovery
+        own, work = place / "params.yaml", place / "work"
+        tree = yaml.safe_load(params.read_text(encoding="utf-8"))
+        tree |= {section: getattr(plain, section).model_dump(mode="json") for section in ("select", "recover")}
+        tree["regularise"]["epochs"] = 0
+        own.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        compression_stage("learn,remove", work, own, blocks)
+    learnt = json.loads((work / "learn.json").read_text(encoding="utf-8"))
+    found = evaluate(name, work / "remove", params, place / "evaluation.json")
     return row(name, "baseline", found, learnt | learnt["spent"], learnt["removed"])
 
 
-def _write_params(settings: Params, data: dict[str, Any], run_dir: Path) -> Path:
-    """Write the parameters that the stages read: as given, with the texts that DVC made."""
-    tree = settings.model_dump(mode="json")
-    tree["evaluate"] |= {name: str(Path(data["folder"]) / f"{name}.txt") for name in ("in_domain", "out_of_domain")}
+def _write_params(settings: Params, model: Model, run_dir: Path) -> Path:
+    """Write the parameters that the stages read: with the model that was found and the run's own copy of the texts."""
+    tree = without_secrets(settings.model_dump(mode="json"))
+    tree["model"] = model.model_dump(mode="json")
+    tree["evaluate"] |= {name: str(run_dir / "data" / f"{name}.txt") for name in ("in_domain", "out_of_domain")}
     path = run_dir / "stages.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path

@@ -51,9 +51,9 @@ def _disk(_: Params, root: Path) -> str:
 
 
 def _model(settings: Params, _: Path) -> str:
-    from elder.model import check_model, resolve
+    from elder.model import check_model, resolve, split_revision
 
-    config = check_model(resolve(settings.model.name), settings.model)
+    config = check_model(split_revision(resolve(settings.model.name))[0], settings.model)
     count = config.get_text_config(decoder=True).num_hidden_layers
     return f"{settings.model.name}, {config.model_type} of {count} layers"
 

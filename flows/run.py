@@ -1,11 +1,16 @@
 """Start the main flow by hand: check first, open the run's folder, run, and close what was opened if it fails."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from elder.model import check_model, device_of, resolve
+from elder.errors import UserError
+from elder.harness import check_tasks
+from elder.methods import get_method
+from elder.model import check_model, device_of, resolve, split_revision
 from elder.params import Params
 from elder.progress import say
+from elder.recipes import apply_method
 from elder.stages import layers_to_remove
 from tasks import registry
 from tasks.record import store_url
@@ -19,22 +24,42 @@ def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]
     Raises:
         UserError: for whatever is wrong with the input; cheap checks come before any work.
     """
+    model, revision = find_model(settings)
     check(settings, root)
     from flows.compress import compress
 
-    local = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"name": resolve(settings.model.name)})}
-    )
     with run_folder(root, settings, method) as (run_id, run_dir):
         going_on = (run_dir / "stages.yaml").exists()
         say(f"{'going on with' if going_on else 'starting'} run {run_id}")
-        return compress(local, run_id, run_dir, root, method)
+        try:
+            return compress(run_id, run_dir, root, method, model, revision)
+        except BaseException as error:
+            with suppress(UserError):  # the first failure is the one to tell
+                killed = isinstance(error, KeyboardInterrupt)
+                registry.end_failed(settings.registry, run_id, "KILLED" if killed else "FAILED")
+            raise
+
+
+def find_model(settings: Params) -> tuple[str, str | None]:
+    """Check device, model and the number of layers to remove, without loading weights.
+
+    Returns:
+        The local folder or the Hub id that ``model.name`` means, and the commit of a Hub model: a branch may move while
+        the run goes on.
+    """
+    device_of(settings.model.device)
+    source, revision = split_revision(resolve(settings.model.name))
+    config = check_model(source, settings.model)
+    layers_to_remove(settings.select, config.get_text_config(decoder=True).num_hidden_layers)
+    return source, getattr(config, "_commit_hash", None) or revision or settings.model.revision
 
 
 def check(settings: Params, root: Path) -> None:
-    """Check all that can be checked without loading weights: device, model, layers, store, registry."""
-    device_of(settings.model.device)
-    config = check_model(resolve(settings.model.name), settings.model)
-    layers_to_remove(settings.select, config.get_text_config(decoder=True).num_hidden_layers)
+    """Check what else can be checked before any work: methods, tasks, store, registry."""
+    get_method(settings.select.method)
+    for name in settings.evaluate.baselines:
+        apply_method(settings, name)
+    folder = settings.evaluate.task_data
+    check_tasks(settings.evaluate.tasks, root / folder if folder else None)
     open_store(store_url(settings.store, root), settings.store.endpoint, settings.store.region).check()
     registry.check(settings.registry, settings.store)

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +20,29 @@ from filelock import FileLock
 from prefect import task
 
 from elder.errors import UserError
-from elder.params import Params, load_params
+from elder.params import Params
+from tasks.manifest import without_secrets
 
 PLACE = "build/data"
+DATA = ("calibration.safetensors", "in_domain.txt", "out_of_domain.txt")  # what the stages of a run read
 
 
 @task(name="prepare data")
-def prepare_data(params: Params, root: Path) -> dict[str, Any]:
-    """Bring calibration blocks and evaluation texts up to date; see `reproduce`."""
-    return reproduce(params, root)
+def prepare_data(params: Params, root: Path, keep: Path) -> dict[str, Any]:
+    """Bring calibration blocks and evaluation texts up to date, and keep a copy for one run; see `reproduce`."""
+    return reproduce(params, root, keep)
 
 
-def reproduce(params: Params, root: Path) -> dict[str, Any]:
+def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str, Any]:
     """Bring calibration blocks and evaluation texts up to date with ``dvc repro``.
 
     Args:
         params: the parameters of the run; paths in them are relative to ``root``.
         root: folder of dvc.yaml.
+        keep: folder to copy the data to, since another run may bring them up to date again while this one reads them.
 
     Returns:
-        ``folder`` with the data, ``digests`` {file: md5 in dvc.lock}, ``dvc_lock`` and ``dvc_lock_sha256``.
+        ``folder`` where DVC made the data, ``digests`` {file: md5 in dvc.lock}, ``dvc_lock`` and ``dvc_lock_sha256``.
 
     Raises:
         UserError: if a stage refused its input.
@@ -47,13 +52,17 @@ def reproduce(params: Params, root: Path) -> dict[str, Any]:
     with FileLock(root / ".dvc" / "tmp" / "elder.lock", mode=0o644):  # two at once can fail on DVC's own lock
         pipeline, place = Path("dvc.yaml"), PLACE
         wanted = used_params(params, stages)
-        if wanted != used_params(load_params(root / "params.yaml"), stages):
+        if wanted != stated_params(root / "params.yaml", wanted):
             name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
             pipeline = write_pipeline(params, stages, root, Path("build/pipelines") / name)
             place = f"{pipeline.parent.as_posix()}/data"
         run_dvc(["repro", pipeline.as_posix()], root)
         lock = (root / pipeline).with_name("dvc.lock")
         outs = [out for stage in yaml.safe_load(lock.read_text())["stages"].values() for out in stage["outs"]]
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            for name in DATA:
+                shutil.copyfile(root / place / name, keep / name)
         return {
             "folder": str(root / place),
             "digests": {out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs},
@@ -69,6 +78,15 @@ def used_params(params: Params, stages: dict[str, Any]) -> dict[str, Any]:
     return {key: tree[key.split(".")[0]][key.split(".")[1]] for key in keys}
 
 
+def stated_params(path: Path, wanted: Iterable[str]) -> dict[str, Any] | None:
+    """Return {section.key: value} as params.yaml has them, or None if it leaves one out, which DVC does not accept."""
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return {key: tree[key.split(".")[0]][key.split(".")[1]] for key in wanted}
+    except (KeyError, TypeError):
+        return None
+
+
 def write_pipeline(params: Params, stages: dict[str, Any], root: Path, folder: Path) -> Path:
     """Write the same stages with these parameters into a folder below root; return the new dvc.yaml, relative."""
     own = folder.as_posix()
@@ -78,7 +96,9 @@ def write_pipeline(params: Params, stages: dict[str, Any], root: Path, folder: P
         stage["cmd"] += f" --params {own}/params.yaml --output {own}/data"
         stage["params"] = [{f"{own}/params.yaml": stage["params"]}]
     (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
+    (root / folder / "params.yaml").write_text(
+        yaml.safe_dump(without_secrets(params.model_dump(mode="json")), sort_keys=False)
+    )
     (root / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     return folder / "dvc.yaml"
 
@@ -87,7 +107,7 @@ def run_dvc(arguments: list[str], root: Path) -> None:
     """Run DVC with this Python first on PATH; a stage's refusal becomes a UserError."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],  # held by the DVC of a run that was killed
         cwd=root,
         env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Where a run comes from: the code's commit, who started it, and on what."""
+"""Where a run comes from: the code's commit, and who started it."""
 
 import getpass
 import os
@@ -7,18 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from elder.environment import environment
-
 
 def lineage(root: Path) -> dict[str, Any]:
-    """Return commit, cleanliness of the tree, starter and environment; None for what cannot be known here."""
+    """Return commit, cleanliness of the tree and starter; None for what cannot be known here."""
     commit = _git(root, "rev-parse", "HEAD")
     status = _git(root, "status", "--porcelain")
     return {
         "git_commit": commit,
         "git_clean": None if status is None else status == "",
         "started_by": f"{_user()}@{socket.gethostname()}",
-        **environment(),
     }
 
 

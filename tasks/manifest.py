@@ -11,12 +11,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elder.errors import UserError
 
 MANIFEST = "manifest.json"
+
+
+class Unreachable(UserError):
+    """Something on the network did not answer: it may do so in a moment, so another try is worth it."""
 
 
 class File(BaseModel):
@@ -95,6 +100,11 @@ def hide_secrets(text: str) -> str:
     """Take user names, passwords and tokens out of the URLs in a text."""
     text = re.sub(r"://[^/\s\"'?#]*@", "://***@", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s\"']+", r"\1***", text)
+
+
+def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of plain values with no secret in any of its texts."""
+    return json.loads(hide_secrets(json.dumps(tree)))
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Put the run's record together from what its tasks returned, and tell it: to the registry, the report and the card."""
 
 import hashlib
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ from prefect import task
 
 from elder import params
 from elder.card import model_card
-from elder.data import file_digest
+from elder.errors import UserError
+from elder.evaluate import folder_digest
 from elder.gate import judge as judge_rules
+from elder.harness import lm_eval_version
 from elder.report import write_report
 from elder.saving import write_json
 from tasks import registry
+from tasks.manifest import Unreachable
 from tasks.store import Published, open_store
 
 
@@ -25,16 +30,26 @@ def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], remo
 
 def dense_key(weights: str, settings: params.Params, data: dict[str, str], root: Path) -> str:
     """Return the digest of all that the dense model's results depend on: weights, texts, tasks and protocol."""
-    protocol = settings.evaluate.model_dump(mode="json", exclude={"baselines"})
-    seq_len = settings.calibration.seq_len
-    tasks = sorted(path for path in (root / settings.evaluate.task_data).rglob("*") if path.is_file())
-    files = [f"{path.relative_to(root)} {file_digest(path)}" for path in tasks]
-    from importlib.metadata import version
+    chosen = settings.evaluate
+    protocol = chosen.model_dump(mode="json", exclude={"baselines", "in_domain", "out_of_domain", "task_data"})
+    tasks = folder_digest(root / chosen.task_data) if chosen.tasks and chosen.task_data else None
+    versions = [lm_eval_version(), *(version(name) for name in ("elder", "transformers", "torch"))]
+    texts = [data[name] for name in ("in_domain.txt", "out_of_domain.txt", "pins/tokenizer.json")]
+    kind = [settings.calibration.seq_len, settings.model.dtype, settings.model.device]
+    return hashlib.sha256(repr([weights, protocol, kind, texts, tasks, versions]).encode()).hexdigest()
 
-    versions = [version(name) for name in ("lm_eval", "transformers", "torch")]
-    texts = [data[name] for name in sorted(data) if name.endswith("_domain.txt")]
-    parts = [weights, protocol, seq_len, settings.model.dtype, settings.model.device, texts, files, versions]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+def try_again(_: Any, __: Any, state: Any) -> bool:
+    """Say whether a failed task is worth another try: not for what the user has to mend first."""
+    try:
+        state.result()
+    except Unreachable:
+        return True
+    except UserError:
+        return False
+    except Exception:
+        return True
+    return False
 
 
 @task(name="gate")
@@ -45,10 +60,23 @@ def judge(
     return judge_rules(settings, dense, candidate, speed, speed["generation_agrees"])
 
 
-@task(name="store", retries=2, retry_delay_seconds=5)
+@task(name="settle")
+def settle(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write down what is going to be published, or return what an earlier attempt of the same run wrote.
+
+    A run that was killed while it published then publishes the same bytes again, and registers no second version.
+    """
+    if not path.exists():
+        write_json(path, record)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@task(name="store", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
 def publish(folder: Path, record: dict[str, Any], settings: params.Params, root: Path) -> Published:
-    """Put the card with all that is known into the model folder, and the folder into the store, manifest last."""
+    """Put all that is known into the model folder's card and elder.json, and the folder into the store."""
     (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+    told = json.loads((folder / "elder.json").read_text(encoding="utf-8"))
+    write_json(folder / "elder.json", told | {key: record[key] for key in ("run_id", "model", "lineage")})
     store = open_store(store_url(settings.store, root), settings.store.endpoint, settings.store.region)
     return store.publish(folder, settings.registry.name)
 
@@ -58,7 +86,7 @@ def store_url(settings: params.Store, root: Path) -> str:
     return settings.url if "://" in settings.url else str(root / settings.url)
 
 
-@task(name="register", retries=2, retry_delay_seconds=5)
+@task(name="register", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
 def register(record: dict[str, Any], published: Published, settings: params.Registry) -> tuple[str, str | None]:
     """Record the run in MLflow and, where the gate lets it pass, register the model; returns (MLflow run, version)."""
     run = registry.start_run(settings, record["run_id"])
@@ -66,7 +94,7 @@ def register(record: dict[str, Any], published: Published, settings: params.Regi
     return run, registry.register(settings, run, record, published)
 
 
-@task(name="report")
+@task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
 def report(record: dict[str, Any], run_dir: Path, settings: params.Registry, mlflow_run: str) -> Path:
     """Write record and report into the run's folder, attach both to the MLflow run and close it."""
     path = run_dir / "report.html"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from elder import params
 from elder.errors import UserError
-from tasks.manifest import hide_secrets, plain_errors
+from tasks.manifest import Unreachable, hide_secrets, plain_errors
 from tasks.store import Published, open_model
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def start_run(registry: params.Registry, run_id: str, tags: dict[str, str] | Non
     client = connect(registry)
     with _plain(registry):
         experiment = _experiment(client, registry)
-        found = client.search_runs([experiment], f"tags.run_id = '{run_id}'", max_results=1)
+        found = _find_run(client, experiment, run_id)
         if found:
-            client.update_run(found[0].info.run_id, "RUNNING")
-            return found[0].info.run_id
+            client.update_run(found.run_id, "RUNNING")
+            return found.run_id
         return client.create_run(experiment, tags={"run_id": run_id, **(tags or {})}, run_name=run_id).info.run_id
 
 
@@ -137,6 +137,15 @@ def end_run(registry: params.Registry, mlflow_run: str, status: str = "FINISHED"
         client.set_terminated(mlflow_run, status)
 
 
+def end_failed(registry: params.Registry, run_id: str, status: str = "FAILED") -> None:
+    """Close what a failed flow's run left open; nothing, if it failed before it got to MLflow."""
+    client = connect(registry)
+    with _plain(registry):
+        found = _find_run(client, _experiment(client, registry), run_id)
+        if found and found.status == "RUNNING":
+            client.set_terminated(found.run_id, status)
+
+
 def resolve(uri: str, target: Path, registry: params.Registry, store: params.Store) -> Path:
     """Copy a registered model to a new local folder, every sha256 checked.
 
@@ -149,6 +158,16 @@ def resolve(uri: str, target: Path, registry: params.Registry, store: params.Sto
     Raises:
         UserError: the URI is malformed, names nothing, or the bytes are damaged or not this project's.
     """
+    source, prefix = open_model(source_of(uri, registry), store.endpoint, store.region)
+    return source.fetch(prefix, target)
+
+
+def source_of(uri: str, registry: params.Registry) -> str:
+    """Return the URL in the store that ``models:/name@alias`` or ``models:/name/3`` means right now.
+
+    Raises:
+        UserError: the URI is malformed, or names nothing.
+    """
     found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if not found:
         raise UserError(f"{uri}: name a registered model as models:/name@alias or models:/name/3")
@@ -156,8 +175,13 @@ def resolve(uri: str, target: Path, registry: params.Registry, store: params.Sto
     client = connect(registry)
     with _plain(registry):
         entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
-    source, prefix = open_model(str(entry.source), store.endpoint, store.region)
-    return source.fetch(prefix, target)
+    return str(entry.source)
+
+
+def _find_run(client: "MlflowClient", experiment: str, run_id: str) -> Any:
+    """Return MLflow's info on the run of a flow's run, or None."""
+    found = client.search_runs([experiment], f"tags.run_id = '{run_id}'", max_results=1)
+    return found[0].info if found else None
 
 
 def _experiment(client: "MlflowClient", registry: params.Registry) -> str:
@@ -296,7 +320,7 @@ def _plain(registry: params.Registry) -> Iterator[None]:
     except MlflowException as error:
         text = hide_secrets(str(error.message)).strip().partition("\n")[0][:300]
         if "Max retries exceeded" in text or "failed with exception" in text:
-            text = "it cannot be reached: start it, or correct registry.tracking_uri"
+            raise Unreachable(f"{place}: it cannot be reached: start it, or correct registry.tracking_uri") from None
         raise UserError(f"{place}: {text}") from None
     except (SQLAlchemyError, ImportError, OSError) as error:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from elder.errors import UserError
-from tasks.manifest import File, fingerprint, plain_errors
+from tasks.manifest import File, Unreachable, fingerprint, plain_errors
 from tasks.store import Store
 
 MEGABYTE = 1024 * 1024
@@ -122,7 +122,8 @@ class S3Store(Store):
         except (ClientError, BotoCoreError, Boto3Error, ValueError) as error:
             cause = getattr(error, "last_exception", None) or error.__cause__ or error.__context__
             inner = cause if isinstance(error, Boto3Error) and cause else error
-            raise UserError(f"{self.url}: {self._reason(inner)}") from error
+            reason = self._reason(inner)
+            raise (Unreachable if "cannot be reached" in reason else UserError)(f"{self.url}: {reason}") from error
 
     def _reason(self, error: BaseException) -> str:
         from botocore import exceptions as known

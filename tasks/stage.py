@@ -12,61 +12,35 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.concurrency.sync import concurrency
 
 from elder.errors import UserError
-
-GPU = "gpu"
-LEASE = 60  # seconds after which a killed run's slot is free again
-
-
-class Stage:
-    """Where the stages of one run find their parameters and calibration blocks.
-
-    Args:
-        run_dir: folder of the run.
-        params: the YAML file with all parameters, as run.
-        calibration: calibration blocks.
-    """
-
-    def __init__(self, run_dir: Path, params: Path, calibration: Path) -> None:
-        self.run_dir, self.params, self.calibration = run_dir, params, calibration
+from tasks.slots import gpu_slot
 
 
 def run_stage(*arguments: str | Path) -> None:
     """Run ``python -m elder stage ...`` in a slot of the gpu limit, its progress going to this process's stderr.
 
+    The stage ends when its stdin does, so that it does not live on, writing to the same files as the next attempt, when
+    this process is killed.
+
     Raises:
         UserError: what the stage refused.
         RuntimeError: if it failed otherwise, or was killed.
     """
-    with tempfile.TemporaryDirectory() as folder, concurrency(GPU, occupy=1, strict=True, lease_duration=LEASE):
+    with tempfile.TemporaryDirectory() as folder, gpu_slot():
         sentence = Path(folder) / "error"
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-m", "elder", "stage", *map(str, arguments)],
             env=os.environ | {"ELDER_ERROR_FILE": str(sentence)},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=sys.stderr,
-            check=False,
-        )
+        ) as stage:
+            status = stage.wait()
         if sentence.exists():
             raise UserError(sentence.read_text(encoding="utf-8"))
-    if done.returncode:
-        how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+    if status:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
         raise RuntimeError(f"stage {arguments[0]} {how}; what it had finished is kept, run again to go on")
-
-
-def ensure_gpu_limit(slots: int = 1) -> None:
-    """Create the ``gpu`` concurrency limit where the server has none; one that is there keeps its size."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(GPU)
-        except ObjectNotFound:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=slots))
 
 
 @task(name="compression stage", task_run_name="{name}")

@@ -93,6 +93,18 @@ class Store(ABC):
             self._write(f"{prefix}/{MANIFEST}", manifest)
         return Published(url=f"{self.url}/{prefix}", digest=digest(files), files=files, uploaded_bytes=sent)
 
+    def manifest(self, url: str) -> Files:
+        """Return the files of a published model by relative path.
+
+        Raises:
+            UserError: there is no whole model at ``url``, or its manifest is damaged.
+        """
+        prefix = self._prefix(url)
+        data = self._read(_join(prefix, MANIFEST))
+        if data is None:
+            raise UserError(f"{self._show(prefix)} is no published model: it has no {MANIFEST}; publish it first")
+        return parse(data, self._show(prefix))
+
     def fetch(self, url: str, target: Path) -> Path:
         """Copy a published model to a new folder, checking the sha256 of every file.
 
@@ -103,11 +115,7 @@ class Store(ABC):
         Raises:
             UserError: there is no whole model at ``url``, a file is damaged, or ``target`` cannot be written.
         """
-        prefix, target = self._prefix(url), Path(target).absolute()
-        data = self._read(_join(prefix, MANIFEST))
-        if data is None:
-            raise UserError(f"{self._show(prefix)} is no published model: it has no {MANIFEST}; publish it first")
-        files = parse(data, self._show(prefix))
+        prefix, target, files = self._prefix(url), Path(target).absolute(), self.manifest(url)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         with plain_errors(target):
             if target.exists() and (not target.is_dir() or any(target.iterdir())):

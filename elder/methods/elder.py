@@ -8,14 +8,17 @@ LM being the mean next-token cross-entropy over all positions. Iterative: one ro
 selected before being bypassed. One-shot: a single round, and the lightest layers go together.
 """
 
+from dataclasses import replace
+
 import torch
 
 from elder.data import batch_indices
 from elder.forward import block_losses, logits_of, next_token_losses
-from elder.layers import LayerControl, find_layers
+from elder.layers import LayerControl, find_layers, skipping
 from elder.methods.base import Problem, Round, Selection, lowest, offered, register
 from elder.progress import Meter, meter
-from elder.search import hold_out
+from elder.search import hold_out, search
+from elder.train import Spent
 
 LAMBDA1_GRID = (0.005, 0.05, 0.2)  # the published value, and those at which |S| and the loss begin to balance
 
@@ -27,25 +30,20 @@ def select(problem: Problem) -> Selection:
     if wanted != "auto":
         return learn(problem, problem.blocks, wanted)
     fit, held = hold_out(problem.blocks)
-    tried = [(grid, learn(problem, fit, grid)) for grid in LAMBDA1_GRID]
-    losses = []
-    for _, selection in tried:
-        with LayerControl(find_layers(problem.model)) as control:
-            control.bypassed = set(selection.removed)
-            losses.append(block_losses(problem.model, held, problem.settings.batch).mean().item())
-    best = losses.index(min(losses))
-    search = tuple(
-        {"stage": "select", "lambda1": grid, "held_out_loss": loss, "tokens": s.tokens_seen, "chosen": i == best}
-        for i, ((grid, s), loss) in enumerate(zip(tried, losses, strict=True))
-    )
-    chosen = tried[best][1]
-    return Selection(
-        chosen.removed,
-        chosen.score,
-        chosen.rounds,
-        sum(s.tokens_seen for _, s in tried),
-        sum(s.optimizer_steps for _, s in tried),
-        search,
+    found: dict[float, Selection] = {}
+
+    def trial(values: dict[str, float]) -> tuple[float, Spent]:
+        selection = found[values["lambda1"]] = learn(problem, fit, values["lambda1"])
+        with skipping(problem.model, selection.removed):
+            loss = block_losses(problem.model, held, problem.settings.batch).mean().item()
+        return loss, Spent(selection.tokens_seen, selection.optimizer_steps)
+
+    chosen, spent = search("select", [{"lambda1": value} for value in LAMBDA1_GRID], trial)
+    return replace(
+        found[chosen["lambda1"]],
+        tokens_seen=spent.tokens_seen,
+        optimizer_steps=spent.optimizer_steps,
+        search=tuple(spent.search),
     )
 
 

@@ -54,6 +54,21 @@ def test_own_pipeline_keeps_the_stages_and_points_at_its_own_parameters(tmp_path
     assert load_params(tmp_path / "build/pipelines/x/params.yaml").calibration.seed == 7
 
 
+def test_parameters_that_the_file_leaves_out_are_not_stated(tmp_path):
+    path = tmp_path / "params.yaml"
+    assert data.stated_params(path, ["calibration.seed"]) is None
+    path.write_text("calibration:\n  seed: 7\nmodel:\n")
+    assert data.stated_params(path, ["calibration.seed"]) == {"calibration.seed": 7}
+    assert data.stated_params(path, ["calibration.seed", "calibration.split"]) is None
+    assert data.stated_params(path, ["model.name"]) is None
+
+
+def test_no_password_reaches_the_pipelines_parameters(tmp_path):
+    params = load_params(None, ["registry.tracking_uri=postgresql://me:hunter2@db/x"])
+    path = data.write_pipeline(params, {}, tmp_path, Path("build/pipelines/x"))
+    assert "hunter2" not in (tmp_path / path).with_name("params.yaml").read_text()
+
+
 def test_refusal_of_a_stage_becomes_one_sentence(clone):
     with pytest.raises(UserError) as caught:
         data.reproduce(load_params(clone / "params.yaml", ["calibration.source=data/calibratoin.txt"]), clone)

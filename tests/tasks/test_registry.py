@@ -199,6 +199,20 @@ def test_only_a_gate_that_is_on_refuses(settings, record, model, tmp_path, mode,
         assert [(str(v.version), v.tags["gate"]) for v in found] == [(version, tag)]
 
 
+def test_a_failed_flow_leaves_no_running_run(settings):
+    run, client = registry.start_run(settings, "fails"), registry.connect(settings)
+    registry.end_failed(settings, "fails")
+    assert client.get_run(run).info.status == "FAILED"
+    assert registry.start_run(settings, "fails") == run  # started again
+    registry.end_failed(settings, "fails", "KILLED")
+    assert client.get_run(run).info.status == "KILLED"
+    registry.start_run(settings, "fails")
+    registry.end_run(settings, run)
+    registry.end_failed(settings, "fails")
+    registry.end_failed(settings, "never started")
+    assert client.get_run(run).info.status == "FINISHED"
+
+
 def test_bad_model_uris(settings, tmp_path):
     for uri in ("models:/tiny", "models:/tiny/latest", "tiny@challenger", "models:/a/b/3"):
         with pytest.raises(UserError, match="models:/name@alias or models:/name/3"):

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from elder.errors import UserError
 from tasks import s3
-from tasks.manifest import File, digest, hide_secrets, parse
+from tasks.manifest import File, Unreachable, digest, hide_secrets, parse, without_secrets
 from tasks.store import Store, open_model, open_store
 
 SECRET = "wJalrXUtnFEMIsecret"
@@ -271,6 +271,33 @@ def test_bad_endpoints(endpoint):
     assert SECRET not in str(caught.value)
 
 
+def test_check_passes_where_a_model_can_be_stored(store):
+    store.check()
+    store.check()  # also where something is there already
+    assert store._paths("") == set()
+
+
+def test_check_refuses_before_any_work(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    (tmp_path / "file").write_text("x")
+    for url, endpoint, said in [
+        (str(tmp_path / "file"), None, "a file stands"),
+        ("s3://absent-bucket/x", server, "'absent-bucket' does not exist"),
+        ("s3://bucket/x", "http://127.0.0.1:9", "http://127.0.0.1:9 cannot be reached"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(said)):
+            open_store(url, endpoint, "us-east-1").check()
+
+
+def test_only_what_the_network_did_is_worth_another_try(server, folder, monkeypatch):
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    with pytest.raises(Unreachable):
+        open_store("s3://bucket/x", "http://127.0.0.1:9", "us-east-1").publish(folder, "tiny")
+    with pytest.raises(UserError) as caught:
+        open_store("s3://absent-bucket/x", server, "us-east-1").publish(folder, "tiny")
+    assert not isinstance(caught.value, Unreachable)
+
+
 def test_absent_bucket(server, folder, tmp_path):
     store = open_store("s3://absent-bucket/x", server, "us-east-1")
     for call in (lambda: store.publish(folder, "tiny"), lambda: store.fetch("models/a/b", tmp_path / "copy")):
@@ -377,3 +404,8 @@ def test_hide_secrets():
     assert hide_secrets(text) == (
         '{"a": "postgresql://***@db:5432/x", "b": "http://h/?token=***&c=1", "c": "me@example.org"}'
     )
+
+
+def test_a_tree_without_secrets_is_otherwise_the_same():
+    tree = {"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}, "n": [1, None, 0.5], "s": "s3://b/x"}
+    assert without_secrets(tree) == tree | {"registry": {"tracking_uri": "postgresql://***@db/x"}}

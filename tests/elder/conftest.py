@@ -1,0 +1,123 @@
+"""Tiny models for the tests of the library: built from configurations, one of them trained for a few seconds."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from elder.model import Loaded
+
+VOCABULARY = 257  # the bytes, and the end of a text
+CONTEXT = 64
+TEXT = Path(__file__).parents[2] / "data" / "calibration.txt"
+MakeLlama = Callable[..., LlamaForCausalLM]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_and_light() -> Iterator[None]:
+    """Tiny models on a busy machine spend their time waiting for a second thread."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<|end|>", *alphabet])}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def llama() -> MakeLlama:
+    """Make an untrained LLaMA whose every layer matters; the same arguments give the same weights."""
+
+    def make(layers: int = 4, seed: int = 0, **options: Any) -> LlamaForCausalLM:
+        torch.manual_seed(seed)
+        settings = {"initializer_range": 0.2, "tie_word_embeddings": False} | options
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=0,
+            eos_token_id=0,
+            **settings,
+        )
+        return LlamaForCausalLM(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def blocks() -> torch.Tensor:
+    """Ten random blocks of twelve tokens: no whole number of batches of four."""
+    return torch.randint(1, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty thousand characters of a novel."""
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text(TEXT.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_blocks(tokenizer: PreTrainedTokenizerFast, text_file: Path) -> torch.Tensor:
+    """Return the novel in blocks of 48 tokens."""
+    ids = torch.tensor(tokenizer(text_file.read_text(encoding="utf-8"))["input_ids"])
+    return ids[: len(ids) // 48 * 48].view(-1, 48)
+
+
+@pytest.fixture(scope="session")
+def trained_model(llama: MakeLlama, text_blocks: torch.Tensor) -> LlamaForCausalLM:
+    """Return six layers that have seen the novel briefly; far better than chance, which is ln 257 = 5.5."""
+    model = llama(6, initializer_range=0.06, tie_word_embeddings=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        ids = text_blocks[torch.randint(len(text_blocks) - 100, (16,), generator=order)]
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 3
+    return model.requires_grad_(False)
+
+
+@pytest.fixture
+def trained(trained_model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Return the trained model, to do with as a test likes."""
+    return copy.deepcopy(trained_model)
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    trained_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the trained model and its tokenizer, saved."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    trained_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def loaded(trained: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Loaded:
+    return Loaded(trained, tokenizer, "tiny", None, torch.float32)

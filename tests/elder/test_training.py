@@ -1,0 +1,328 @@
+"""Losses and schedules by hand, the training loop and its checkpoints, automatic choices and their budget."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from elder import params
+from elder import train as training
+from elder.data import batch_indices
+from elder.errors import UserError
+from elder.forward import block_losses, logits_of, next_token_losses
+from elder.layers import LayerControl, find_layers, remove_layers, skipping
+from elder.losses import distillation_loss, residual_norm
+from elder.model import weights_digest
+from elder.recover import recover
+from elder.regularise import LAMBDA2_GRID, regularise
+from elder.search import Snapshot, hold_out, search
+from elder.train import Schedule, Spent, make_optimizer, rate, train
+from elder.tune import LR_GRID, tune
+
+PLAN = Schedule(steps=6, batch=4, lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
+FLOAT = torch.float32
+
+
+def next_token(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda ids: next_token_losses(logits_of(model, ids), ids).mean()
+
+
+# --- losses ---
+
+
+def test_distillation_is_the_divergence_from_the_teacher_by_hand() -> None:
+    teacher = torch.log(torch.tensor([[[0.75, 0.25], [0.5, 0.5]]])) + 2.0  # logits may be shifted
+    student = torch.log(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]))
+    # first position: 0.75 ln(0.75 / 0.5) + 0.25 ln(0.25 / 0.5) = 0.1308; second: 0; the mean over both
+    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    assert distillation_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert distillation_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("norm", "relative", "expected"),
+    [  # changes (3, -4) on (0, 2) and (0, 0) on (1, 1): l1 7 and 0, l2 5 and 0; |h| is 2 and 2 in l1, 2 and 1.4 in l2
+        ("l1", False, 3.5),
+        ("l2", False, 2.5),
+        ("l1", True, 1.75),
+        ("l2", True, 1.25),
+    ],
+)
+def test_residual_norm_by_hand(norm: str, relative: bool, expected: float) -> None:
+    entering = torch.tensor([[[0.0, 2.0], [1.0, 1.0]]])
+    leaving = torch.tensor([[[3.0, -2.0], [1.0, 1.0]]])
+    assert residual_norm(entering, leaving, norm, relative).item() == pytest.approx(expected)
+
+
+# --- order and rate ---
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (7, 3), (4, 4), (3, 8)])
+def test_every_block_is_seen_once_an_epoch(count: int, batch: int) -> None:
+    seen = torch.cat([batch_indices(count, batch, step, seed=5) for step in range(count)]).tolist()
+    epochs = [seen[start : start + count] for start in range(0, len(seen), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert len(epochs) == batch
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    assert batch_indices(50, 8, 4, 1).tolist() == batch_indices(50, 8, 4, 1).tolist()
+    assert batch_indices(50, 8, 4, 1).tolist() != batch_indices(50, 8, 4, 2).tolist()
+    assert batch_indices(50, 50, 0, 1).tolist() != batch_indices(50, 50, 1, 1).tolist()
+
+
+def test_the_learning_rate_by_hand() -> None:
+    plan = Schedule(10, 1, 1.0, False, 0.2, 0.0, 0)
+    # two of ten steps warm up: 1/2, 1; the other eight go down by ninths
+    expected = [1 / 2, 1] + [n / 9 for n in range(8, 0, -1)]
+    assert [rate(step, plan) for step in range(10)] == pytest.approx(expected)
+    assert rate(0, Schedule(1, 1, 1.0, False, 0.03, 0.0, 0)) == 1
+
+
+def test_a_relative_rate_is_a_share_of_each_weights_root_mean_square() -> None:
+    model = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 3.0], [-3.0, 3.0]]))
+        model.bias.zero_()
+    plan = Schedule(1, 1, 0.01, True, 0.0, 0.1, 0)
+    groups = make_optimizer(model, plan).param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([0.03, 0.01 * 1e-3])
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+# --- the loop ---
+
+
+def test_steps_and_tokens_are_counted_and_the_loss_falls(llama: Callable, blocks: torch.Tensor) -> None:
+    model = llama(2)
+    spent = train(model, blocks, next_token(model), PLAN, FLOAT, "test")
+    assert (spent.optimizer_steps, spent.tokens_seen) == (6, 6 * 4 * 12)
+    assert spent.trainable_parameters == sum(p.numel() for p in model.parameters())
+    assert [point["step"] for point in spent.curve] == list(range(6))
+    assert spent.curve[-1]["loss"] < spent.curve[0]["loss"]
+    assert [point["lr"] for point in spent.curve] == pytest.approx([1e-2 * rate(step, PLAN) for step in range(6)])
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=16))  # has dropout
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    family: str, llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fresh() -> Any:
+        return gpt2() if family == "gpt2" else llama(2)
+
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", -1.0)
+    whole = fresh()
+    expected = train(whole, blocks, next_token(whole), PLAN, FLOAT, "test")
+
+    checkpoint = tmp_path / "run.checkpoint"
+    broken = fresh()
+    loss, calls = next_token(broken), []
+
+    def killed(ids: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(ids)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, blocks, killed, PLAN, FLOAT, "test", checkpoint)
+    resumed, steps = fresh(), []
+    loss_again = next_token(resumed)
+    spent = train(resumed, blocks, lambda ids: (steps.append(1), loss_again(ids))[1], PLAN, FLOAT, "test", checkpoint)
+    assert len(steps) == 3  # three of six were done
+    assert weights_digest(resumed) == weights_digest(whole)
+    assert asdict(spent) == asdict(expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
+
+
+def test_a_checkpoint_of_another_schedule_is_not_used(
+    llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", -1.0)
+    checkpoint = tmp_path / "run.checkpoint"
+    model = llama(2)
+    train(model, blocks, next_token(model), PLAN, FLOAT, "test", checkpoint)
+    other = Schedule(**{**asdict(PLAN), "seed": 4})
+    with_it, without = llama(2), llama(2)
+    train(with_it, blocks, next_token(with_it), other, FLOAT, "test", checkpoint)
+    train(without, blocks, next_token(without), other, FLOAT, "test")
+    assert weights_digest(with_it) == weights_digest(without)
+
+
+# --- automatic choices ---
+
+
+def test_an_eighth_is_held_out() -> None:
+    fit, held = hold_out(torch.arange(16)[:, None])
+    assert (len(fit), held.flatten().tolist()) == (14, [14, 15])
+    assert len(hold_out(torch.zeros(2, 1))[1]) == 1
+
+
+def test_the_lowest_finite_loss_wins() -> None:
+    losses = {1.0: math.nan, 2.0: 3.0, 3.0: 2.5, 4.0: 2.5, 5.0: -math.inf}
+    chosen, spent = search("test", [{"lr": lr} for lr in losses], lambda v: (losses[v["lr"]], Spent(10, 1)))
+    assert chosen == {"lr": 3.0}
+    assert (spent.tokens_seen, spent.optimizer_steps) == (50, 5)
+    assert [trial["chosen"] for trial in spent.search] == [False, False, True, False, False]
+    assert [trial["held_out_loss"] for trial in spent.search] == [None, 3.0, 2.5, 2.5, None]
+    with pytest.raises(UserError, match="no value tried gave a finite loss; set lr of test by hand"):
+        search("test", [{"lr": 1.0}], lambda _: (math.nan, Spent()))
+
+
+def test_a_snapshot_brings_the_weights_back(llama: Callable) -> None:
+    model = llama(2)
+    before = weights_digest(model)
+    start = Snapshot(model)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    assert weights_digest(model) != before
+    start.restore(model)
+    assert weights_digest(model) == before
+
+
+@pytest.mark.parametrize("epochs", [2.0, 3.0, 4.5])
+def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
+    llama: Callable, blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch, epochs: float
+) -> None:
+    starts, schedules, data = [], [], []
+    real = training.train
+
+    def spy(model: Any, given: torch.Tensor, loss: Any, plan: Schedule, *rest: Any) -> Spent:
+        starts.append(weights_digest(model))
+        schedules.append(plan)
+        data.append(given)
+        return real(model, given, loss, plan, *rest)
+
+    monkeypatch.setattr("elder.tune.train", spy)
+    many = blocks.repeat(4, 1)  # 40 blocks
+    model = llama(2)
+    before = weights_digest(model)
+    settings = params.Training(epochs=epochs, batch=4, lr="auto")
+    spent = tune("test", model, many, settings, {"lr": LR_GRID}, lambda _: next_token(model), 0, FLOAT)
+    assert starts == [before] * 4  # three trials and the run start from the same weights
+    held = many[-5:]  # an eighth of 40
+    assert all(torch.equal(given, many[:-5]) for given in data[:3])
+    assert torch.equal(data[3], many)
+    budget = epochs * many.numel()
+    step = 4 * 12
+    assert abs(spent.tokens_seen - budget) <= 4 * step / 2  # each trial and the run round to whole steps
+    assert spent.tokens_seen == step * spent.optimizer_steps == step * sum(plan.steps for plan in schedules)
+    assert sum(trial["tokens"] for trial in spent.search) <= 0.2 * budget + 3 * step / 2
+    losses = [trial["held_out_loss"] for trial in spent.search]
+    assert schedules[3].lr == spent.search[losses.index(min(losses))]["lr"]
+    assert [trial["chosen"] for trial in spent.search].index(True) == losses.index(min(losses))
+    again = llama(2)
+    real(again, many[:-5], next_token(again), schedules[0], FLOAT, "test")
+    assert losses[0] == pytest.approx(block_losses(again, held, 4).mean().item())
+
+
+def test_nothing_automatic_spends_all_on_one_run(llama: Callable, blocks: torch.Tensor) -> None:
+    model = llama(2)
+    settings = params.Training(epochs=2.0, batch=5, lr=1e-3)
+    spent = tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
+    assert spent.search == []
+    assert (spent.optimizer_steps, spent.tokens_seen) == (4, 2 * 120)
+    assert spent.curve[0]["lr"] == 1e-3
+
+
+def test_a_run_that_diverges_says_so(llama: Callable, blocks: torch.Tensor) -> None:
+    model = llama(2)
+    settings = params.Training(epochs=2.0, batch=5, lr=1e30)
+    with pytest.raises(UserError, match=r"test diverged with a learning rate of 1e\+30: set test.lr lower"):
+        tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
+
+
+def test_adapters_train_and_merge_into_a_plain_model(trained: Any, text_blocks: torch.Tensor, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    names = set(trained.state_dict())
+    embedding = trained.model.embed_tokens.weight.clone()
+    query = trained.model.layers[0].self_attn.q_proj.weight.clone()
+    remove_layers(trained, [3])
+    before = block_losses(trained, text_blocks[:40], 8).mean()
+    settings = params.Recover(epochs=4.0, batch=4, lr=1e-2, adapter_rank=2, mode="train")
+    spent = recover(trained, None, text_blocks[:40], settings, 0, FLOAT)
+    assert block_losses(trained, text_blocks[:40], 8).mean() < before - 0.02
+    assert set(trained.state_dict()) == {n for n in names if not n.startswith("model.layers.5.")}
+    assert torch.equal(trained.model.embed_tokens.weight, embedding)
+    assert not torch.equal(trained.model.layers[0].self_attn.q_proj.weight, query)
+    assert 0 < spent.trainable_parameters < sum(p.numel() for p in trained.parameters()) / 4
+    trained.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(text_blocks[:1]).logits, trained(text_blocks[:1]).logits)
+
+
+# --- stages 2 and 4 ---
+
+
+@torch.no_grad()
+def norms(model: Any, ids: torch.Tensor, settings: params.Regularise) -> list[float]:
+    found: list[float] = []
+    with LayerControl(find_layers(model)) as control:
+        control.observe = lambda _, h, f: found.append(residual_norm(h, f, settings.norm, settings.relative).item())
+        logits_of(model, ids)
+    return found
+
+
+@pytest.mark.parametrize(("norm", "relative", "lambda2"), [("l2", False, 1.0), ("l1", False, 0.1), ("l2", True, 5.0)])
+def test_regularisation_shrinks_the_selected_layers(
+    trained: Any, text_blocks: torch.Tensor, norm: Any, relative: bool, lambda2: float
+) -> None:
+    ids = text_blocks[:32]
+    settings = params.Regularise(epochs=4.0, batch=4, lr=2e-3, lambda2=lambda2, norm=norm, relative=relative)
+    before = norms(trained, ids, settings)
+    with skipping(trained, [2, 3]):
+        without = block_losses(trained, ids, 8).mean()
+    spent = regularise(trained, [3, 2], ids, settings, 0, FLOAT)
+    after = norms(trained, ids, settings)
+    assert all(after[index] < 0.5 * before[index] for index in (2, 3))
+    assert all(after[index] > 0.5 * before[index] for index in (0, 1, 4, 5))
+    with skipping(trained, [2, 3]):
+        assert block_losses(trained, ids, 8).mean() < without
+    assert (spent.optimizer_steps, spent.tokens_seen) == (32, 32 * 4 * 48)
+    assert not any("forward" in vars(layer) for layer in find_layers(trained))
+
+
+def test_the_regularised_loss_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
+    model = llama(3)
+    settings = params.Regularise(epochs=0.1, batch=4, lr=1e-9, lambda2=0.3)
+    spent = regularise(model, [2, 0], blocks, settings, 7, FLOAT)
+    ids = blocks[batch_indices(10, 4, 0, 7)]
+    terms = norms(model, ids, settings)
+    expected = block_losses(model, ids, 4).mean().item() + 0.3 * (terms[0] + terms[2])
+    assert [point["loss"] for point in spent.curve] == pytest.approx([expected], rel=1e-5)
+
+
+def test_regularisation_searches_both_values(trained: Any, text_blocks: torch.Tensor) -> None:
+    ids = text_blocks[:16]
+    spent = regularise(trained, [2], ids, params.Regularise(epochs=3.0, batch=4), 0, FLOAT)
+    tried = [(trial["lr"], trial["lambda2"]) for trial in spent.search]
+    assert tried == [(lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
+    assert len({trial["held_out_loss"] for trial in spent.search}) == 9
+    assert not any("forward" in vars(layer) for layer in find_layers(trained))
+
+
+@pytest.mark.parametrize("lr", ["auto", 2e-3])
+def test_distillation_lowers_the_divergence_from_the_dense_model(
+    trained: Any, trained_model: Any, text_blocks: torch.Tensor, lr: Any
+) -> None:
+    ids, other = text_blocks[:64], text_blocks[-20:]
+
+    @torch.no_grad()
+    def divergence() -> float:
+        return distillation_loss(logits_of(trained, other), logits_of(trained_model, other)).item()
+
+    remove_layers(trained, [2, 4])
+    before, dense = divergence(), weights_digest(trained_model)
+    recover(trained, trained_model, ids, params.Recover(epochs=3.0, batch=8, lr=lr), 0, FLOAT)
+    assert divergence() < 0.8 * before
+    assert weights_digest(trained_model) == dense
