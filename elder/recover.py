@@ -9,7 +9,7 @@ from elder import params
 from elder.forward import logits_of, next_token_losses
 from elder.losses import distillation_loss
 from elder.train import Spent
-from elder.tune import LR_GRID, tune
+from elder.tune import lr_grid, tune
 
 
 def recover(
@@ -45,5 +45,5 @@ def recover(
         return distillation_loss(logits_of(model, ids), targets)
 
     loss = distil if settings.mode == "distil" else next_token
-    grids = {"lr": LR_GRID} if settings.lr == "auto" else {}
+    grids = lr_grid(settings)
     return tune("recover", model, blocks, settings, grids, lambda _: loss, seed, compute, checkpoint=checkpoint)

@@ -17,7 +17,7 @@ from elder.forward import block_losses, logits_of, next_token_losses
 from elder.layers import LayerControl, find_layers, skipping
 from elder.losses import residual_norm
 from elder.train import Spent
-from elder.tune import LR_GRID, tune
+from elder.tune import lr_grid, tune
 
 LAMBDA2_GRID = (0.001, 0.01, 0.1)
 
@@ -46,7 +46,7 @@ def regularise(
         What was spent; automatic values are judged by the loss without the layers on held-out blocks.
     """
     selected = set(removed)
-    grids: dict[str, tuple[float, ...]] = {"lr": LR_GRID} if settings.lr == "auto" else {}
+    grids = lr_grid(settings)
     if settings.lambda2 == "auto":
         grids |= {"lambda2": LAMBDA2_GRID}
 

@@ -20,6 +20,7 @@ from elder.search import Snapshot, hold_out, search
 from elder.train import LossFunction, Schedule, Spent, train
 
 LR_GRID = (0.003, 0.006, 0.012)  # relative to the root mean square of each weight
+ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)  # absolute: adapters start at 0, and a share of that is nothing
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LossBuilder = Callable[[dict[str, float]], LossFunction]  # chosen values -> loss of a batch
 
@@ -59,8 +60,8 @@ def tune(
 
     def schedule(values: dict[str, float], epochs: float, count: int) -> Schedule:
         steps = max(1, round(epochs * count / settings.batch))
-        relative = "lr" in values
-        lr = values["lr"] if relative else float(settings.lr)
+        lr = values["lr"] if "lr" in values else float(settings.lr)
+        relative = "lr" in values and not settings.adapter_rank
         return Schedule(steps, settings.batch, lr, relative, settings.warmup, settings.weight_decay, seed)
 
     with trainable(model, settings.adapter_rank, seed) as trained:
@@ -90,6 +91,13 @@ def tune(
     spent.optimizer_steps += found.optimizer_steps
     spent.search = found.search
     return spent
+
+
+def lr_grid(settings: params.Training) -> dict[str, tuple[float, ...]]:
+    """Return the learning rates to try, none where one is given."""
+    if settings.lr != "auto":
+        return {}
+    return {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
 
 
 @contextmanager

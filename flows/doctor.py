@@ -68,10 +68,10 @@ def _calibration(settings: Params, root: Path) -> str:
 
 
 def _evaluation(settings: Params, root: Path) -> str:
-    from importlib.util import find_spec
+    from elder.harness import check_tasks
 
-    if settings.evaluate.tasks and find_spec("lm_eval") is None:
-        raise UserError("lm-eval is not installed; install it with: pip install 'elder[pipeline]'")
+    folder = settings.evaluate.task_data
+    check_tasks(settings.evaluate.tasks, root / folder if folder else None)
     for name in (settings.evaluate.in_domain, settings.evaluate.out_of_domain):
         if not (root / name).is_file():
             raise UserError(f"there is no evaluation text {name!r}; set evaluate.in_domain and evaluate.out_of_domain")

@@ -54,12 +54,20 @@ def bury(run_id: str) -> None:
 def gpu_slot() -> Iterator[None]:
     """Hold a slot of the ``gpu`` limit, waiting for one as long as it takes."""
     holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
-    slot = {"occupy": 1, "strict": True, "lease_duration": LEASE, "timeout_seconds": PATIENCE, "holder": holder}
     with ExitStack() as held:
         while True:
             free_dead_slots()
+            slot = concurrency(
+                GPU,
+                occupy=1,
+                strict=True,
+                timeout_seconds=PATIENCE,
+                lease_duration=LEASE,
+                holder=holder,
+                raise_on_lease_renewal_failure=False,  # a busy server that answers late should not end hours of work
+            )
             try:
-                held.enter_context(concurrency(GPU, **slot))
+                held.enter_context(slot)
                 break
             except TimeoutError:
                 continue

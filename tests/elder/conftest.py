@@ -1,7 +1,7 @@
 """Tiny models for the tests of the library: built from configurations, one of them trained for a few seconds."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,9 @@ MakeLlama = Callable[..., LlamaForCausalLM]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_and_light() -> Iterator[None]:
-    """Tiny models on a busy machine spend their time waiting for a second thread."""
+def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,13 @@ def test_iterative_learns_from_1_in_each_round_with_the_chosen_bypassed(
         assert one.removed == (min(offered, key=lambda i: offered[i]),) == (found.removed[number],)
     # round(1.0 x 10 blocks / 4) = 2 steps a round, of 4 blocks of 48 tokens
     assert (found.optimizer_steps, found.tokens_seen) == (6, 6 * 4 * 48)
+
+
+def test_a_later_round_is_a_first_round_without_the_chosen_layers(trained: Any, sample: torch.Tensor) -> None:
+    first, second = get_method("elder")(problem(trained, sample, 2)).rounds
+    remove_layers(trained, first.removed)
+    alone = get_method("elder")(replace(problem(trained, sample, 1), seed=1)).rounds[0]  # round 2 has seed 0 + 1
+    assert [value for value in second.values if value is not None] == pytest.approx(alone.values, abs=1e-5)
 
 
 def test_one_shot_is_a_single_round(trained: Any, sample: torch.Tensor) -> None:

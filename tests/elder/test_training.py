@@ -22,7 +22,7 @@ from elder.recover import recover
 from elder.regularise import LAMBDA2_GRID, regularise
 from elder.search import Snapshot, hold_out, search
 from elder.train import Schedule, Spent, make_optimizer, rate, train
-from elder.tune import LR_GRID, tune
+from elder.tune import ADAPTER_LR_GRID, LR_GRID, tune
 
 PLAN = Schedule(steps=6, batch=4, lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
 FLOAT = torch.float32
@@ -259,6 +259,16 @@ def test_adapters_train_and_merge_into_a_plain_model(trained: Any, text_blocks: 
     trained.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(text_blocks[:1]).logits, trained(text_blocks[:1]).logits)
+
+
+def test_an_automatic_rate_moves_adapters_too(trained: Any, text_blocks: torch.Tensor) -> None:
+    pytest.importorskip("peft")
+    remove_layers(trained, [3])
+    before = block_losses(trained, text_blocks[-40:], 8).mean()
+    settings = params.Recover(epochs=4.0, batch=4, lr="auto", adapter_rank=4, mode="train")
+    spent = recover(trained, None, text_blocks[:40], settings, 0, FLOAT)
+    assert [trial["lr"] for trial in spent.search] == list(ADAPTER_LR_GRID)
+    assert block_losses(trained, text_blocks[-40:], 8).mean() < before - 0.02
 
 
 # --- stages 2 and 4 ---
