@@ -20,7 +20,7 @@ from elder.progress import quiet_libraries, say
 
 
 class PlainErrors(TyperGroup):
-    """Commands whose failures end in one sentence: exit 2 for a wrong input, 130 for an interruption."""
+    """Commands whose failures end in one sentence: exit 2 for a wrong input or an interruption."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -29,7 +29,7 @@ class PlainErrors(TyperGroup):
         except UserError as error:
             refuse(f"error: {error}", 2)
         except KeyboardInterrupt:
-            refuse("interrupted: nothing was left half-written; the same command goes on from where it was", 130)
+            refuse("interrupted: nothing was left half-written; the same command goes on from where it was", 2)
         except Exception as error:
             if "No space left on device" not in str(error):  # safetensors wraps it in a type of its own
                 raise

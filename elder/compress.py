@@ -54,6 +54,7 @@ def open_job(work: Path, settings: params.Params, calibration: Path) -> Job:
     wanted = {
         "recipe": recipe_of(settings),
         "model": settings.model.model_dump(mode="json"),
+        "files": _stamps(Path(settings.model.name)),
         "calibration": settings.calibration.model_dump(mode="json"),
         "calibration_sha256": file_digest(calibration) if calibration.is_file() else None,
         "version": __version__,
@@ -65,6 +66,12 @@ def open_job(work: Path, settings: params.Params, calibration: Path) -> Job:
     job = Job(work, settings, calibration)
     write_json(marker, key)
     return job
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of each file of a local model; none for a Hub id, which its revision pins."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def finish(job: Job, output: Path, method: str) -> dict[str, Any]:

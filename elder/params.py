@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from elder.errors import UserError, nearest
 
 Auto = Literal["auto"]
+Rate = Annotated[float, Field(gt=0)]
+Strength = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -61,7 +63,7 @@ class Select(Section):
     place: Literal["residual", "output"] = Field("residual", description="what a layer weight scales (elder)")
     solver: Literal["proximal", "subgradient"] = Field("proximal", description="how |S| is minimised (elder)")
     iterative: bool = Field(True, description="learn the weights anew for each removed layer (elder)")
-    lambda1: float | Auto = Field("auto", description="strength of |S|; auto: chosen on held-out blocks (elder)")
+    lambda1: Strength | Auto = Field("auto", description="strength of |S|; auto: chosen on held-out blocks (elder)")
     lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
     epochs: float = Field(0.5, gt=0, description="passes over the calibration blocks in each round (elder)")
     batch: int = Field(4, ge=1, description="blocks in a batch (elder)")
@@ -72,7 +74,7 @@ class Training(Section):
 
     epochs: float = Field(0.0, ge=0, description="passes over the calibration blocks; 0: skip this step")
     batch: int = Field(8, ge=1, description="blocks in a batch")
-    lr: float | Auto = Field("auto", description="peak learning rate; auto: chosen on held-out blocks")
+    lr: Rate | Auto = Field("auto", description="peak learning rate; auto: chosen on held-out blocks")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     adapter_rank: int = Field(0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights")
@@ -83,7 +85,7 @@ class Regularise(Training):
 
     norm: Literal["l2", "l1"] = Field("l2", description="norm of a layer's output minus its input, for each token")
     relative: bool = Field(False, description="divide that norm by the norm of the input: free of scale")
-    lambda2: float | Auto = Field("auto", description="strength; auto: chosen on held-out blocks")
+    lambda2: Strength | Auto = Field("auto", description="strength; auto: chosen on held-out blocks")
 
 
 class Recover(Training):
@@ -186,14 +188,11 @@ def load_params(
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
             raise UserError(f"--set {text!r} is not of the form section.key=value, such as select.ratio=0.25")
-        tree.setdefault(section, {})
-        if not isinstance(tree[section], dict):
-            raise UserError(f"section {section!r} must hold keys and values, not {tree[section]!r}")
-        tree[section][name] = _scalar(value)
+        _section(tree, section)[name] = _scalar(value)
     for key, value in (values or {}).items():
         section, _, name = key.partition(".")
         if value is not None:
-            tree.setdefault(section, {})[name] = value
+            _section(tree, section)[name] = value
     return validate(tree)
 
 
@@ -209,8 +208,10 @@ def validate(tree: dict[str, Any]) -> Params:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no parameter file {str(path)!r}; name one with --params") from None
+    except OSError as error:
+        raise UserError(
+            f"the parameter file {str(path)!r} cannot be read: {error.strerror}; name one with --params"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
@@ -219,6 +220,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{str(path)!r} must hold sections of keys and values, such as 'select:' and below it 'ratio: 0.25'"
         )
     return {key: {} if value is None else value for key, value in tree.items()}
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise UserError(f"section {name!r} must hold keys and values, not {section!r}")
+    return section
 
 
 def _scalar(text: str) -> Any:
