@@ -156,7 +156,7 @@ def comparison_png(rows: list[dict[str, Any]], path: Path) -> None:
         for axes, domain in zip(panels, domains, strict=False):
             _panel(axes, perplexity_points(rows, domain), f"Perplexity {DOMAINS[domain]}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", facecolor="white")
+        figure.savefig(path, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
 
 
 def _panel(axes: Any, points: list[dict[str, Any]], title: str) -> None:
