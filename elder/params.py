@@ -208,10 +208,10 @@ def validate(tree: dict[str, Any]) -> Params:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no parameter file {str(path)!r}; name one with --params") from None
     except OSError as error:
-        raise UserError(
-            f"the parameter file {str(path)!r} cannot be read: {error.strerror}; name one with --params"
-        ) from None
+        raise UserError(f"the parameter file {str(path)!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
