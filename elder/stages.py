@@ -96,7 +96,7 @@ def layers_to_remove(settings: params.Select, count: int) -> int:
         raise UserError(f"cannot protect layer {wrong[0]}: the model has layers 0 to {count - 1}")
     wanted = settings.layers if settings.layers is not None else round(settings.ratio * count)
     if not 0 < wanted < count:
-        asked = "layers" if settings.layers is not None else f"ratio {settings.ratio:g}, which is"
+        asked = "layers" if settings.layers is not None else f"ratio {settings.ratio:g} rounds to {wanted}:"
         raise UserError(f"{asked} {wanted} of {count} layers cannot be removed; remove 1 to {count - 1} of them")
     return wanted
 
