@@ -119,7 +119,7 @@ def _run_lines(record: dict[str, Any], name: str) -> list[str]:
     gate, ratio = record["gate"], record["speed"]["ratio"]
     lines.append(f"removed layers, in order: {', '.join(map(str, record['removed']))}")
     lines.append(f"speed: prompt {ratio['prompt_speedup']:.2f}x, generation {ratio['throughput']:.2f}x")
-    failed = [rule["reason"] for rule in gate["rules"] if not rule["passed"]]
+    failed = [rule["reason"].rstrip(".") for rule in gate["rules"] if not rule["passed"]]
     lines.append(f"gate ({gate['mode']}): {'passed' if gate['passed'] else 'refused: ' + '; '.join(failed)}")
     version = record["model_version"]
     lines.append(f"registered: {name} version {version}, alias challenger" if version else "registered: nothing")
