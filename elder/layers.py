@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from elder.errors import UserError
+from elder.removal import layer_kind, plan_removal, text_config
 
 LAYER_LISTS = ("layers", "h", "blocks")  # where families keep their layers, below get_decoder()
-NOT_PER_LAYER = {"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "bad_words_ids"}
-PLAIN = (bool, int, float, str, type(None))
-
-
-def text_config(model: nn.Module) -> Any:
-    """Return the configuration that counts the decoder layers."""
-    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+# Fields of a configuration that, where set, tie layers to one another, and how.
+TIES = {
+    "num_kv_shared_layers": "its last layers read the keys and values of earlier ones",
+    "hidden_size_per_layer_input": "one embedding table holds a slice for each of its layers",
+    "rescale_every": "it halves the hidden state after every few layers, counted from the first",
+    "is_heterogeneous": "it configures its layers one by one",
+}
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList:
@@ -28,21 +29,35 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(f"{kind} has an encoder and a decoder; only decoder-only language models can be made shallower")
-    count = text_config(model).num_hidden_layers
+    config = text_config(model)
+    for field, reason in TIES.items():
+        if getattr(config, field, None):
+            raise UserError(f"{kind} cannot be made shallower: {reason} ({field} in its configuration)")
+    count = config.num_hidden_layers
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
-    for holder in (decoder, getattr(model, "base_model", None)):
+    for holder in (decoder, getattr(model, "base_model", None), getattr(model, "model", None)):
         for name in LAYER_LISTS:
             layers = getattr(holder, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) == count:
+                _refuse_shared_weights(kind, layers)
                 return layers
     raise UserError(
         f"the {count} decoder layers of {kind} were not found below get_decoder(), in {', '.join(LAYER_LISTS)}"
     )
 
 
+def _refuse_shared_weights(kind: str, layers: nn.ModuleList) -> None:
+    owners: dict[int, int] = {}
+    for index, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            owner = owners.setdefault(id(parameter), index)
+            if owner != index:
+                raise UserError(f"{kind} cannot be made shallower: its layers {owner} and {index} share weights")
+
+
 def hidden_of(output: Any) -> torch.Tensor:
     """Return the hidden state that a layer put out, (batch, tokens, hidden)."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 class LayerControl:
@@ -62,7 +77,7 @@ class LayerControl:
         self.place = "residual"
         self.replay: dict[int, torch.Tensor] = {}
         self.observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
-        self._returns_tuple: bool | None = None
+        self._beside: int | None = None
         self._outer: list[Callable | None] = []
 
     def __enter__(self) -> "LayerControl":
@@ -87,25 +102,30 @@ class LayerControl:
             else:
                 kwargs["hidden_states"] = entering
             if index in self.bypassed:
-                output: Any = (entering, None, None) if self._tupled(forward, args, kwargs) else entering
+                beside = self._count_beside(forward, args, kwargs)
+                output: Any = (entering, *[None] * beside) if beside >= 0 else entering
             else:
                 output = forward(*args, **kwargs)
             leaving = hidden_of(output)
             if self.weights is not None and index not in self.bypassed:
                 leaving = self._weigh(index, entering, leaving)
-                output = (leaving, *output[1:]) if isinstance(output, tuple) else leaving
+                output = (leaving, *output[1:]) if isinstance(output, tuple | list) else leaving
             if self.observe is not None:
                 self.observe(index, entering, leaving)
             return output
 
         return run
 
-    def _tupled(self, forward: Callable, args: tuple, kwargs: dict) -> bool:
-        """Say whether this family's layers return (hidden state, ...); the first bypassed layer is run once to see."""
-        if self._returns_tuple is None:
+    def _count_beside(self, forward: Callable, args: tuple, kwargs: dict) -> int:
+        """Return how much this family's layers put out beside the hidden state, or -1 where it comes bare.
+
+        The first bypassed layer is run once to see.
+        """
+        if self._beside is None:
             with torch.no_grad():
-                self._returns_tuple = isinstance(forward(*args, **kwargs), tuple)
-        return self._returns_tuple
+                output = forward(*args, **kwargs)
+            self._beside = len(output) - 1 if isinstance(output, tuple | list) else -1
+        return self._beside
 
     def _weigh(self, index: int, entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
         assert self.weights is not None
@@ -124,82 +144,61 @@ def skipping(model: nn.Module, indices: Iterable[int]) -> Any:
 def remove_layers(model: nn.Module, indices: Iterable[int]) -> None:
     """Take layers out of the model, in place, so that it equals an ordinary checkpoint of fewer layers.
 
-    The configuration's count and its per-layer lists are shortened, and each remaining layer learns its new index:
-    generation with a cache breaks silently otherwise. A model built anew from the new configuration must agree in every
-    weight's name and shape and in every plain attribute of every layer; else the removal is refused.
+    The configuration says the result in full, and each remaining layer learns its new index: generation with a cache
+    breaks silently otherwise.
 
     Args:
         model: a causal language model.
         indices: layers to take out, counted from 0 in the model as it is.
 
     Raises:
-        UserError: for an index out of range, for all layers at once, or where the configuration cannot say the result.
+        UserError: for an index out of range, for all layers at once, or where the configuration cannot say the result;
+            the model is then as it was.
     """
-    layers = find_layers(model)
-    gone, count = set(indices), len(layers)
+    gone = set(indices)
     if not gone:
         return
-    if not gone < set(range(count)):
-        raise UserError(f"cannot remove layers {sorted(gone)}: name some of 0 to {count - 1}, and leave at least one")
-    kept = [index for index in range(count) if index not in gone]
-    config = text_config(model)
-    new_values = _shortened_config(config, kept, count)
-    old_values = {key: getattr(config, key) for key in new_values}
-    for key, value in new_values.items():
-        setattr(config, key, value)
-    try:
-        rebuilt = _rebuild(model)
-        _adopt({index: layers[index] for index in kept}, find_layers(rebuilt))
-    except BaseException:
-        for key, value in old_values.items():
-            setattr(config, key, value)
-        raise
+    layers = find_layers(model)
+    plan_removal(model, layers, gone).apply(model)
     for index in sorted(gone, reverse=True):
         del layers[index]
-    ours = {key: value.shape for key, value in model.state_dict().items()}
-    theirs = {key: value.shape for key, value in rebuilt.state_dict().items()}
-    if ours != theirs:
-        odd = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
-        raise UserError(
-            f"{type(model).__name__} cannot lose layers {sorted(gone)}: its configuration cannot say {odd!r}"
-        )
 
 
-def _shortened_config(config: Any, kept: list[int], count: int) -> dict[str, Any]:
-    values: dict[str, Any] = {"num_hidden_layers": len(kept)}
-    for key, value in vars(config).items():
-        if isinstance(value, list | tuple) and len(value) == count and key not in NOT_PER_LAYER:
-            values[key] = type(value)(value[index] for index in kept)
-    first_dense = getattr(config, "first_k_dense_replace", None)
-    if isinstance(first_dense, int):
-        values["first_k_dense_replace"] = sum(index < first_dense for index in kept)
-    return values
+def check_removal(model: nn.Module, indices: Iterable[int]) -> None:
+    """Refuse what `remove_layers` would refuse, and change nothing.
+
+    Raises:
+        UserError: as `remove_layers`.
+    """
+    plan_removal(model, find_layers(model), set(indices))
 
 
-def _rebuild(model: nn.Module) -> nn.Module:
-    """Build the same class from its configuration on the meta device, where weights take no memory."""
-    with torch.device("meta"):
-        return type(model)(model.config)
+def fixed_layers(model: nn.Module, wanted: int) -> dict[int, str]:
+    """Return the layers that the configuration cannot do without, each with the reason.
+
+    A layer may go if its absence can be said by itself, or with that of its neighbours in a block of ``wanted``: some
+    families repeat a pattern of a few layers. Neighbours alike in shapes and settings share one trial.
+    """
+    layers = find_layers(model)
+    fixed: dict[int, str] = {}
+    before, reason = None, ""
+    for index, layer in enumerate(layers):
+        kind = layer_kind(layer, index)
+        if kind != before:
+            before, reason = kind, _against(model, {index})
+        if reason:
+            fixed[index] = reason
+    for start in range(len(layers) - wanted + 1):
+        block = set(range(start, start + wanted))
+        if block & fixed.keys() and not _against(model, block):
+            fixed = {index: reason for index, reason in fixed.items() if index not in block}
+    return fixed
 
 
-def _adopt(ours: dict[int, nn.Module], theirs: Iterable[nn.Module]) -> None:
-    """Give each kept layer its new index; refuse where weights or other attributes differ from a layer built anew."""
-    changes = []
-    for old_index, (layer, rebuilt) in zip(ours, zip(ours.values(), theirs, strict=True), strict=True):
-        if _shapes(layer) != _shapes(rebuilt):
-            raise UserError(f"layer {old_index} cannot move: the shortened configuration gives its place other weights")
-        fresh = dict(rebuilt.named_modules())
-        for name, module in layer.named_modules():
-            for key, value in vars(module).items():
-                new = getattr(fresh[name], key, None)
-                if key.startswith("_") or key == "training" or not isinstance(value, PLAIN) or value == new:
-                    continue
-                if isinstance(value, bool) or value != old_index:
-                    raise UserError(f"layer {old_index} cannot move: its {key} is {value!r}, its new place has {new!r}")
-                changes.append((module, key, new))
-    for module, key, new in changes:
-        setattr(module, key, new)
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in module.state_dict().items()}
+def _against(model: nn.Module, indices: set[int]) -> str:
+    """Say why layers cannot be removed; empty if they can."""
+    try:
+        check_removal(model, indices)
+    except UserError as error:
+        return str(error)
+    return ""

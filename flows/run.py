@@ -11,7 +11,8 @@ from elder.model import check_model, device_of, resolve, split_revision
 from elder.params import Params
 from elder.progress import say
 from elder.recipes import apply_method
-from elder.stages import layers_to_remove
+from elder.removal import outline
+from elder.stages import layers_to_keep
 from tasks import registry
 from tasks.record import store_url
 from tasks.rundir import run_folder
@@ -41,7 +42,7 @@ def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]
 
 
 def find_model(settings: Params) -> tuple[str, str | None]:
-    """Check device, model and the number of layers to remove, without loading weights.
+    """Check device, model, and that as many layers may go as should, without loading weights.
 
     Returns:
         The local folder or the Hub id that ``model.name`` means, and the commit of a Hub model: a branch may move while
@@ -50,7 +51,7 @@ def find_model(settings: Params) -> tuple[str, str | None]:
     device_of(settings.model.device)
     source, revision = split_revision(resolve(settings.model.name))
     config = check_model(source, settings.model)
-    layers_to_remove(settings.select, config.get_text_config(decoder=True).num_hidden_layers)
+    layers_to_keep(outline(config, settings.model.trust_remote_code), settings.select)
     return source, getattr(config, "_commit_hash", None) or revision or settings.model.revision
 
 
