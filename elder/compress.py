@@ -19,7 +19,7 @@ from elder.stages import STAGES, Job
 
 
 def compress(settings: params.Params, calibration: Path, output: Path, method: str = DEFAULT) -> dict[str, Any]:
-    """Select, regularise, remove, recover and save.
+    """Select, regularise, remove, compensate, recover and save.
 
     Partial work is kept beside the output, in ``.NAME.work``, until the output is there: the same call goes on from it.
 
@@ -36,16 +36,17 @@ def compress(settings: params.Params, calibration: Path, output: Path, method: s
         UserError: for whatever is wrong with the input; the output folder is then not made.
     """
     check_output(output)
-    job = open_job(output.absolute().with_name(f".{output.name}.work"), settings, calibration)
+    work = output.absolute().with_name(f".{output.name}.work")
     try:
+        job = open_job(work, settings, calibration)
         for stage in STAGES:
             job.run(stage)
     except (UserError, OSError):
-        if not (job.work / f"{STAGES[0]}.json").exists():  # there is nothing to go on from
-            shutil.rmtree(job.work, ignore_errors=True)
+        if not (work / f"{STAGES[0]}.json").exists():  # there is nothing to go on from
+            shutil.rmtree(work, ignore_errors=True)
         raise
     record = finish(job, output, method)
-    shutil.rmtree(job.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     return record
 
 
@@ -77,7 +78,8 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
 def finish(job: Job, output: Path, method: str) -> dict[str, Any]:
     """Save the last stage's model in the dense model's dtype, with its record; returns the record."""
     learnt = job.result("learn")
-    final = job.load(job.folder("recover") or job.folder("remove"), DTYPES.get(learnt["dtype"], torch.float32))
+    last = next(folder for stage in reversed(STAGES) if (folder := job.folder(stage)))
+    final = job.load(last, DTYPES.get(learnt["dtype"], torch.float32))
     record = describe(job, method)
     record["sha256"] = save_model(final.model, final.tokenizer, output, record)
     record["output"] = str(output)
@@ -107,6 +109,7 @@ def describe(job: Job, method: str) -> dict[str, Any]:
         "kept": [index for index in range(learnt["num_layers"]) if index not in removed],
         "scores": learnt["scores"],
         "weights": learnt["scores"] if learnt["scores"]["name"] == "layer weight" else None,
+        "compensation": results["compensate"]["compensation"],
         "curve": curve,
         "search": [trial for stage in spent.values() for trial in stage["search"]],
         "tokens": learnt["tokens"],
@@ -118,7 +121,7 @@ def describe(job: Job, method: str) -> dict[str, Any]:
         "seconds": round(sum(result["seconds"] for result in results.values()), 3),
         "peak_memory_bytes": max(result.get("peak_memory_bytes", 0) for result in results.values()),
         "lineage": {
-            **environment(),
+            **environment(job.settings.model.device),
             "seed": job.settings.calibration.seed,
             "data": {job.calibration.name: learnt["calibration_sha256"]},
             "blocks_sha256": learnt["blocks_sha256"],

@@ -56,7 +56,7 @@ class Calibration(Section):
 class Select(Section):
     """Which layers go. ``layers`` wins over ``ratio``."""
 
-    method: str = Field("sleb", description="elder, shortgpt or sleb")
+    method: str = Field("sleb", description="a selection method; an unknown name lists them all")
     layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
     ratio: float = Field(0.25, gt=0, lt=1, description="remove round(ratio x layers) layers")
     protect: tuple[int, ...] = Field((), description="layers never offered for removal")
@@ -66,7 +66,11 @@ class Select(Section):
     lambda1: Strength | Auto = Field("auto", description="strength of |S|; auto: chosen on held-out blocks (elder)")
     lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
     epochs: float = Field(0.5, gt=0, description="passes over the calibration blocks in each round (elder)")
-    batch: int = Field(4, ge=1, description="blocks in a batch (elder)")
+    batch: int = Field(4, ge=1, description="blocks in a batch")
+    merge_layers: int = Field(4, ge=2, description="layers that become one in a merge, C (laco)")
+    merge_range: tuple[int, int] | None = Field(None, description="merges stay within [L, H); null: [1, layers) (laco)")
+    merge_interval: int = Field(2, ge=1, description="how far below a merge the next is tried, I (laco)")
+    merge_samples: int = Field(16, ge=1, description="calibration blocks that judge a merge (laco)")
 
 
 class Training(Section):
@@ -86,6 +90,14 @@ class Regularise(Training):
     norm: Literal["l2", "l1"] = Field("l2", description="norm of a layer's output minus its input, for each token")
     relative: bool = Field(False, description="divide that norm by the norm of the input: free of scale")
     lambda2: Strength | Auto = Field("auto", description="strength; auto: chosen on held-out blocks")
+
+
+class Compensate(Section):
+    """Mend the shallower model without training it."""
+
+    method: str = Field("none", description="none, or a compensation; an unknown name lists them all")
+    ridge: float = Field(0.1, gt=0, description="pull of the map towards the identity, in mean squares (linear)")
+    batch: int = Field(8, ge=1, description="blocks in a batch")
 
 
 class Recover(Training):
@@ -158,6 +170,7 @@ class Params(Section):
     calibration: Calibration = Calibration()
     select: Select = Select()
     regularise: Regularise = Regularise()
+    compensate: Compensate = Compensate()
     recover: Recover = Recover()
     evaluate: Evaluate = Evaluate()
     speed: Speed = Speed()

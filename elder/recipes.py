@@ -1,7 +1,7 @@
-"""Named recipes: what ``--method`` means for the sections select, regularise and recover.
+"""Named recipes: what ``--method`` means for the sections select, regularise, compensate and recover.
 
 Without a method the parameters hold as they are: they are the default recipe. A method's recipe is that method as its
-paper has it; what follows the removal may then be chosen with ``--recover``.
+paper has it; what follows the removal may then be chosen with ``--compensate`` and ``--recover``.
 """
 
 from collections.abc import Iterable
@@ -45,6 +45,7 @@ def apply_method(params: Params, method: str | None, overrides: Iterable[str] | 
         raise UserError(f"there is no method {method!r}; {nearest(str(method), [*METHODS, DEFAULT])}")
     given, tree = params.model_dump(), params.model_dump()
     tree["regularise"]["epochs"] = 0
+    tree["compensate"]["method"] = "merge" if method == "laco" else "none"
     tree["recover"]["mode"] = "none"
     if method == "elder":
         for section, values in ELDER_AS_PUBLISHED.items():
@@ -59,4 +60,4 @@ def apply_method(params: Params, method: str | None, overrides: Iterable[str] | 
 def recipe_of(params: Params) -> dict[str, Any]:
     """Return the sections that make up a recipe, as plain values."""
     tree = params.model_dump(mode="json")
-    return {section: tree[section] for section in ("select", "regularise", "recover")}
+    return {section: tree[section] for section in ("select", "regularise", "compensate", "recover")}

@@ -95,5 +95,9 @@ def weights_file_digest(folder: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename, so that a reader finds all of it or nothing."""
     new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    new.rename(path)
+    try:
+        new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        new.rename(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise

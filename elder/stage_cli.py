@@ -28,7 +28,7 @@ def follow() -> None:
 
 @app.command()
 def job(
-    names: Annotated[str, typer.Argument(help="learn, regularise, remove, recover; several with commas.")],
+    names: Annotated[str, typer.Argument(help="learn, regularise, remove, compensate, recover; several with commas.")],
     work: Annotated[Path, typer.Option(help="Work folder of the compression.")],
     params: ParamsFile,
     calibration: Annotated[Path, typer.Option(help="Text or calibration blocks.")],

@@ -1,4 +1,4 @@
-"""The stages of one compression: learn, regularise, remove, recover. Each can be killed at any time and run again.
+"""The stages of one compression: learn, regularise, remove, compensate, recover. Each can be killed and run again.
 
 A stage reads what the ones before it left in the work folder, and writes its own result there by rename: a JSON file
 that is also the mark of completion, beside a model folder where there is one. ``elder compress`` runs the stages in one
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from elder import params
+from elder.compensation import NONE, Repair, compensate, get_compensation
 from elder.data import choose_blocks, file_digest
 from elder.errors import UserError
 from elder.forward import peak_memory_bytes, seed_everything
-from elder.layers import find_layers, remove_layers
+from elder.layers import check_removal, find_layers, fixed_layers, remove_layers
 from elder.methods import Problem, get_method
 from elder.model import Loaded, block_length, load_model, parameter_count, weights_digest
 from elder.progress import say
@@ -28,7 +30,7 @@ from elder.regularise import regularise
 from elder.saving import save_model, write_json
 from elder.train import Spent
 
-STAGES = ("learn", "regularise", "remove", "recover")
+STAGES = ("learn", "regularise", "remove", "compensate", "recover")
 
 
 class Job:
@@ -101,18 +103,48 @@ def layers_to_remove(settings: params.Select, count: int) -> int:
     return wanted
 
 
+def layers_to_keep(model: nn.Module, settings: params.Select) -> frozenset[int]:
+    """Return the layers not offered for removal: those protected, and those the configuration cannot do without.
+
+    Args:
+        model: the dense model; its weights are not looked at, so it may be on the meta device.
+        settings: how many layers go, and which are protected.
+
+    Raises:
+        UserError: if fewer may go than should.
+    """
+    count = len(find_layers(model))
+    wanted = layers_to_remove(settings, count)
+    fixed = fixed_layers(model, wanted)
+    kept = frozenset(settings.protect) | frozenset(fixed)
+    if fixed:
+        first, reason = min(fixed.items())
+        if count - len(kept) < wanted:
+            raise UserError(f"{wanted} of {count} layers cannot go, only {count - len(kept)} may: {reason}")
+        say(f"layers {sorted(fixed)} are not offered for removal; of layer {first}: {reason}")
+    return kept
+
+
 def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params) -> dict[str, Any]:
-    """Choose the layers that go; returns the selection as a record."""
+    """Choose the layers that go; returns the selection as a record.
+
+    Raises:
+        UserError: if the configuration cannot say the result: before the choice where that is certain, else after it.
+    """
     chosen = settings.select
     problem = Problem(
         loaded.model,
         blocks,
         layers_to_remove(chosen, loaded.num_layers),
-        frozenset(chosen.protect),
+        layers_to_keep(loaded.model, chosen),
         chosen,
         settings.calibration.seed,
     )
     selection = get_method(chosen.method)(problem)
+    try:
+        check_removal(loaded.model, selection.removed)
+    except UserError as error:
+        raise UserError(f"{error}; protect some of these layers, or remove another number of them") from None
     rounds = [{"removed": list(r.removed), "values": list(r.values)} for r in selection.rounds]
     record = {
         "num_layers": loaded.num_layers,
@@ -127,6 +159,7 @@ def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params)
 
 
 def _learn(job: Job) -> dict[str, Any]:
+    get_compensation(job.settings.compensate.method)  # a wrong name is said before any work
     loaded = job.load()
     blocks = job.blocks(loaded)
     return {
@@ -161,17 +194,30 @@ def _regularise(job: Job) -> dict[str, Any]:
 
 
 def _remove(job: Job) -> dict[str, Any]:
-    loaded = job.load(job.folder("regularise"), torch.float32 if job.folder("regularise") else None)
+    loaded = job.load(job.folder("regularise"), _kept_dtype(job))
     remove_layers(loaded.model, job.result("learn")["removed"])
     save_model(loaded.model, loaded.tokenizer, job.work / "remove")
     return {"parameters": parameter_count(loaded.model), "num_layers": len(find_layers(loaded.model))}
+
+
+def _compensate(job: Job) -> dict[str, Any]:
+    settings = job.settings.compensate
+    if settings.method == NONE:
+        return {"compensation": None, "peak_memory_bytes": 0}
+    shallow = job.load(job.folder("remove"), _kept_dtype(job))
+    before = job.load(job.folder("regularise"), _kept_dtype(job))  # the model that the layers were taken out of
+    removed = tuple(job.result("learn")["removed"])
+    record = compensate(Repair(shallow.model, before.model, removed, job.blocks(shallow), settings))
+    peak = peak_memory_bytes(shallow.model.device)
+    save_model(shallow.model, shallow.tokenizer, job.work / "compensate")
+    return {"compensation": record, "peak_memory_bytes": peak}
 
 
 def _recover(job: Job) -> dict[str, Any]:
     settings = job.settings.recover
     if settings.mode == "none" or not settings.epochs:
         return {"spent": asdict(Spent()), "peak_memory_bytes": 0}
-    student = job.load(job.folder("remove"), torch.float32)
+    student = job.load(job.folder("compensate") or job.folder("remove"), torch.float32)
     dense = job.load() if settings.mode == "distil" else None
     spent = recover(
         student.model,
@@ -191,8 +237,14 @@ RUNNERS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "learn": _learn,
     "regularise": _regularise,
     "remove": _remove,
+    "compensate": _compensate,
     "recover": _recover,
 }
+
+
+def _kept_dtype(job: Job) -> torch.dtype | None:
+    """Return the dtype that the model is kept in until removal: what was trained stays in float32."""
+    return torch.float32 if job.folder("regularise") else None
 
 
 def compute_dtype(job: Job) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The main flow: calibration, learn, regularise, remove, recover, evaluate, speed, gate, store, register, report."""
+"""The main flow: calibration, the stages of a compression, evaluate, speed, gate, store, register, report."""
 
 import json
 import time
@@ -10,6 +10,7 @@ import yaml
 from prefect import flow
 
 from elder import __version__
+from elder.compensation import NONE
 from elder.params import Model, Params, load_params
 from elder.recipes import apply_method
 from tasks.data import prepare_data
@@ -50,7 +51,7 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
     params, blocks = _write_params(settings, found, run_dir), run_dir / "data" / "calibration.safetensors"
 
     work = run_dir / "work"
-    for stage in ("learn", "regularise", "remove", "recover"):
+    for stage in ("learn", "regularise", "remove", "compensate", "recover"):
         compression_stage(stage, work, params, blocks)
     folder = run_dir / settings.registry.name
     record = save(work, params, blocks, folder, method)
@@ -91,15 +92,19 @@ def _baseline(name: str, settings: Params, run_dir: Path, params: Path, blocks: 
     plain = apply_method(settings, name)
     place, work = run_dir / "baselines" / name, run_dir / "work"
     place.mkdir(parents=True, exist_ok=True)
-    if plain.select != settings.select or settings.regularise.epochs:  # else the candidate was this before its recovery
+    alike = plain.select == settings.select and not settings.regularise.epochs
+    folder = work / "remove"  # where the baseline is what the candidate was before its compensation and recovery
+    if not alike or plain.compensate.method != NONE:
         own, work = place / "params.yaml", place / "work"
         tree = yaml.safe_load(params.read_text(encoding="utf-8"))
-        tree |= {section: getattr(plain, section).model_dump(mode="json") for section in ("select", "recover")}
+        sections = ("select", "compensate", "recover")
+        tree |= {section: getattr(plain, section).model_dump(mode="json") for section in sections}
         tree["regularise"]["epochs"] = 0
         own.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-        compression_stage("learn,remove", work, own, blocks)
+        compression_stage("learn,remove,compensate", work, own, blocks)
+        folder = work / ("remove" if plain.compensate.method == NONE else "compensate")
     learnt = json.loads((work / "learn.json").read_text(encoding="utf-8"))
-    found = evaluate(name, work / "remove", params, place / "evaluation.json")
+    found = evaluate(name, folder, params, place / "evaluation.json")
     return row(name, "baseline", found, learnt | learnt["spent"], learnt["removed"])
 
 

@@ -1,0 +1,203 @@
+"""Linear compensation, ReplaceMe (arXiv 2505.02819): a linear map, solved by least squares, stands for removed layers.
+
+The layer before a gap puts out r + m, where m is what its MLP writes and r the rest. With t the dense state after the
+removed layers, T minimises
+
+    sum over calibration tokens of || r + m T - t ||^2 + lambda || T - 1 ||^2
+
+and is folded into the MLP's last projection, so that the checkpoint stays an ordinary one. Gaps are closed from the
+first to the last, each with the states of the model compensated so far.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from elder.compensation.base import Gap, Repair, gaps, register
+from elder.errors import UserError
+from elder.forward import logits_of
+from elder.layers import LayerControl, find_layers
+from elder.progress import say
+from elder.search import hold_out
+
+PROBE = 64.0  # how much a projection's output is enlarged in the check: 16-bit rounding of the stream drowns in it
+TOLERANCE = 0.05
+SMALLEST_GAIN = 1e-3  # below, a norm after the projection has undone the enlargement
+
+
+@register("linear")
+def linear(repair: Repair) -> dict[str, Any]:
+    """Fold a linear map into the layer before each gap, where it lowers the error on held-out blocks.
+
+    Returns:
+        {gaps: [{removed, into, folded, held_out_error: {before, after}}], tokens}; the error is
+        ||r + m T - t||^2 / ||t||^2. ``into`` counts layers of the dense model; None where no kept layer comes before.
+
+    Raises:
+        UserError: for a family whose MLP does not write to the residual stream last, by one linear projection.
+    """
+    found = gaps(repair.removed, len(find_layers(repair.dense)))
+    sites = {gap: find_site(repair.model, gap.place - 1, repair.blocks[:1]) for gap in found if gap.place}
+    records = []
+    for gap in found:
+        record: dict[str, Any] = {"removed": gap.layers, "into": None, "folded": False, "held_out_error": None}
+        if gap in sites:
+            record |= {"into": gap.start - 1} | close(repair, gap, sites[gap])
+        records.append(record)
+    return {"gaps": records, "tokens": repair.blocks.numel()}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a map can be folded: the projection ``module`` of layer ``index`` adds ``gain`` x its output."""
+
+    index: int
+    module: Any
+    gain: float
+
+
+@dataclass
+class Moments:
+    """The normal equations, float64: A = sum m'm, B = sum m'(t - r), and the sums of (t - r)^2 and t^2."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    rest: float = 0.0
+    target: float = 0.0
+
+    def error(self, matrix: torch.Tensor) -> float:
+        """Return ||r + m T - t||^2 / ||t||^2 of a map T, (hidden, hidden) float64."""
+        squared = (matrix * (self.a @ matrix - 2 * self.b)).sum().item() + self.rest
+        return squared / self.target
+
+
+def close(repair: Repair, gap: Gap, site: Site) -> dict[str, Any]:
+    """Solve for one gap's map, judge it on held-out blocks, and fold it in if it helps."""
+    fit, held = (moments(repair, gap, site, part) for part in hold_out(repair.blocks))
+    matrix = solve(fit, repair.settings.ridge)
+    error = {"before": held.error(torch.eye(len(matrix)).to(matrix)), "after": held.error(matrix)}
+    folded = error["after"] < error["before"]
+    if folded:
+        fold(site.module, matrix)
+    layers = f"layers {gap.start} to {gap.stop - 1}" if gap.stop - gap.start > 1 else f"layer {gap.start}"
+    fate = "folded" if folded else "left out"
+    say(f"linear map for {layers}: held-out error {error['before']:.4f} to {error['after']:.4f}, {fate}")
+    return {"folded": folded, "held_out_error": error}
+
+
+@torch.no_grad()
+def moments(repair: Repair, gap: Gap, site: Site, blocks: torch.Tensor) -> Moments:
+    """Add up the normal equations batch by batch, so that no more than one batch of states is in memory."""
+    sums: Moments | None = None
+    for ids in blocks.split(repair.settings.batch):
+        state, written = run_to(repair.model, site.index, ids, site.module)  # (tokens, hidden) each
+        target, _ = run_to(repair.dense, gap.stop - 1, ids)
+        m = site.gain * written
+        rest = target - (state - m)
+        if sums is None:
+            zero = torch.zeros(m.shape[1], m.shape[1], dtype=m.dtype, device=m.device)
+            sums = Moments(zero, zero.clone())
+        sums.a += m.T @ m
+        sums.b += m.T @ rest
+        sums.rest += rest.square().sum().item()
+        sums.target += target.square().sum().item()
+    assert sums is not None
+    return sums
+
+
+def solve(sums: Moments, ridge: float) -> torch.Tensor:
+    """Return T, (hidden, hidden) float64, of least squares drawn towards the identity.
+
+    Args:
+        sums: the normal equations.
+        ridge: strength, relative to the mean diagonal of A.
+    """
+    identity = torch.eye(len(sums.a)).to(sums.a)
+    strength = max(ridge * sums.a.diagonal().mean().item(), torch.finfo(torch.float64).tiny)
+    return torch.linalg.solve(sums.a + strength * identity, sums.b + strength * identity)
+
+
+@torch.no_grad()
+def fold(module: Any, matrix: torch.Tensor) -> None:
+    """Make a projection put out y T in place of y; computed in float64, kept in the weight's own dtype."""
+    weight = module.weight.T if isinstance(module, nn.Linear) else module.weight  # (in, out); Conv1D keeps it so
+    weight.copy_(weight.double() @ matrix)
+    if module.bias is not None:
+        module.bias.copy_(module.bias.double() @ matrix)
+
+
+def run_to(model: Any, index: int, ids: torch.Tensor, module: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a model up to a layer; returns what the layer and a module in it put out, (tokens, features) float64 each.
+
+    Without a module the layer's output is returned twice.
+    """
+    seen: list[torch.Tensor] = []
+
+    def stop(layer: int, _: torch.Tensor, leaving: torch.Tensor) -> None:
+        if layer == index:
+            seen.append(leaving)
+            raise _ReachedError
+
+    hook = (
+        module.register_forward_hook(lambda _, __, output: seen.append(output.clone())) if module is not None else None
+    )
+    try:
+        with LayerControl(find_layers(model)) as control:
+            control.observe = stop
+            logits_of(model, ids)
+    except _ReachedError:
+        pass
+    finally:
+        if hook is not None:
+            hook.remove()
+    state, written = (one.double().flatten(0, -2) for one in (seen[-1], seen[0]))
+    return state, written
+
+
+class _ReachedError(Exception):
+    """The layer was reached: the rest of the model need not run."""
+
+
+@torch.no_grad()
+def find_site(model: Any, index: int, ids: torch.Tensor) -> Site:
+    """Find the projection that a layer ends with: the last to run of its modules that have weights.
+
+    That its output is added to the rest is checked by enlarging it: the layer's output has to grow in line.
+
+    Raises:
+        UserError: if it is no linear projection, or does not.
+    """
+    module = last_to_run(model, index, ids)
+    if isinstance(module, nn.Linear | Conv1D):
+        plain, written = run_to(model, index, ids, module)
+        hook = module.register_forward_hook(lambda _, __, output: PROBE * output)
+        try:
+            larger, _ = run_to(model, index, ids)
+        finally:
+            hook.remove()
+        if written.shape == plain.shape:
+            change = (larger - plain) / (PROBE - 1)
+            gain = ((change * written).sum() / written.square().sum()).item()
+            if abs(gain) > SMALLEST_GAIN and (change - gain * written).norm() <= TOLERANCE * (gain * written).norm():
+                return Site(index, module, gain)
+    raise UserError(
+        f"{type(model).__name__} cannot be compensated by a linear map: layer {index} of the shallower model does not "
+        f"end with one projection that adds to the residual stream; set compensate.method to none"
+    )
+
+
+def last_to_run(model: Any, index: int, ids: torch.Tensor) -> Any:
+    """Return the module with weights of its own that ends last when a layer runs."""
+    ended: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, *_: ended.append(module))
+        for module in find_layers(model)[index].modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    run_to(model, index, ids)
+    for hook in hooks:
+        hook.remove()
+    return ended[-1]

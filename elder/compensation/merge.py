@@ -1,0 +1,46 @@
+"""Merging, LaCo (arXiv 2402.11187): the layers that went are folded into the kept one before them, by their weights.
+
+    theta_l + sum_k (theta_{l+k} - theta_l)      over the layers l+1..l+m that went right after the kept layer l
+
+It looks at no data, and takes any selection; with the selection ``laco`` it is that paper's method.
+"""
+
+from typing import Any
+
+import torch
+
+from elder.compensation.base import Repair, gaps, register
+from elder.errors import UserError
+from elder.layers import find_layers
+from elder.methods.laco import merged_weights
+
+
+@register("merge")
+@torch.no_grad()
+def merge(repair: Repair) -> dict[str, Any]:
+    """Fold each run of removed layers into the kept layer before it.
+
+    Returns:
+        {gaps: [{removed, into}], tokens: 0}; ``into`` counts layers of the dense model, and is None where no kept
+        layer comes before: such layers are just gone.
+
+    Raises:
+        UserError: where layers of a run have other weights than the one they would go into.
+    """
+    layers, kept = find_layers(repair.dense), find_layers(repair.model)
+    weights = [dict(layer.named_parameters()) for layer in layers]
+    shapes = [{name: weight.shape for name, weight in layer.items()} for layer in weights]
+    found = gaps(repair.removed, len(layers))
+    for gap in found:
+        for index in gap.layers if gap.place else ():
+            if shapes[index] != shapes[gap.start - 1]:
+                raise UserError(
+                    f"layer {index} cannot be merged into layer {gap.start - 1}: their weights differ in name or "
+                    f"shape; set compensate.method to none, or protect one of them"
+                )
+    for gap in found:
+        if gap.place:
+            merged = merged_weights(weights[gap.start - 1], [weights[index] for index in gap.layers])
+            for name, parameter in kept[gap.place - 1].named_parameters():
+                parameter.copy_(merged[name])
+    return {"gaps": [{"removed": g.layers, "into": g.start - 1 if g.place else None} for g in found], "tokens": 0}
