@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from elder import stage_cli
+from elder import compare_cli, stage_cli
 from elder.errors import UserError
 from elder.params import Params, load_params, validate
 from elder.progress import quiet_libraries, say
@@ -53,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(stage_cli.app, name="stage", hidden=True)
+app.command()(compare_cli.compare)
 
 ModelName = Annotated[
     str,
@@ -63,6 +64,10 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one parameter; repeatable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+SelectionMethod = Annotated[
+    str | None,
+    typer.Option(help="A method's own recipe, as published; by default the default recipe. A wrong name lists all."),
+]
 Layers = Annotated[int | None, typer.Option(help="Remove exactly this many layers.")]
 Ratio = Annotated[float | None, typer.Option(help="Remove round(ratio x layers) layers.")]
 CalibrationFile = Annotated[Path | None, typer.Option("--calibration", help="Plain UTF-8 text to calibrate on.")]
@@ -98,9 +103,7 @@ def show(result: dict[str, Any], as_json: bool, lines: Callable[[], list[str]]) 
 @app.command()
 def select(
     model: ModelName,
-    method: Annotated[
-        str | None, typer.Option(help="elder, shortgpt or sleb; by default the default recipe's.")
-    ] = None,
+    method: SelectionMethod = None,
     layers: Layers = None,
     ratio: Ratio = None,
     calibration: CalibrationFile = None,
@@ -158,8 +161,9 @@ def select(
 def compress(
     model: ModelName,
     output: Annotated[Path, typer.Option(help="Folder for the result; must be absent or empty.")],
-    method: Annotated[
-        str | None, typer.Option(help="elder (as published), shortgpt, sleb; else the default recipe.")
+    method: SelectionMethod = None,
+    compensate: Annotated[
+        str | None, typer.Option(help="none, merge, magnitude or linear: overrides the recipe's compensation.")
     ] = None,
     recover: Annotated[str | None, typer.Option(help="none, train or distil: overrides the recipe's recovery.")] = None,
     layers: Layers = None,
@@ -174,16 +178,18 @@ def compress(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a shallower model: select, train what the method trains, remove, recover, save."""
+    """Make a shallower model: select, train what the method trains, remove, compensate, recover, save."""
     settings = _settings(params, overrides, locals())
     from elder.compress import compress as run
     from elder.recipes import DEFAULT, apply_method
 
     settings = apply_method(settings, method, overrides)
+    tree = settings.model_dump()
+    if compensate is not None:
+        tree["compensate"]["method"] = compensate
     if recover is not None:
-        tree = settings.model_dump()
         tree["recover"]["mode"] = recover
-        settings = validate(tree)
+    settings = validate(tree)
     record = run(settings, Path(settings.calibration.source), output, method or DEFAULT)
     result = {**record, "model": model, "output": str(output)}
     show(result, as_json, lambda: _compression_lines(result))

@@ -37,8 +37,17 @@ def perplexity(loaded: Loaded, blocks: torch.Tensor, batch: int) -> dict[str, An
         ``perplexity``; ``stderr`` by the delta method from the spread of the blocks, or None for a single block;
         ``nll``, the mean loss in nats; ``tokens`` (blocks x seq_len) and ``blocks``.
     """
+    return summary(losses_of(loaded, blocks, batch), blocks.numel())
+
+
+def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
+    """Return the mean next-token loss of each block in nats, (blocks,) float64; see `perplexity`."""
     batches = blocks.split(batch)
-    losses = torch.cat([block_losses(loaded.model, ids, batch) for ids in track(batches, "perplexity", len(batches))])
+    return torch.cat([block_losses(loaded.model, ids, batch) for ids in track(batches, "perplexity", len(batches))])
+
+
+def summary(losses: torch.Tensor, tokens: int) -> dict[str, Any]:
+    """Sum up the losses of blocks as `perplexity` describes it."""
     mean = losses.mean()
     value = mean.exp()  # infinite, and no error, where the model is utterly broken
     stderr = float(value * losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else None
@@ -46,8 +55,8 @@ def perplexity(loaded: Loaded, blocks: torch.Tensor, batch: int) -> dict[str, An
         "perplexity": float(value),
         "stderr": stderr,
         "nll": float(mean),
-        "tokens": blocks.numel(),
-        "blocks": len(blocks),
+        "tokens": tokens,
+        "blocks": len(losses),
     }
 
 
@@ -113,22 +122,35 @@ def evaluate(loaded: Loaded, settings: params.Evaluate, seq_len: int) -> dict[st
     Raises:
         UserError: as `perplexity_of_text` and `run_tasks`.
     """
+    return evaluate_by_block(loaded, settings, seq_len)[0]
+
+
+def evaluate_by_block(
+    loaded: Loaded, settings: params.Evaluate, seq_len: int
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Measure as `evaluate`, and return beside it {domain: the loss of each block, (blocks,) float64}.
+
+    The blocks of a text are the same for every model of one tokenizer, so that two models can be compared in pairs.
+    """
     started = time.perf_counter()
     texts = {"in_domain": Path(settings.in_domain), "out_of_domain": Path(settings.out_of_domain)}
     shared = protocol(settings, loaded, texts, seq_len)
     folder = Path(settings.task_data) if settings.task_data else None
     tasks = run_tasks(loaded, settings.tasks, folder, settings.limit, settings.batch)
-    values = {
-        domain: perplexity_of_text(loaded, path, seq_len, settings.max_tokens, settings.batch)
+    losses = {
+        domain: losses_of(
+            loaded, evaluation_blocks(path, loaded.tokenizer, seq_len, settings.max_tokens), settings.batch
+        )
         for domain, path in texts.items()
     }
-    return {
-        "perplexity": values,
+    found = {
+        "perplexity": {domain: summary(values, len(values) * seq_len) for domain, values in losses.items()},
         "tasks": tasks,
         "task_mean": task_mean(tasks),
         "protocol": shared,
         "seconds": time.perf_counter() - started,
     }
+    return found, losses
 
 
 def _text_digest(path: Path) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from elder.errors import UserError, nearest
+from elder.local_tasks import use_local_data
 from elder.model import Loaded, context_length
 from elder.progress import meter
 
@@ -39,7 +40,8 @@ def run_tasks(
         loaded: the model and its tokenizer; neither is changed.
         names: tasks, groups or tags: those defined below ``task_data`` first, then lm-eval's own.
         task_data: folder of task definitions and data, and the working directory meanwhile: paths in definitions are
-            relative to it, and a folder in it named like a Hub dataset (owner/name) stands in for that dataset.
+            relative to it, a folder in it named like a Hub dataset (owner/name) stands in for that dataset, and so do
+            files as `elder.local_tasks` describes them.
         limit: the first items of each task only; None takes all.
         batch: sequences in a batch.
 
@@ -170,6 +172,11 @@ def _task_manager(names: list[str], folder: Path | None) -> Any:
     if unknown:
         local_names = TaskManager(include_path=local, include_defaults=False).all_tasks
         raise UserError(f"there is no task {unknown!r} here or in lm-eval; {nearest(unknown, local_names or names)}")
+    if folder:
+        for name in _reachable(names, manager.task_index):
+            entry = manager.task_index.get(name)
+            if entry and entry.yaml_path and not entry.yaml_path.is_relative_to(Path.cwd()):  # lm-eval's own
+                use_local_data(entry, Path.cwd())
     return manager
 
 
@@ -182,7 +189,10 @@ def _reachable(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        members = (index[name].cfg or {}).get("task") if name in index else None
+        entry = index.get(name)
+        members = (entry.cfg or {}).get("task") if entry else None
+        if entry and entry.kind.name == "TAG":
+            members = sorted(entry.tags)
         for member in members if isinstance(members, list) else []:
             rest.append(member if isinstance(member, str) else str(member.get("group") or member.get("task")))
     return found

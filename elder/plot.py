@@ -136,7 +136,7 @@ def _curve(stage: str, points: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def comparison_png(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the perplexity of the dense model, the candidate and the baselines, with one standard error to each side.
+    """Draw perplexity and task mean of the dense model, candidate and baselines, one standard error to each side.
 
     Args:
         rows: the rows of a record.
@@ -149,30 +149,39 @@ def comparison_png(rows: list[dict[str, Any]], path: Path) -> None:
     domains = [domain for domain in DOMAINS if perplexity_points(rows, domain)]
     style: Any = {"font.family": "sans-serif", "font.size": 10, "axes.edgecolor": "#c9ced5", "text.color": "#15181c"}
     with matplotlib.rc_context(style):
+        drawn = [(f"Perplexity {DOMAINS[domain]}", perplexity_points(rows, domain), True) for domain in domains]
+        if task_points(rows, None):
+            drawn.append(("Mean over tasks", task_points(rows, None), False))
         figure = Figure(
-            figsize=(9, 1.1 + 0.38 * len(rows)), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
+            figsize=(max(9, 3 + 3 * len(drawn)), 1.1 + 0.38 * len(rows)),
+            dpi=160,
+            layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1),
         )
-        panels = figure.subplots(1, max(1, len(domains)), squeeze=False)[0]
-        for axes, domain in zip(panels, domains, strict=False):
-            _panel(axes, perplexity_points(rows, domain), f"Perplexity {DOMAINS[domain]}")
+        panels = figure.subplots(1, max(1, len(drawn)), squeeze=False)[0]
+        for axes, (title, points, log) in zip(panels, drawn, strict=False):
+            _panel(axes, points, title, log)
+            if axes is not panels[0] and [p["name"] for p in points] == [p["name"] for p in drawn[0][1]]:
+                axes.set_yticklabels([])  # the rows are those of the first panel
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
 
 
-def _panel(axes: Any, points: list[dict[str, Any]], title: str) -> None:
-    """Draw one domain: dots with whiskers, values at the right, the dense model as a dotted line."""
+def _panel(axes: Any, points: list[dict[str, Any]], title: str, log: bool) -> None:
+    """Draw one measure: dots with whiskers, values at the right, the dense model as a dotted line."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=10)
-    drawn = [end for point in points for end in whiskers(point, log=True)] or [1.0, 2.0]
-    axes.set_xscale("log")
-    axes.set_xlim(min(drawn) * 0.97, max(drawn) * 1.03)
-    axes.set_xticks(ticks(min(drawn), max(drawn), log=True))
+    drawn = [end for point in points for end in whiskers(point, log)] or [1.0, 2.0]
+    low, high = min(drawn), max(drawn)
+    axes.set_xscale("log" if log else "linear")
+    room = 0.05 * (high - low)
+    axes.set_xlim(*((low * 0.97, high * 1.03) if log else (low - room, high + room)))
+    axes.set_xticks(ticks(low, high, log))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     for index, point in enumerate(points):
-        ends, colour = whiskers(point, log=True), COLOURS[point["kind"]]
+        ends, colour = whiskers(point, log), COLOURS[point["kind"]]
         axes.plot(ends[::2], [index] * len(ends[::2]), color=colour, linewidth=2, alpha=0.45, solid_capstyle="butt")
         axes.plot(ends[1:2], [index] * len(ends[1:2]), "o", color=colour, markersize=7)
-        text = f"{point['value']:,.1f}" if ends else "not finite"
+        text = f"{point['value']:,.{1 if log else 3}f}" if ends else "not finite"
         axes.annotate(text, (1.02, index), xycoords=("axes fraction", "data"), va="center", color=colour)
         if point["kind"] == "dense" and ends:
             axes.axvline(ends[1], color=colour, linewidth=0.9, linestyle=":", alpha=0.6, zorder=0)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from elder import compare_cli
 from elder.cli import LISTENERS, AsJson, Overrides, ParamsFile, app, read_params, show
 from elder.errors import UserError
 from elder.model import RESOLVERS
@@ -107,6 +108,17 @@ def _use_store(settings: Params) -> None:
 
 
 LISTENERS.append(_use_store)
+
+
+def _text_of_dataset(settings: Params, name: str, folder: Path) -> Path:
+    """Let `elder compare` read datasets too."""
+    from tasks.texts import text_of_dataset
+
+    prepare_environment()
+    return text_of_dataset(settings, name, folder)
+
+
+compare_cli.TEXT_SOURCES.append(_text_of_dataset)
 
 
 def _run_lines(record: dict[str, Any], name: str) -> list[str]:

@@ -396,4 +396,4 @@ def test_comparison_png(tmp_path):
     comparison_png(rows, tmp_path / "new" / "rows.png")
     picture = (tmp_path / "new" / "rows.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
-    assert int.from_bytes(picture[16:20]) == 1440, "9 inches at 160 dots"
+    assert int.from_bytes(picture[16:20]) == 1920, "12 inches at 160 dots: three panels"

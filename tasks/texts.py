@@ -1,0 +1,42 @@
+"""A dataset, of the Hub or in a folder, as a plain text file: what `elder compare` reads.
+
+A name is a source, and where wanted a configuration and a split: ``Salesforce/wikitext:wikitext-2-raw-v1:test``.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from elder.params import Params
+from tasks import sources
+from tasks.prepare import character_budget, within_budget, write_text
+
+
+def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
+    """Return a text file with a dataset's documents, blank lines between them; made once for each commit.
+
+    Args:
+        params: the section calibration fills in what the name leaves out.
+        name: as above. The calibration source itself is read no further than its blocks need; others are read whole.
+        folder: where the text is put.
+
+    Raises:
+        UserError: if there is no such dataset, or the Hub cannot be asked.
+    """
+    source, *rest = name.split(":")
+    given = dict(zip(("config", "split"), rest, strict=False))
+    wanted = params.calibration.model_copy(update={"source": source} | given)
+    if source != params.calibration.source:
+        wanted = wanted.model_copy(update={"revision": None})
+    pinned = sources.pin(wanted)
+    budget = character_budget(params) if name == params.calibration.source else None
+    key = json.dumps([pinned, wanted.config, wanted.split, wanted.column, budget], sort_keys=True)
+    readable = "-".join(Path(part).name for part in name.split(":"))
+    path = folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.txt"
+    if not path.is_file():
+        documents = sources.documents(wanted, pinned)
+        own = path.with_suffix(f".{os.getpid()}")  # several processes may ask for the same text
+        write_text(own, within_budget(documents, budget or 1 << 40), name)
+        own.replace(path)
+    return path
