@@ -20,10 +20,20 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
-    """Return the packages that are installed, the platform, the device and the number of threads."""
+def environment(device: str = "auto") -> dict[str, Any]:
+    """Return the packages that are installed, the platform, the device used and the number of threads.
+
+    Args:
+        device: as the user named it: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: if this machine does not have the device.
+    """
     import torch
 
+    from elder.model import device_of
+
+    used = device_of(device)
     packages = {}
     for name in PACKAGES:
         try:
@@ -34,6 +44,6 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }

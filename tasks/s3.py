@@ -17,6 +17,7 @@ from tasks.store import Store
 
 MEGABYTE = 1024 * 1024
 ATTEMPTS = 5
+PROBE = ".write-check"
 DENIED = {"AccessDenied", "AllAccessDisabled", "Forbidden", "403"}
 CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
 ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
@@ -48,9 +49,21 @@ class S3Store(Store):
             self.client = session.client("s3", endpoint_url=self.endpoint, region_name=region, config=config)
 
     def check(self) -> None:
-        """Refuse a bucket that is not there, not allowed or not reachable, before any work is done."""
+        """Refuse a bucket that is not there, not allowed or not reachable, before any work is done.
+
+        An empty object is put there and taken away. Storing deletes nothing, so a refusal to delete is no reason to
+        refuse; the object then stays, one at most.
+        """
+        from botocore.exceptions import ClientError
+
         with self._plain():
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            self.client.put_object(**self._at(PROBE), Body=b"")
+            try:
+                self.client.delete_object(**self._at(PROBE))
+            except ClientError as error:
+                if _code(error) not in DENIED:
+                    raise
 
     def _has(self, key: str, file: File) -> bool:
         """Trust size and metadata, where ``_measure`` reads the bytes."""

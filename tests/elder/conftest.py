@@ -1,7 +1,7 @@
 """Tiny models for the tests of the library: built from configurations, one of them trained for a few seconds."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
+from typer.testing import CliRunner, Result
 
+from elder.cli import app
 from elder.model import Loaded
 
 VOCABULARY = 257  # the bytes, and the end of a text
@@ -116,3 +118,32 @@ def model_folder(
 @pytest.fixture
 def loaded(trained: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Loaded:
     return Loaded(trained, tokenizer, "tiny", None, torch.float32)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty folder, so that no params.yaml of the project is read."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("elder.cli.quiet_libraries", lambda: None)  # it would hide warnings from the other tests
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield folder
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def elder(here: Path, model_folder: Path, text_file: Path) -> Callable[..., Result]:
+    """Run a command on the tiny model with few and short calibration blocks; what is given comes last and wins."""
+
+    def run(command: str, *arguments: str | Path, model: str | Path = model_folder) -> Result:
+        given = [command, str(model), "--calibration", str(text_file), "--samples", "16", "--seq-len", "32"]
+        if "--ratio" not in arguments:
+            given += ["--layers", "2"]
+        if command == "compress":
+            given += ["--set", "recover.epochs=2", "--set", "recover.batch=4"]
+            if "--output" not in arguments:
+                given += ["--output", "out"]
+        return CliRunner().invoke(app, [*given, *map(str, arguments)])
+
+    return run

@@ -257,7 +257,7 @@ def test_a_baseline_trains_nothing_and_the_default_is_what_is_set() -> None:
     made = apply_method(Params(), "shortgpt")
     assert (made.select.method, made.regularise.epochs, made.recover.mode) == ("shortgpt", 0, "none")
     assert apply_method(Params(), None) == apply_method(Params(), "default") == Params()
-    assert set(recipe_of(made)) == {"select", "regularise", "recover"}
+    assert set(recipe_of(made)) == {"select", "regularise", "compensate", "recover"}
 
 
 def test_what_is_set_by_hand_holds_against_a_recipe() -> None:

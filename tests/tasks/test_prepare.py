@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -233,26 +230,3 @@ def test_every_stage_names_its_code_its_parameters_and_things_that_exist():
         for parameter in stage["params"]:
             section, key = parameter.split(".")
             assert key in type(getattr(Params(), section)).model_fields
-
-
-@pytest.mark.slow
-def test_dvc_repro_on_a_fresh_copy_gives_the_same_lock_twice(tmp_path, model):
-    copy = tmp_path / "clone"
-    for name in ("tasks", "elder", "data", ".dvc"):
-        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp")
-        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, copy)
-    shutil.copytree(model, copy / "models" / "novels-llama")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    locks = []
-    for _ in range(2):
-        shutil.rmtree(copy / "build", ignore_errors=True)
-        shutil.rmtree(copy / ".dvc" / "cache", ignore_errors=True)
-        (copy / "dvc.lock").unlink(missing_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro"], cwd=copy, env=os.environ | {"PATH": path}, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        locks.append((copy / "dvc.lock").read_text())
-    assert locks[0] == locks[1]
