@@ -4,7 +4,7 @@ A folder holds the work of any number of processes at once:
 
     rows/NAME.json         what was measured; its presence is the mark of completion
     rows/NAME.npz          the loss of each evaluation block, for paired tests
-    selections/DIGEST.json layers that were chosen, for rows that choose alike
+    shared/DIGEST.*        layers that were chosen and text that the dense model wrote, for rows that need the same
     work/NAME/             stages of a row that is under way; gone when it is measured
     locks/NAME             held by the process that measures the row; the kernel frees it however that process ends
 
@@ -41,12 +41,12 @@ from elder.model import DTYPES, Loaded, block_length, load_model, parameter_coun
 from elder.params import Params
 from elder.progress import quiet_libraries, say
 from elder.saving import write_json
-from elder.stages import STAGES, Job
+from elder.stages import STAGES, SYNTHETIC, Job
 
 DENSE = "dense"
 BUSY = "another process measures it"
 POLL = 2.0  # seconds between looks at rows that other processes measure
-BUDGET = ("tokens_seen", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
+BUDGET = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def run_all(
     Raises:
         UserError: if the dense model cannot be measured.
     """
-    for name in ("rows", "locks", "work", "selections"):
+    for name in ("rows", "locks", "work", "shared"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     failed: list[tuple[str, str]] = []
     waiting = [one for one in measurements if not one.path(folder).exists()]
@@ -194,13 +194,14 @@ def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Any]]:
     """Make one row's shallower model, in the dtype of the dense one, and say what that took."""
     settings = one.settings
     job = open_job(folder / "work" / one.slug, settings, Path(settings.calibration.source))
-    shared = folder / "selections" / f"{_selection_digest(settings)}.json"
-    if shared.exists() and not (job.work / "learn.json").exists():
-        write_json(job.work / "learn.json", json.loads(shared.read_text(encoding="utf-8")))
+    choice = folder / "shared" / f"{_digest_for(settings, settings.select.model_dump(mode='json'))}.json"
+    text = folder / "shared" / f"{_digest_for(settings, settings.recover.synthetic)}.safetensors"
+    _copy(choice, job.work / "learn.json")
+    _copy(text, job.work / SYNTHETIC)
     for stage in STAGES:
-        result = job.run(stage)
-        if stage == "learn":
-            write_whole(shared, json.dumps(result))
+        job.run(stage)
+        _copy(job.work / "learn.json", choice)
+        _copy(job.work / SYNTHETIC, text)
     record = describe(job, one.row)
     kept = {key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)}
     dtype = DTYPES[record["model"]["dtype"]]
@@ -214,16 +215,25 @@ def write_whole(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file by rename if it is there and the copy is not; several processes may make the same one."""
+    if source.exists() and not target.exists():
+        new = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(source, new)
+        new.replace(target)
+
+
 def last_folder(job: Job) -> Path:
     """Return the model folder that the last stage with one left."""
     return next(folder for stage in reversed(STAGES) if (folder := job.folder(stage)))
 
 
-def _selection_digest(settings: Params) -> str:
-    """Digest all that the choice of layers may depend on."""
+def _digest_for(settings: Params, own: Any) -> str:
+    """Digest what a choice of layers or a text of the dense model may depend on, ``own`` being its own parameters."""
     calibration = settings.calibration
-    key = [settings.select.model_dump(mode="json"), calibration.model_dump(mode="json")]
-    return _digest([*key, _digest_of_text(calibration.source), *_of_model(settings)])
+    return _digest(
+        [own, calibration.model_dump(mode="json"), _digest_of_text(calibration.source), *_of_model(settings)]
+    )
 
 
 def _protocol(base: Params) -> list[Any]:

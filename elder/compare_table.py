@@ -72,6 +72,7 @@ def _row(name: str, results: list[Result], passes: float) -> dict[str, Any]:
         "tasks": _tasks_over_seeds([result["tasks"] for result in results]),
         "task_mean": _value_over_seeds(means) if all(means) else None,
         "tokens_seen": round(_mean(spent["tokens_seen"])),
+        "tokens_generated": round(_mean(spent["tokens_generated"])),
         "optimizer_steps": round(_mean(spent["optimizer_steps"])),
         "trainable_parameters": max(spent["trainable_parameters"]),
         "seconds": round(_mean(spent["seconds"]), 1),

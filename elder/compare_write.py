@@ -5,6 +5,7 @@ import io
 import math
 from typing import Any
 
+from elder.compare import BUDGET
 from elder.compare_table import DOMAINS
 
 Row = dict[str, Any]
@@ -15,7 +16,7 @@ LEGEND = (
     "share of the gap in log-perplexity, out of domain, between the dense model and the best untrained selection. "
     "Rows *over budget* saw more than {passes:g} times the calibration tokens and cannot be best."
 )
-COLUMNS = ("tokens seen", "steps", "trainable", "seconds", "peak memory")
+COLUMNS = ("tokens seen", "written", "steps", "trainable", "seconds", "peak memory")
 
 
 def title(section: Section) -> str:
@@ -75,7 +76,7 @@ def _layers(row: Row) -> str:
 def _budget(row: Row) -> list[str]:
     if row["kind"] == "dense":
         return [""] * len(COLUMNS)
-    counts = [f"{row[key]:,}" for key in ("tokens_seen", "optimizer_steps", "trainable_parameters")]
+    counts = [f"{row[key]:,}" for key in ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters")]
     return [*counts, f"{row['seconds']:,.0f}", f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"]
 
 
@@ -115,5 +116,4 @@ def _csv_row(row: Row) -> Row:
     line["gap_closed"] = row["gap_closed"]
     for name, found in [*row["tasks"].items(), ("task_mean", row["task_mean"])]:
         line[name], line[f"{name}_stderr"] = (found["value"], found["stderr"]) if found else (None, None)
-    keys = ("tokens_seen", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes", "parameters")
-    return line | {key: row[key] for key in (*keys, "untrained", "over_budget")}
+    return line | {key: row[key] for key in (*BUDGET, "parameters", "untrained", "over_budget")}

@@ -114,6 +114,7 @@ def describe(job: Job, method: str) -> dict[str, Any]:
         "search": [trial for stage in spent.values() for trial in stage["search"]],
         "tokens": learnt["tokens"],
         "tokens_seen": sum(stage["tokens_seen"] for stage in spent.values()),
+        "tokens_generated": spent["recover"]["tokens_generated"],
         "optimizer_steps": sum(stage["optimizer_steps"] for stage in spent.values()),
         "trainable_parameters": max(stage["trainable_parameters"] for stage in spent.values()),
         "parameters_before": learnt["parameters"],

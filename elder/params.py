@@ -56,17 +56,21 @@ class Calibration(Section):
 class Select(Section):
     """Which layers go. ``layers`` wins over ``ratio``."""
 
-    method: str = Field("sleb", description="a selection method; an unknown name lists them all")
+    method: str = Field("elder", description="a selection method; an unknown name lists them all")
     layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
     ratio: float = Field(0.25, gt=0, lt=1, description="remove round(ratio x layers) layers")
     protect: tuple[int, ...] = Field((), description="layers never offered for removal")
+    forward_batch: int = Field(8, ge=1, description="blocks in a batch where layers are only looked at")
     place: Literal["residual", "output"] = Field("residual", description="what a layer weight scales (elder)")
     solver: Literal["proximal", "subgradient"] = Field("proximal", description="how |S| is minimised (elder)")
     iterative: bool = Field(True, description="learn the weights anew for each removed layer (elder)")
-    lambda1: Strength | Auto = Field("auto", description="strength of |S|; auto: chosen on held-out blocks (elder)")
+    lambda1: Strength | Auto = Field(0.05, description="strength of |S|; auto: chosen on held-out blocks (elder)")
     lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
-    epochs: float = Field(0.5, gt=0, description="passes over the calibration blocks in each round (elder)")
-    batch: int = Field(4, ge=1, description="blocks in a batch")
+    epochs: float = Field(0.6, gt=0, description="passes over the calibration blocks, all rounds together (elder)")
+    batch: int = Field(1, ge=1, description="blocks in a batch where weights are learnt (elder, shortened-taylor)")
+    shortlist: int = Field(
+        4, ge=1, description="lightest layers of which the least missed goes; 1: the lightest (elder)"
+    )
     merge_layers: int = Field(4, ge=2, description="layers that become one in a merge, C (laco)")
     merge_range: tuple[int, int] | None = Field(None, description="merges stay within [L, H); null: [1, layers) (laco)")
     merge_interval: int = Field(2, ge=1, description="how far below a merge the next is tried, I (laco)")
@@ -78,6 +82,7 @@ class Training(Section):
 
     epochs: float = Field(0.0, ge=0, description="passes over the calibration blocks; 0: skip this step")
     batch: int = Field(8, ge=1, description="blocks in a batch")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
     lr: Rate | Auto = Field("auto", description="peak learning rate; auto: chosen on held-out blocks")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
@@ -107,6 +112,9 @@ class Recover(Training):
         "distil", description="loss: next token, or the dense model's logits"
     )
     epochs: float = Field(6.0, ge=0, description="passes over the calibration blocks, the search for lr included")
+    batch: int = Field(4, ge=1, description="blocks in a batch")
+    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the matrices inside the layers")
+    synthetic: int = Field(4, ge=0, description="blocks that the dense model writes for each of calibration (distil)")
 
 
 class Evaluate(Section):

@@ -13,10 +13,12 @@ from elder.params import Params, validate
 
 DEFAULT = "default"
 
-# lambda1, lambda2, learning rate, warm-up and epochs: the paper's, for LLaMA2-7B
+# lambda1, lambda2, and the learning rate, warm-up and epochs of stage 2: the paper's, for LLaMA2-7B. How long stage 1
+# learns is not among them: here as long as stage 2
 ELDER_AS_PUBLISHED: dict[str, dict[str, Any]] = {
-    "select": {"place": "output", "lambda1": 5e-3, "iterative": True},
+    "select": {"place": "output", "lambda1": 5e-3, "iterative": True, "shortlist": 1, "epochs": 3, "batch": 4},
     "regularise": {
+        "optimizer": "adamw",
         "epochs": 3,
         "lr": 2e-5,
         "lambda2": 1e-3,

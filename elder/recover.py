@@ -20,6 +20,7 @@ def recover(
     seed: int,
     compute: torch.dtype,
     checkpoint: Path | None = None,
+    synthetic: torch.Tensor | None = None,
 ) -> Spent:
     """Train the shallower model, in place.
 
@@ -31,6 +32,7 @@ def recover(
         seed: of the order of blocks.
         compute: dtype of the forward pass.
         checkpoint: where the run is kept while it goes on.
+        synthetic: blocks that the dense model wrote, (count, seq_len), to learn from as well.
 
     Returns:
         What was spent, search included.
@@ -45,5 +47,11 @@ def recover(
         return distillation_loss(logits_of(model, ids), targets)
 
     loss = distil if settings.mode == "distil" else next_token
+    budget = settings.epochs * len(blocks)
+    if synthetic is not None:
+        blocks = torch.cat([synthetic, blocks])  # calibration text last: the slice held out for judging is real text
     grids = lr_grid(settings)
-    return tune("recover", model, blocks, settings, grids, lambda _: loss, seed, compute, checkpoint=checkpoint)
+    plan = settings.model_copy(update={"epochs": budget / len(blocks)})
+    spent = tune("recover", model, blocks, plan, grids, lambda _: loss, seed, compute, checkpoint=checkpoint)
+    spent.tokens_generated = synthetic.numel() if synthetic is not None else 0
+    return spent

@@ -28,8 +28,10 @@ from elder.progress import say
 from elder.recover import recover
 from elder.regularise import regularise
 from elder.saving import save_model, write_json
+from elder.synthesis import synthetic_blocks
 from elder.train import Spent
 
+SYNTHETIC = "recover.synthetic.safetensors"  # what the dense model wrote, in the work folder
 STAGES = ("learn", "regularise", "remove", "compensate", "recover")
 
 
@@ -145,7 +147,10 @@ def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params)
         check_removal(loaded.model, selection.removed)
     except UserError as error:
         raise UserError(f"{error}; protect some of these layers, or remove another number of them") from None
-    rounds = [{"removed": list(r.removed), "values": list(r.values)} for r in selection.rounds]
+    rounds = [
+        {"removed": list(r.removed), "values": list(r.values), "checked": [list(pair) for pair in r.checked]}
+        for r in selection.rounds
+    ]
     record = {
         "num_layers": loaded.num_layers,
         "removed": list(selection.removed),
@@ -217,16 +222,23 @@ def _recover(job: Job) -> dict[str, Any]:
     settings = job.settings.recover
     if settings.mode == "none" or not settings.epochs:
         return {"spent": asdict(Spent()), "peak_memory_bytes": 0}
+    seed, dense, synthetic = job.settings.calibration.seed, None, None
+    if settings.mode == "distil":
+        dense = job.load()
+        if settings.synthetic:  # written before the student takes its memory
+            blocks = job.blocks(dense)
+            count = settings.synthetic * len(blocks)
+            synthetic = synthetic_blocks(dense.model, blocks, count, seed, job.work / SYNTHETIC)
     student = job.load(job.folder("compensate") or job.folder("remove"), torch.float32)
-    dense = job.load() if settings.mode == "distil" else None
     spent = recover(
         student.model,
         dense.model if dense else None,
         job.blocks(student),
         settings,
-        job.settings.calibration.seed,
+        seed,
         compute_dtype(job),
         job.work / "recover.checkpoint",
+        synthetic,
     )
     peak = peak_memory_bytes(student.model.device)
     save_model(student.model, student.tokenizer, job.work / "recover")

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, linear decay, a counted budget, and checkpoints that a killed run goes on from."""
+"""The one training loop: linear decay, a counted budget, and checkpoints that a killed run goes on from."""
 
 import json
 import time
@@ -11,6 +11,7 @@ import torch
 
 from elder.data import batch_indices
 from elder.forward import mixed_precision
+from elder.optim import Optimizer
 from elder.progress import meter
 
 LossFunction = Callable[[torch.Tensor], torch.Tensor]  # token ids (batch, seq_len) -> scalar
@@ -24,6 +25,7 @@ class Schedule:
     Attributes:
         steps: optimiser steps.
         batch: blocks in a step.
+        optimizer: ``adamw`` or ``muon``.
         lr: peak learning rate.
         relative: ``lr`` is a share of each weight tensor's root mean square, so that it holds for every width.
         warmup: share of the steps with a rising rate; the rest decays linearly to zero.
@@ -33,6 +35,7 @@ class Schedule:
 
     steps: int
     batch: int
+    optimizer: str
     lr: float
     relative: bool
     warmup: float
@@ -48,6 +51,7 @@ class Spent:
         tokens_seen: tokens passed forward and backward.
         optimizer_steps: steps taken.
         trainable_parameters: parameters that moved.
+        tokens_generated: tokens that the dense model wrote, for the shallower one to learn from.
         curve: [{step, loss, lr}] of the run that was kept.
         search: one record for each trial of an automatic choice.
     """
@@ -55,6 +59,7 @@ class Spent:
     tokens_seen: int = 0
     optimizer_steps: int = 0
     trainable_parameters: int = 0
+    tokens_generated: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
     search: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,18 +68,6 @@ def rate(step: int, schedule: Schedule) -> float:
     """Return the factor on the learning rate at a step: linear warm-up, then linear decay towards zero."""
     warm = max(1, round(schedule.warmup * schedule.steps))
     return min((step + 1) / warm, (schedule.steps - step) / max(1, schedule.steps - warm + 1))
-
-
-def make_optimizer(model: Any, schedule: Schedule) -> torch.optim.AdamW:
-    """Return AdamW over the trainable weights; norms and biases are not decayed."""
-    groups = []
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        scale = max(parameter.detach().float().square().mean().sqrt().item(), 1e-3) if schedule.relative else 1.0
-        decay = schedule.weight_decay if parameter.ndim > 1 else 0.0
-        groups.append(
-            {"params": [parameter], "lr": schedule.lr * scale, "base": schedule.lr * scale, "weight_decay": decay}
-        )
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 
 def train(
@@ -101,23 +94,20 @@ def train(
         What was spent, the same whether the run was interrupted or not.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(model, schedule)
+    optimizer = Optimizer(model, schedule.optimizer, schedule.lr, schedule.relative, schedule.weight_decay)
     spent = Spent(trainable_parameters=sum(p.numel() for p in trainable))
     start = _resume(checkpoint, model, optimizer, schedule, spent)
     saved = time.monotonic()
     model.train()
     with meter(label, schedule.steps) as progress:
         for step in range(start, schedule.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * rate(step, schedule)
             torch.manual_seed(schedule.seed * 100_003 + step)  # dropout, too, is the same in a resumed run
             ids = blocks[batch_indices(len(blocks), schedule.batch, step, schedule.seed)]
             with mixed_precision(model, compute):
                 loss = loss_of(ids)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(rate(step, schedule))
             spent.optimizer_steps += 1
             spent.tokens_seen += ids.numel()
             spent.curve.append({"step": step, "loss": loss.item(), "lr": schedule.lr * rate(step, schedule)})
@@ -129,20 +119,19 @@ def train(
     return spent
 
 
-def _save(path: Path, model: Any, optimizer: torch.optim.AdamW, schedule: Schedule, spent: Spent) -> None:
+def _save(path: Path, model: Any, optimizer: Optimizer, schedule: Schedule, spent: Spent) -> None:
     """Write trainable weights and optimiser state by rename, so that a reader finds the last whole checkpoint."""
     from safetensors.torch import save_file
 
     tensors = {f"w.{i}": p.detach() for i, p in enumerate(p for p in model.parameters() if p.requires_grad)}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"o.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors |= {f"o.{name}": value for name, value in optimizer.state().items()}
     notes = {"schedule": json.dumps(asdict(schedule)), "spent": json.dumps(asdict(spent))}
     new = path.with_suffix(".new")
     save_file({key: value.contiguous() for key, value in tensors.items()}, new, metadata=notes)
     new.rename(path)
 
 
-def _resume(path: Path | None, model: Any, optimizer: torch.optim.AdamW, schedule: Schedule, spent: Spent) -> int:
+def _resume(path: Path | None, model: Any, optimizer: Optimizer, schedule: Schedule, spent: Spent) -> int:
     """Load a checkpoint of the same schedule, if there is one; return the step to go on from."""
     from safetensors import safe_open
 
@@ -152,15 +141,11 @@ def _resume(path: Path | None, model: Any, optimizer: torch.optim.AdamW, schedul
         notes = file.metadata()
         if json.loads(notes["schedule"]) != asdict(schedule):
             return 0
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key in file.keys():  # noqa: SIM118 - it is no dict
-            kind, index, *name = key.split(".")
-            if kind == "o":
-                state.setdefault(int(index), {})[name[0]] = file.get_tensor(key)
         with torch.no_grad():
             for i, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
                 parameter.copy_(file.get_tensor(f"w.{i}"))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        names = [key.removeprefix("o.") for key in file.keys() if key.startswith("o.")]  # noqa: SIM118 - it is no dict
+        optimizer.load_state(names, lambda name: file.get_tensor(f"o.{name}"))
     for key, value in json.loads(notes["spent"]).items():
         setattr(spent, key, value)
     return spent.optimizer_steps

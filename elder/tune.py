@@ -1,13 +1,15 @@
 """Train a model with one section's settings: choose what is ``auto`` on held-out blocks, then run, within one budget.
 
 The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
-trials, each from the same weights; the rest goes to the final run, on all blocks.
+trials, each from the same weights; the rest goes to the final run, on all blocks. What is best for a short run is too
+much for a long one, so a learning rate that was found is lowered by the known power of the steps.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from elder.forward import block_losses
 from elder.search import Snapshot, hold_out, search
 from elder.train import LossFunction, Schedule, Spent, train
 
-LR_GRID = (0.003, 0.006, 0.012)  # relative to the root mean square of each weight
+LR_GRID = (0.005, 0.01, 0.02)  # relative to the root mean square of each weight
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)  # absolute: adapters start at 0, and a share of that is nothing
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
+LONGER_RUN = 0.32  # the best learning rate falls with the steps of a run to this power (arXiv 2409.19913)
 LossBuilder = Callable[[dict[str, float]], LossFunction]  # chosen values -> loss of a batch
 
 
@@ -62,19 +65,24 @@ def tune(
         steps = max(1, round(epochs * count / settings.batch))
         lr = values["lr"] if "lr" in values else float(settings.lr)
         relative = "lr" in values and not settings.adapter_rank
-        return Schedule(steps, settings.batch, lr, relative, settings.warmup, settings.weight_decay, seed)
+        kind = "adamw" if settings.adapter_rank else settings.optimizer
+        return Schedule(steps, settings.batch, kind, lr, relative, settings.warmup, settings.weight_decay, seed)
 
     with trainable(model, settings.adapter_rank, seed) as trained:
         epochs = settings.epochs
         candidates = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
         chosen, found = candidates[0], Spent()
+        plan = schedule(chosen, epochs, len(blocks))
         if len(candidates) > 1:
             fit, held = hold_out(blocks)
             start = Snapshot(trained)
 
+            def trial_plan(values: dict[str, float]) -> Schedule:
+                return schedule(values, epochs * SEARCH_SHARE / len(candidates) * len(blocks) / len(fit), len(fit))
+
             def trial(values: dict[str, float]) -> tuple[float, Spent]:
                 start.restore(trained)
-                plan = schedule(values, epochs * SEARCH_SHARE / len(candidates) * len(blocks) / len(fit), len(fit))
+                plan = trial_plan(values)
                 label = f"{stage}, trying {', '.join(f'{k} {v:g}' for k, v in values.items())}"
                 spent = train(trained, fit, loss_with(values), plan, compute, label)
                 loss = judge(held) if judge else block_losses(trained, held, settings.batch, compute).mean().item()
@@ -82,8 +90,8 @@ def tune(
 
             chosen, found = search(stage, candidates, trial)
             start.restore(trained)
-            epochs *= 1 - SEARCH_SHARE
-        plan = schedule(chosen, epochs, len(blocks))
+            longer = schedule(chosen, epochs * (1 - SEARCH_SHARE), len(blocks))
+            plan = replace(longer, lr=longer.lr * lowered(trial_plan(chosen).steps, longer.steps, "lr" in chosen))
         spent = train(trained, blocks, loss_with(chosen), plan, compute, stage, checkpoint)
         if not math.isfinite(spent.curve[-1]["loss"]):
             raise UserError(f"{stage} diverged with a learning rate of {plan.lr:g}: set {stage}.lr lower")
@@ -91,6 +99,11 @@ def tune(
     spent.optimizer_steps += found.optimizer_steps
     spent.search = found.search
     return spent
+
+
+def lowered(trial: int, steps: int, searched: bool) -> float:
+    """Return the factor on a learning rate found in a trial of ``trial`` steps, for a run of ``steps``."""
+    return min(1.0, (trial / steps) ** LONGER_RUN) if searched else 1.0
 
 
 def lr_grid(settings: params.Training) -> dict[str, tuple[float, ...]]:

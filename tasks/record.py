@@ -23,7 +23,7 @@ from tasks.store import Published, open_store
 
 def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]) -> dict[str, Any]:
     """Return one line of the comparison: what was measured, and the budget it took."""
-    budget = ("tokens_seen", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
+    budget = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
     measured = {key: found[key] for key in ("perplexity", "tasks", "task_mean", "parameters")}
     return {"name": name, "kind": kind, "removed": removed, **measured, **{key: spent.get(key, 0) for key in budget}}
 

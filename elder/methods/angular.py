@@ -51,7 +51,7 @@ def select(problem: Problem) -> Selection:
 @torch.no_grad()
 def last_token_states(problem: Problem) -> torch.Tensor:
     """Return the last token's state before each layer and after the last, (layers + 1, blocks, hidden) float64."""
-    batches = problem.blocks.split(problem.settings.batch)
+    batches = problem.blocks.split(problem.settings.forward_batch)
     layers = find_layers(problem.model)
     states: list[list[torch.Tensor]] = [[] for _ in range(len(layers) + 1)]
 

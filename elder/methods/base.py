@@ -33,10 +33,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a selection: the score of each layer (None where not offered), and which went."""
+    """One round of a selection.
+
+    Attributes:
+        removed: which went.
+        values: the score of each layer, None where it was not offered.
+        checked: (layer, loss without it) of the layers that the scores had shortlisted, where the loss decided.
+    """
 
     removed: tuple[int, ...]
     values: tuple[float | None, ...]
+    checked: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

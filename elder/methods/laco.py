@@ -132,7 +132,7 @@ class Similarity:
 
         self.control.observe = keep
         settings = self.problem.settings
-        for ids in self.problem.blocks[: settings.merge_samples].split(settings.batch):
+        for ids in self.problem.blocks[: settings.merge_samples].split(settings.forward_batch):
             logits_of(self.problem.model, ids)
         self.control.observe = None
         return torch.cat(states)

@@ -23,9 +23,10 @@ def select_by_perplexity(problem: Problem) -> Selection:
     Every layer is offered that is not protected, the first and the last too.
     """
     layers = find_layers(problem.model)
-    batches = problem.blocks.split(problem.settings.batch)
+    alive = offered(problem, len(layers))
+    batches = problem.blocks.split(problem.settings.forward_batch)
     with torch.no_grad(), LayerControl(layers) as control, meter("loss without a layer", len(batches)) as step:
-        losses = candidate_losses(problem, control, set(), batches, step)
+        losses = candidate_losses(problem.model, control, alive, set(), batches, step)
     values = [losses.get(index) for index in range(len(layers))]
     removed = lowest(values, problem.count)
     return Selection(removed, "loss without the layer", (Round(removed, tuple(values)),))

@@ -27,7 +27,7 @@ def select(problem: Problem) -> Selection:
     def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
         totals[index] += influence(entering, leaving).cpu()
 
-    batches = problem.blocks.split(problem.settings.batch)
+    batches = problem.blocks.split(problem.settings.forward_batch)
     with torch.no_grad(), LayerControl(layers) as control:
         control.observe = observe
         for ids in track(batches, "block influence", len(batches)):

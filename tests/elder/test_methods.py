@@ -10,8 +10,8 @@ import torch
 
 from elder import params
 from elder.errors import UserError
-from elder.forward import next_token_losses
-from elder.layers import LayerControl, find_layers, remove_layers
+from elder.forward import block_losses, next_token_losses
+from elder.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.methods import METHODS, Problem, get_method
 from elder.methods.base import lowest, register
 from elder.methods.elder import LAMBDA1_GRID, LayerWeightSolver, soft_threshold
@@ -20,7 +20,7 @@ from elder.params import Params
 from elder.recipes import apply_method, recipe_of
 from elder.stages import layers_to_remove
 
-FAST = {"lambda1": 0.05, "epochs": 1.0, "batch": 4}
+FAST = {"lambda1": 0.05, "epochs": 1.0, "batch": 4, "shortlist": 1}
 
 
 def problem(
@@ -152,7 +152,7 @@ def test_both_solvers_reach_the_minimum_found_by_hand(proximal: bool) -> None:
 def test_only_the_proximal_step_reaches_0_exactly(
     trained: Any, sample: torch.Tensor, solver: str, reaches: bool
 ) -> None:
-    found = get_method("elder")(problem(trained, sample, 1, solver=solver, lambda1=100.0, epochs=4.0))
+    found = get_method("elder")(problem(trained, sample, 1, solver=solver, lambda1=100.0, epochs=4.0, lr=0.2))
     assert (0.0 in found.rounds[0].values) == reaches
 
 
@@ -167,22 +167,44 @@ def test_iterative_learns_from_1_in_each_round_with_the_chosen_bypassed(
         real(self, weights, *rest, **options)
 
     monkeypatch.setattr(LayerWeightSolver, "__init__", spy)
-    found = get_method("elder")(problem(trained, sample, 3))
+    found = get_method("elder")(problem(trained, sample, 3, epochs=3.0))
     assert starts == [[1.0] * 6] * 3
     assert len(set(found.removed)) == len(found.rounds) == 3
     for number, one in enumerate(found.rounds):
         assert [i for i, value in enumerate(one.values) if value is None] == sorted(found.removed[:number])
         offered = {i: value for i, value in enumerate(one.values) if value is not None}
         assert one.removed == (min(offered, key=lambda i: offered[i]),) == (found.removed[number],)
-    # round(1.0 x 10 blocks / 4) = 2 steps a round, of 4 blocks of 48 tokens
+    # round(3.0 / 3 rounds x 10 blocks / 4) = 2 steps a round, of 4 blocks of 48 tokens
     assert (found.optimizer_steps, found.tokens_seen) == (6, 6 * 4 * 48)
 
 
 def test_a_later_round_is_a_first_round_without_the_chosen_layers(trained: Any, sample: torch.Tensor) -> None:
-    first, second = get_method("elder")(problem(trained, sample, 2)).rounds
+    first, second = get_method("elder")(problem(trained, sample, 2, epochs=2.0)).rounds
     remove_layers(trained, first.removed)
     alone = get_method("elder")(replace(problem(trained, sample, 1), seed=1)).rounds[0]  # round 2 has seed 0 + 1
     assert [value for value in second.values if value is not None] == pytest.approx(alone.values, abs=1e-5)
+
+
+def test_no_step_of_a_threshold_is_longer_than_the_rate() -> None:
+    weights = torch.ones(2)
+    solver = LayerWeightSolver(weights, 0.05, 0.3, proximal=True)
+    solver.step(torch.tensor([1e-9, -1e-9]))  # the loss feels neither weight
+    # 0.05 / (1e-9 + 1e-8 + 0.3) x 0.3 = 0.05
+    assert weights.tolist() == pytest.approx([0.95, 0.95], abs=1e-6)
+
+
+def test_of_a_shortlist_the_least_missed_layer_goes(trained: Any, sample: torch.Tensor) -> None:
+    found = get_method("elder")(problem(trained, sample, 2, shortlist=3))
+    gone: list[int] = []
+    for one in found.rounds:
+        weights = {i: value for i, value in enumerate(one.values) if value is not None}
+        assert [layer for layer, _ in one.checked] == sorted(weights, key=lambda i: weights[i])[:3]
+        for layer, loss in one.checked:
+            with skipping(trained, [*gone, layer]):
+                assert loss == pytest.approx(block_losses(trained, sample, 4).mean().item(), abs=1e-5)
+        assert one.removed == (min(one.checked, key=lambda pair: pair[1])[0],)
+        gone.extend(one.removed)
+    assert found.tokens_seen == get_method("elder")(problem(trained, sample, 2)).tokens_seen  # looking is no training
 
 
 def test_one_shot_is_a_single_round(trained: Any, sample: torch.Tensor) -> None:
@@ -194,13 +216,13 @@ def test_one_shot_is_a_single_round(trained: Any, sample: torch.Tensor) -> None:
 
 
 def test_an_automatic_lambda1_is_the_best_on_held_out_blocks(trained: Any, sample: torch.Tensor) -> None:
-    found = get_method("elder")(problem(trained, sample, 2, lambda1="auto"))
+    found = get_method("elder")(problem(trained, sample, 2, lambda1="auto", epochs=6.0))  # 2 a trial, 1 a round
     assert [trial["lambda1"] for trial in found.search] == list(LAMBDA1_GRID)
     losses = [trial["held_out_loss"] for trial in found.search]
     assert [trial["chosen"] for trial in found.search] == [i == losses.index(min(losses)) for i in range(3)]
     assert found.tokens_seen == sum(trial["tokens"] for trial in found.search) == 3 * 2 * 2 * 4 * 48
     best = LAMBDA1_GRID[losses.index(min(losses))]
-    assert found.removed == get_method("elder")(problem(trained, sample[:-1], 2, lambda1=best)).removed
+    assert found.removed == get_method("elder")(problem(trained, sample[:-1], 2, lambda1=best, epochs=2.0)).removed
 
 
 # --- all methods ---

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from elder.forward import block_losses, logits_of, next_token_losses
 from elder.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.losses import distillation_loss, residual_norm
 from elder.model import weights_digest
+from elder.optim import Optimizer
 from elder.recover import recover
 from elder.regularise import LAMBDA2_GRID, regularise
 from elder.search import Snapshot, hold_out, search
-from elder.train import Schedule, Spent, make_optimizer, rate, train
-from elder.tune import ADAPTER_LR_GRID, LR_GRID, tune
+from elder.synthesis import synthetic_blocks
+from elder.train import Schedule, Spent, rate, train
+from elder.tune import ADAPTER_LR_GRID, LR_GRID, LONGER_RUN, lowered, tune
 
-PLAN = Schedule(steps=6, batch=4, lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
+PLAN = Schedule(6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
 FLOAT = torch.float32
 
 
@@ -77,11 +79,11 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_the_learning_rate_by_hand() -> None:
-    plan = Schedule(10, 1, 1.0, False, 0.2, 0.0, 0)
+    plan = Schedule(10, 1, "adamw", 1.0, False, 0.2, 0.0, 0)
     # two of ten steps warm up: 1/2, 1; the other eight go down by ninths
     expected = [1 / 2, 1] + [n / 9 for n in range(8, 0, -1)]
     assert [rate(step, plan) for step in range(10)] == pytest.approx(expected)
-    assert rate(0, Schedule(1, 1, 1.0, False, 0.03, 0.0, 0)) == 1
+    assert rate(0, Schedule(1, 1, "adamw", 1.0, False, 0.03, 0.0, 0)) == 1
 
 
 def test_a_relative_rate_is_a_share_of_each_weights_root_mean_square() -> None:
@@ -89,10 +91,27 @@ def test_a_relative_rate_is_a_share_of_each_weights_root_mean_square() -> None:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[3.0, 3.0], [-3.0, 3.0]]))
         model.bias.zero_()
-    plan = Schedule(1, 1, 0.01, True, 0.0, 0.1, 0)
-    groups = make_optimizer(model, plan).param_groups
-    assert [group["lr"] for group in groups] == pytest.approx([0.03, 0.01 * 1e-3])
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    (adamw,) = Optimizer(model, "adamw", 0.01, relative=True, weight_decay=0.1).parts
+    assert [group["peak"] for group in adamw.param_groups] == pytest.approx([0.03, 0.01 * 1e-3])
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
+
+
+def test_muon_moves_the_matrices_inside_the_layers_by_their_share(llama: Callable, blocks: torch.Tensor) -> None:
+    model = llama(2)
+    inside = {n for n, p in model.named_parameters() if n.startswith("model.layers.") and p.ndim == 2}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = Optimizer(model, "muon", 0.05, relative=True, weight_decay=0.0)
+    next_token(model)(blocks).backward()
+    optimizer.step(0.5)
+    adamw, muon = optimizer.parts
+    assert (len(muon.param_groups), len(adamw.param_groups)) == (len(inside), len(before) - len(inside))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name in inside:
+        change = model.get_parameter(name).detach() - before[name]
+        # half of the peak rate of 5 % of a weight's size; Muon's iteration makes an update orthogonal only roughly
+        assert (change.square().mean() / before[name].square().mean()).sqrt() == pytest.approx(0.025, rel=0.3)
+        sizes = torch.linalg.svdvals(change)
+        assert sizes[-1] > 0.1 * sizes[0]  # all directions move, and nearly alike
 
 
 # --- the loop ---
@@ -113,16 +132,17 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=16))  # has dropout
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("family", "optimizer"), [("llama", "adamw"), ("gpt2", "adamw"), ("llama", "muon")])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    family: str, llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, optimizer: str, llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fresh() -> Any:
         return gpt2() if family == "gpt2" else llama(2)
 
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", -1.0)
+    plan = replace(PLAN, optimizer=optimizer)
     whole = fresh()
-    expected = train(whole, blocks, next_token(whole), PLAN, FLOAT, "test")
+    expected = train(whole, blocks, next_token(whole), plan, FLOAT, "test")
 
     checkpoint = tmp_path / "run.checkpoint"
     broken = fresh()
@@ -135,10 +155,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         return loss(ids)
 
     with pytest.raises(KeyboardInterrupt):
-        train(broken, blocks, killed, PLAN, FLOAT, "test", checkpoint)
+        train(broken, blocks, killed, plan, FLOAT, "test", checkpoint)
     resumed, steps = fresh(), []
     loss_again = next_token(resumed)
-    spent = train(resumed, blocks, lambda ids: (steps.append(1), loss_again(ids))[1], PLAN, FLOAT, "test", checkpoint)
+    spent = train(resumed, blocks, lambda ids: (steps.append(1), loss_again(ids))[1], plan, FLOAT, "test", checkpoint)
     assert len(steps) == 3  # three of six were done
     assert weights_digest(resumed) == weights_digest(whole)
     assert asdict(spent) == asdict(expected)
@@ -219,11 +239,18 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     assert spent.tokens_seen == step * spent.optimizer_steps == step * sum(plan.steps for plan in schedules)
     assert sum(trial["tokens"] for trial in spent.search) <= 0.2 * budget + 3 * step / 2
     losses = [trial["held_out_loss"] for trial in spent.search]
-    assert schedules[3].lr == spent.search[losses.index(min(losses))]["lr"]
+    best = spent.search[losses.index(min(losses))]["lr"]
+    assert schedules[3].lr == best * (schedules[0].steps / schedules[3].steps) ** LONGER_RUN < best
     assert [trial["chosen"] for trial in spent.search].index(True) == losses.index(min(losses))
     again = llama(2)
     real(again, many[:-5], next_token(again), schedules[0], FLOAT, "test")
     assert losses[0] == pytest.approx(block_losses(again, held, 4).mean().item())
+
+
+def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
+    assert lowered(10, 1000, searched=True) == pytest.approx(0.2291, abs=1e-4)  # 100 ** -0.32 = exp(-0.32 x 4.6052)
+    assert lowered(10, 5, searched=True) == 1.0  # never raised
+    assert lowered(10, 1000, searched=False) == 1.0
 
 
 def test_nothing_automatic_spends_all_on_one_run(llama: Callable, blocks: torch.Tensor) -> None:
@@ -336,3 +363,37 @@ def test_distillation_lowers_the_divergence_from_the_dense_model(
     recover(trained, trained_model, ids, params.Recover(epochs=3.0, batch=8, lr=lr), 0, FLOAT)
     assert divergence() < 0.8 * before
     assert weights_digest(trained_model) == dense
+
+
+# --- text that the dense model writes ---
+
+
+def test_the_dense_model_writes_on_from_calibration_text(
+    trained_model: Any, text_blocks: torch.Tensor, tmp_path: Path
+) -> None:
+    calibration, kept = text_blocks[:10], tmp_path / "kept.safetensors"
+    written = synthetic_blocks(trained_model, calibration, 24, 0, kept)
+    assert (written.shape, written.dtype) == ((24, 48), torch.int64)
+    windows = calibration.unfold(1, 3, 1).reshape(-1, 3).tolist()  # 48 / 16 = 3 tokens are calibration text
+    assert all(row[:3].tolist() in windows for row in written)
+    assert len({tuple(row.tolist()) for row in written}) == 24
+    assert torch.equal(synthetic_blocks(trained_model, calibration, 24, 0), written)
+    assert not torch.equal(synthetic_blocks(trained_model, calibration, 24, 1), written)
+    assert torch.equal(synthetic_blocks(None, calibration, 24, 0, kept), written)  # read, not written again
+    # it writes what it holds likely: far better than random tokens, whose loss is over ln 257 = 5.5
+    assert block_losses(trained_model, written, 8).mean() < 3.5
+
+
+def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
+    trained: Any, trained_model: Any, text_blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data: list[torch.Tensor] = []
+    real = training.train
+    monkeypatch.setattr("elder.tune.train", lambda m, given, *rest: (data.append(given), real(m, given, *rest))[1])
+    remove_layers(trained, [2])
+    settings = params.Recover(epochs=2.0, batch=4, lr=1e-3)
+    more = text_blocks[100:124]
+    spent = recover(trained, trained_model, text_blocks[:8], settings, 0, FLOAT, synthetic=more)
+    assert spent.tokens_seen == 2 * 8 * 48  # two passes over the calibration blocks, whatever stands beside them
+    assert spent.tokens_generated == 24 * 48
+    assert torch.equal(data[0], torch.cat([more, text_blocks[:8]]))  # calibration text last: it is what is held out
