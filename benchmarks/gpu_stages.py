@@ -177,7 +177,15 @@ class Bench:
     def select(self, method: str) -> dict[str, Any]:
         """Choose a quarter of the layers; elder with the published lambda1 and half an epoch a round."""
         shape = self.shape
-        chosen = params.Select(method=method, ratio=0.25, batch=shape.batch, lambda1=5e-3)
+        chosen = params.Select(
+            method=method,
+            ratio=0.25,
+            forward_batch=shape.batch,
+            batch=shape.batch,
+            epochs=0.5 * round(0.25 * self.layers),
+            lambda1=5e-3,
+            shortlist=1,
+        )
         loaded = Loaded(self.build(), None, "random weights", None, WEIGHTS)
 
         def run(blocks: torch.Tensor) -> float:
@@ -192,8 +200,8 @@ class Bench:
 
     def regularise(self, rank: int) -> dict[str, Any]:
         """Train the dense model for three epochs so that a quarter of its layers comes to do nothing."""
-        model = self._trainable(self.build(WEIGHTS if rank else torch.float32))
-        settings = params.Regularise(epochs=3, batch=self.shape.batch, lr=2e-5, lambda2=1e-3, adapter_rank=rank)
+        model = self.build(WEIGHTS if rank else torch.float32)
+        settings = params.Regularise(epochs=3, lr=2e-5, lambda2=1e-3, **self._common(rank))
 
         def run(blocks: torch.Tensor) -> float:
             spent = regularise(model, self.spread(0.25), blocks, settings, SEED, WEIGHTS)
@@ -206,8 +214,7 @@ class Bench:
         dense = self.build().requires_grad_(False)
         student = self.build(WEIGHTS if rank else torch.float32)
         remove_layers(student, self.spread(0.25))
-        student = self._trainable(student)
-        settings = params.Recover(mode="distil", epochs=6, batch=self.shape.batch, lr=1e-5, adapter_rank=rank)
+        settings = params.Recover(mode="distil", epochs=6, lr=1e-5, **self._common(rank))
 
         def run(blocks: torch.Tensor) -> float:
             spent = recover(student, dense, blocks, settings, SEED, WEIGHTS)
@@ -225,11 +232,9 @@ class Bench:
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "parameters_after": parameter_count(model)}
 
-    def _trainable(self, model: Any) -> Any:
-        """Keep only what enters each layer for the backward pass, and compute the rest again."""
-        # its newer name, activation_checkpointing_enable, is not yet in transformers 5.17
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model
+    def _common(self, rank: int) -> dict[str, Any]:
+        """Return the settings that both kinds of training share; each layer's insides are computed twice, not kept."""
+        return {"batch": self.shape.batch, "adapter_rank": rank, "gradient_checkpointing": True}
 
     def _noted(self, record: dict[str, Any], model: Any, rank: int) -> dict[str, Any]:
         what = f"adapters of rank {rank} on bf16 weights" if rank else "all weights, in float32, with Adam"

@@ -25,7 +25,7 @@ TEXT_SOURCES: list[Callable[[Params, str, Path], Path]] = []
 def compare(
     methods: Annotated[
         str | None,
-        typer.Option(help=f"Rows: METHOD[+PART...][[section.key=value,...]], with commas between; {METHODS}."),
+        typer.Option(help=f"Rows such as sleb+distil, with commas between; docs/compare.md has all; {METHODS}."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder, Hub id, s3:// prefix or models:/name@alias.")] = None,
     ratios: Annotated[str | None, typer.Option(help="Shares of the layers to remove, such as 0.25,0.5.")] = None,

@@ -19,6 +19,10 @@ PACKAGES = (
     "boto3",
 )
 
+# For processes that train on a CPU: glibc would give every large tensor back to the system and ask for it again.
+# `benchmarks/allocator.py` measures what that costs. Other C libraries do not look at these.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+
 
 def environment(device: str = "auto") -> dict[str, Any]:
     """Return the packages that are installed, the platform, the device used and the number of threads.

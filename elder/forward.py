@@ -2,11 +2,15 @@
 
 import os
 import resource
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from elder.layers import LayerControl, find_layers
 
 
 def seed_everything(seed: int) -> None:
@@ -32,6 +36,22 @@ def mixed_precision(model: Any, compute: torch.dtype) -> AbstractContextManager:
 def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits of a batch, (batch, tokens, vocabulary)."""
     return model(input_ids=ids.to(device_of_model(model)), use_cache=False).logits
+
+
+def observed_logits(
+    model: Any, ids: torch.Tensor, indices: Iterable[int]
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Return the logits of a batch, and what entered and left some of the layers, (batch, tokens, hidden), in order.
+
+    The layers are watched during the forward pass alone: gradient checkpointing, which may run a layer once more in the
+    backward pass, shows nothing twice.
+    """
+    layers = find_layers(model)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with LayerControl(nn.ModuleList([layers[index] for index in sorted(indices)])) as control:
+        control.observe = lambda _, entering, leaving: seen.append((entering, leaving))
+        logits = logits_of(model, ids)
+    return logits, seen
 
 
 def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

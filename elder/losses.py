@@ -19,6 +19,24 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
 
+def state_mismatch(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the relative mean square between hidden states: ||s - t||^2 / ||t||^2 of each token, the mean over tokens.
+
+    Each token is divided by its own size, since a few tokens of large models are so large that they would
+    hide the rest.
+
+    Args:
+        student: hidden states, (batch, tokens, hidden), any float dtype.
+        teacher: hidden states of the same shape, without gradient.
+
+    Returns:
+        Scalar float32.
+    """
+    wanted = teacher.float()
+    sizes = wanted.square().sum(dim=-1).clamp(min=1e-12)
+    return ((student.float() - wanted).square().sum(dim=-1) / sizes).mean()
+
+
 def residual_norm(entering: torch.Tensor, leaving: torch.Tensor, norm: str, relative: bool) -> torch.Tensor:
     """Return how much one layer changes the hidden state: || f(h) - h ||_q, the mean over tokens.
 

@@ -87,6 +87,7 @@ class Training(Section):
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     adapter_rank: int = Field(0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time: compute each layer twice")
 
 
 class Regularise(Training):
@@ -95,6 +96,7 @@ class Regularise(Training):
     norm: Literal["l2", "l1"] = Field("l2", description="norm of a layer's output minus its input, for each token")
     relative: bool = Field(False, description="divide that norm by the norm of the input: free of scale")
     lambda2: Strength | Auto = Field("auto", description="strength; auto: chosen on held-out blocks")
+    anneal: float = Field(0.0, ge=0, le=1, description="share of the steps in which the layers fade out; 0: they stay")
 
 
 class Compensate(Section):
@@ -114,6 +116,8 @@ class Recover(Training):
     epochs: float = Field(6.0, ge=0, description="passes over the calibration blocks, the search for lr included")
     batch: int = Field(4, ge=1, description="blocks in a batch")
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the matrices inside the layers")
+    next_token: float = Field(0.0, ge=0, le=1, description="share of next-token loss beside that of logits (distil)")
+    hidden: Strength = Field(0.0, description="weight of the match of the kept layers' hidden states (distil)")
     synthetic: int = Field(4, ge=0, description="blocks that the dense model writes for each of calibration (distil)")
 
 

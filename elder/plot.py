@@ -92,7 +92,10 @@ def heat_map(found: dict[str, Any], removed: list[int]) -> dict[str, Any]:
     rounds, lower = found["rounds"], found.get("lower_goes", True)
     rows = [_heat_row(turn, lower, removed if len(rounds) == 1 else None) for turn in rounds]
     wide = max(len(row["cells"]) for row in rows) <= TABULAR
-    return {"name": found.get("name") or "layer weight", "lower": lower, "rows": rows, "wide": wide}
+    rule = f"the {'lowest' if lower else 'highest'} goes first"
+    if any(turn.get("checked") for turn in rounds):
+        rule = f"of the {'lowest' if lower else 'highest'} few, outlined, the one whose absence costs least goes"
+    return {"name": found.get("name") or "layer weight", "rule": rule, "rows": rows, "wide": wide}
 
 
 def _heat_row(turn: dict[str, Any], lower_goes: bool, removed: list[int] | None) -> dict[str, Any]:
@@ -108,8 +111,9 @@ def _heat_row(turn: dict[str, Any], lower_goes: bool, removed: list[int] | None)
     low, high = (known[0], known[math.ceil(0.9 * (len(known) - 1))]) if known else (0.0, 0.0)
     span = (high - low) or 1.0
     levels = [None if value is None else round(70 * (1 - min(1.0, (value - low) / span))) for value in worth]
+    losses = dict(turn.get("checked") or [])
     cells = [
-        {"layer": layer, "value": value, "level": level, "goes": layer in goes}
+        {"layer": layer, "value": value, "level": level, "goes": layer in goes, "loss": losses.get(layer)}
         for layer, (value, level) in enumerate(zip(turn["values"], levels, strict=True))
     ]
     return {"removed": goes, "cells": cells}

@@ -18,6 +18,7 @@ DEFAULT = "default"
 ELDER_AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "select": {"place": "output", "lambda1": 5e-3, "iterative": True, "shortlist": 1, "epochs": 3, "batch": 4},
     "regularise": {
+        "anneal": 0.0,
         "optimizer": "adamw",
         "epochs": 3,
         "lr": 2e-5,

@@ -4,6 +4,10 @@
 
 P is fixed; all weights train, or adapters on them. The norm is taken per token over the hidden dimension, un-squared,
 and averaged over tokens.
+
+Beyond the paper, the layers may fade out while the others learn (annealed removal): what they add is multiplied by a
+weight that falls from 1 to 0, so that at the end the model computes as if they were gone. The norm is that of what is
+left of it.
 """
 
 from collections.abc import Sequence
@@ -11,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from elder import params
-from elder.forward import block_losses, logits_of, next_token_losses
+from elder.forward import block_losses, next_token_losses, observed_logits
 from elder.layers import LayerControl, find_layers, skipping
 from elder.losses import residual_norm
 from elder.train import Spent
@@ -45,32 +50,34 @@ def regularise(
     Returns:
         What was spent; automatic values are judged by the loss without the layers on held-out blocks.
     """
-    selected = set(removed)
     grids = lr_grid(settings)
     if settings.lambda2 == "auto":
         grids |= {"lambda2": LAMBDA2_GRID}
 
     def judge(held: torch.Tensor) -> float:
-        with skipping(model, selected):
+        with skipping(model, removed):
             return block_losses(model, held, settings.batch, compute).mean().item()
 
-    with LayerControl(find_layers(model)) as control:
-        terms: list[torch.Tensor] = []
+    layers = find_layers(model)
+    with LayerControl(nn.ModuleList([layers[index] for index in removed])) as control:
 
-        def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-            if index in selected and torch.is_grad_enabled():
-                terms.append(residual_norm(entering, leaving, settings.norm, settings.relative))
-
-        control.observe = observe
+        def fade(done: float) -> None:
+            control.weights = torch.full((len(removed),), residual_weight(done, settings.anneal))
 
         def loss_with(values: dict[str, float]) -> Any:
             lambda2 = values["lambda2"] if settings.lambda2 == "auto" else settings.lambda2
 
             def loss(ids: torch.Tensor) -> torch.Tensor:
-                terms.clear()
-                total = next_token_losses(logits_of(model, ids), ids).mean()
-                return total + lambda2 * torch.stack(terms).sum()
+                logits, seen = observed_logits(model, ids, removed)
+                terms = [residual_norm(*states, settings.norm, settings.relative) for states in seen]
+                return next_token_losses(logits, ids).mean() + lambda2 * torch.stack(terms).sum()
 
             return loss
 
-        return tune("regularise", model, blocks, settings, grids, loss_with, seed, compute, judge, checkpoint)
+        at_step = fade if settings.anneal else None
+        return tune("regularise", model, blocks, settings, grids, loss_with, seed, compute, judge, checkpoint, at_step)
+
+
+def residual_weight(done: float, anneal: float) -> float:
+    """Return the weight of what the selected layers add: from 1 down to 0, once a share ``anneal`` of steps is done."""
+    return max(0.0, 1.0 - done / anneal)

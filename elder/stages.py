@@ -183,6 +183,11 @@ def _regularise(job: Job) -> dict[str, Any]:
     settings = job.settings.regularise
     if not settings.epochs:
         return {"spent": asdict(Spent()), "peak_memory_bytes": 0}
+    if settings.anneal and job.settings.compensate.method != NONE:
+        raise UserError(
+            f"regularise.anneal is {settings.anneal:g}: layers that fade out leave nothing to mend; "
+            "set it to 0, or compensate.method to none"
+        )
     loaded = job.load(dtype=torch.float32)
     spent = regularise(
         loaded.model,
@@ -239,6 +244,7 @@ def _recover(job: Job) -> dict[str, Any]:
         compute_dtype(job),
         job.work / "recover.checkpoint",
         synthetic,
+        job.result("learn")["removed"],
     )
     peak = peak_memory_bytes(student.model.device)
     save_model(student.model, student.tokenizer, job.work / "recover")

@@ -15,6 +15,7 @@ from elder.optim import Optimizer
 from elder.progress import meter
 
 LossFunction = Callable[[torch.Tensor], torch.Tensor]  # token ids (batch, seq_len) -> scalar
+StepHook = Callable[[float], None]  # share of the steps that are done once this one is, up to 1
 CHECKPOINT_EVERY = 60.0  # seconds
 
 
@@ -78,6 +79,7 @@ def train(
     compute: torch.dtype,
     label: str,
     checkpoint: Path | None = None,
+    at_step: StepHook | None = None,
 ) -> Spent:
     """Train the model's trainable weights, in place.
 
@@ -89,6 +91,7 @@ def train(
         compute: dtype of the forward pass.
         label: shown with the progress.
         checkpoint: file to resume from and to write to every minute; removed by the caller when the stage is done.
+        at_step: called before each step.
 
     Returns:
         What was spent, the same whether the run was interrupted or not.
@@ -102,6 +105,8 @@ def train(
     with meter(label, schedule.steps) as progress:
         for step in range(start, schedule.steps):
             torch.manual_seed(schedule.seed * 100_003 + step)  # dropout, too, is the same in a resumed run
+            if at_step:
+                at_step((step + 1) / schedule.steps)
             ids = blocks[batch_indices(len(blocks), schedule.batch, step, schedule.seed)]
             with mixed_precision(model, compute):
                 loss = loss_of(ids)

@@ -8,7 +8,7 @@ much for a long one, so a learning rate that was found is lowered by the known p
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from elder import params
 from elder.errors import UserError
 from elder.forward import block_losses
 from elder.search import Snapshot, hold_out, search
-from elder.train import LossFunction, Schedule, Spent, train
+from elder.train import LossFunction, Schedule, Spent, StepHook, train
 
 LR_GRID = (0.005, 0.01, 0.02)  # relative to the root mean square of each weight
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)  # absolute: adapters start at 0, and a share of that is nothing
@@ -39,6 +39,7 @@ def tune(
     compute: torch.dtype,
     judge: Callable[[torch.Tensor], float] | None = None,
     checkpoint: Path | None = None,
+    at_step: StepHook | None = None,
 ) -> Spent:
     """Train in place.
 
@@ -53,22 +54,24 @@ def tune(
         compute: dtype of the forward pass.
         judge: held-out blocks -> loss, for a trial; by default the next-token loss.
         checkpoint: where the final run is kept while it goes on.
+        at_step: called before each step of the run, and of each trial, with the share of its steps.
 
     Returns:
         What was spent, search included.
 
     Raises:
-        UserError: if the loss does not stay finite.
+        UserError: if the loss does not stay finite, or the model cannot do what is asked.
     """
 
     def schedule(values: dict[str, float], epochs: float, count: int) -> Schedule:
-        steps = max(1, round(epochs * count / settings.batch))
+        steps = max(1, int(epochs * count / settings.batch))  # never over the budget
         lr = values["lr"] if "lr" in values else float(settings.lr)
         relative = "lr" in values and not settings.adapter_rank
         kind = "adamw" if settings.adapter_rank else settings.optimizer
         return Schedule(steps, settings.batch, kind, lr, relative, settings.warmup, settings.weight_decay, seed)
 
-    with trainable(model, settings.adapter_rank, seed) as trained:
+    thrifty = checkpointing(model) if settings.gradient_checkpointing else nullcontext()
+    with trainable(model, settings.adapter_rank, seed) as trained, thrifty:
         epochs = settings.epochs
         candidates = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
         chosen, found = candidates[0], Spent()
@@ -84,7 +87,7 @@ def tune(
                 start.restore(trained)
                 plan = trial_plan(values)
                 label = f"{stage}, trying {', '.join(f'{k} {v:g}' for k, v in values.items())}"
-                spent = train(trained, fit, loss_with(values), plan, compute, label)
+                spent = train(trained, fit, loss_with(values), plan, compute, label, None, at_step)
                 loss = judge(held) if judge else block_losses(trained, held, settings.batch, compute).mean().item()
                 return loss, spent
 
@@ -92,7 +95,7 @@ def tune(
             start.restore(trained)
             longer = schedule(chosen, epochs * (1 - SEARCH_SHARE), len(blocks))
             plan = replace(longer, lr=longer.lr * lowered(trial_plan(chosen).steps, longer.steps, "lr" in chosen))
-        spent = train(trained, blocks, loss_with(chosen), plan, compute, stage, checkpoint)
+        spent = train(trained, blocks, loss_with(chosen), plan, compute, stage, checkpoint, at_step)
         if not math.isfinite(spent.curve[-1]["loss"]):
             raise UserError(f"{stage} diverged with a learning rate of {plan.lr:g}: set {stage}.lr lower")
     spent.tokens_seen += found.tokens_seen
@@ -111,6 +114,26 @@ def lr_grid(settings: params.Training) -> dict[str, tuple[float, ...]]:
     if settings.lr != "auto":
         return {}
     return {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
+
+
+@contextmanager
+def checkpointing(model: Any) -> Any:
+    """Keep only what enters each layer for the backward pass, and compute the rest again: less memory, more time.
+
+    Raises:
+        UserError: if this family of models cannot.
+    """
+    # the older names, all that transformers 5.17 has, warn in newer versions
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    try:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"{error} Set gradient_checkpointing to false.") from None
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_checkpointing_disable")()
+        model.disable_input_require_grads()  # enabling asked for gradients of the embeddings' output, too
 
 
 @contextmanager

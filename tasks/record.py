@@ -20,12 +20,13 @@ from tasks import registry
 from tasks.manifest import Unreachable
 from tasks.store import Published, open_store
 
+BUDGET = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
+
 
 def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]) -> dict[str, Any]:
     """Return one line of the comparison: what was measured, and the budget it took."""
-    budget = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
     measured = {key: found[key] for key in ("perplexity", "tasks", "task_mean", "parameters")}
-    return {"name": name, "kind": kind, "removed": removed, **measured, **{key: spent.get(key, 0) for key in budget}}
+    return {"name": name, "kind": kind, "removed": removed, **measured, **{key: spent.get(key, 0) for key in BUDGET}}
 
 
 def dense_key(weights: str, settings: params.Params, data: dict[str, str], root: Path) -> str:

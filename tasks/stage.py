@@ -13,6 +13,7 @@ from typing import Any
 
 from prefect import task
 
+from elder.environment import KEEP_MEMORY
 from elder.errors import UserError
 from tasks.slots import gpu_slot
 
@@ -31,7 +32,7 @@ def run_stage(*arguments: str | Path) -> None:
         sentence = Path(folder) / "error"
         with subprocess.Popen(
             [sys.executable, "-m", "elder", "stage", *map(str, arguments)],
-            env=os.environ | {"ELDER_ERROR_FILE": str(sentence)},
+            env=KEEP_MEMORY | os.environ | {"ELDER_ERROR_FILE": str(sentence)},
             stdin=subprocess.PIPE,
             stdout=sys.stderr,
         ) as stage:

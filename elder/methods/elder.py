@@ -8,8 +8,8 @@ LM being the mean next-token cross-entropy over all positions. Iterative: one ro
 selected before being bypassed. One-shot: a single round, and the lightest layers go together.
 
 As published, the lightest layer of a round goes. With a ``shortlist``, this project's own addition, the lightest few
-are taken out in turn on the calibration blocks, forward only, and the one that is missed the least goes: few steps order
-the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all.
+are taken out in turn on the calibration blocks, forward only, and the one that is missed the least goes: few steps
+order the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all.
 """
 
 from dataclasses import replace
@@ -63,7 +63,7 @@ def learn(problem: Problem, blocks: torch.Tensor, lambda1: float) -> Selection:
     layers = find_layers(problem.model)
     settings = problem.settings
     rounds_wanted, a_round = (problem.count, 1) if settings.iterative else (1, problem.count)
-    steps = max(1, round(settings.epochs / rounds_wanted * len(blocks) / settings.batch))
+    steps = max(1, int(settings.epochs / rounds_wanted * len(blocks) / settings.batch))  # never over the budget
     rounds: list[Round] = []
     gone: set[int] = set()
     for parameter in problem.model.parameters():

@@ -1,4 +1,6 @@
-"""Losses and schedules by hand, the training loop and its checkpoints, automatic choices and their budget."""
+"""Losses and schedules by hand, the training loop and its checkpoints, gradient checkpointing, automatic choices and
+their budget.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,23 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from elder import params
 from elder import train as training
 from elder.data import batch_indices
 from elder.errors import UserError
 from elder.forward import block_losses, logits_of, next_token_losses
-from elder.layers import LayerControl, find_layers, remove_layers, skipping
-from elder.losses import distillation_loss, residual_norm
+from elder.losses import distillation_loss, residual_norm, state_mismatch
 from elder.model import weights_digest
 from elder.optim import Optimizer
-from elder.recover import recover
-from elder.regularise import LAMBDA2_GRID, regularise
 from elder.search import Snapshot, hold_out, search
-from elder.synthesis import synthetic_blocks
 from elder.train import Schedule, Spent, rate, train
-from elder.tune import ADAPTER_LR_GRID, LR_GRID, LONGER_RUN, lowered, tune
+from elder.tune import LONGER_RUN, LR_GRID, lowered, tune
+from tests.elder.families import FAMILIES
 
 PLAN = Schedule(6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
 FLOAT = torch.float32
@@ -59,6 +58,14 @@ def test_residual_norm_by_hand(norm: str, relative: bool, expected: float) -> No
     entering = torch.tensor([[[0.0, 2.0], [1.0, 1.0]]])
     leaving = torch.tensor([[[3.0, -2.0], [1.0, 1.0]]])
     assert residual_norm(entering, leaving, norm, relative).item() == pytest.approx(expected)
+
+
+def test_state_mismatch_by_hand() -> None:
+    wanted = torch.tensor([[[3.0, 4.0], [0.0, 100.0]]])
+    found = torch.tensor([[[3.0, 3.0], [60.0, 100.0]]], dtype=torch.bfloat16)
+    # 1 / 25 of the first token, 3600 / 10000 of the second: large tokens count no more than small ones
+    assert state_mismatch(found, wanted).item() == pytest.approx((0.04 + 0.36) / 2)
+    assert state_mismatch(wanted, wanted).item() == 0
 
 
 # --- order and rate ---
@@ -179,6 +186,38 @@ def test_a_checkpoint_of_another_schedule_is_not_used(
     assert weights_digest(with_it) == weights_digest(without)
 
 
+def test_each_step_is_told_what_share_of_the_run_it_ends(llama: Callable, blocks: torch.Tensor) -> None:
+    model, told = llama(2), []
+    train(model, blocks, next_token(model), replace(PLAN, steps=4), FLOAT, "test", None, told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+# --- gradient checkpointing ---
+
+
+def test_a_layer_computed_twice_gives_the_same_bytes(blocks: torch.Tensor) -> None:
+    results = []
+    for wanted in (False, True):
+        model, calls = gpt2(), []  # has dropout: what it drops must be the same both times
+        model.transformer.h[1].attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        settings = params.Training(epochs=2.0, batch=5, lr=1e-2, gradient_checkpointing=wanted)
+        spent = tune("test", model, blocks, settings, {}, lambda _, model=model: next_token(model), 0, FLOAT)
+        results.append((spent, weights_digest(model)))
+        assert len(calls) == (8 if wanted else 4)  # four steps
+        model.train()
+        next_token(model)(blocks[:2]).backward()
+        assert len(calls) == (9 if wanted else 5)  # switched off again
+        assert not model.get_input_embeddings()._forward_hooks
+    assert results[0] == results[1]
+
+
+def test_a_family_without_gradient_checkpointing_is_refused(blocks: torch.Tensor) -> None:
+    model = FAMILIES["gpt-1"].build()
+    settings = params.Training(epochs=2.0, batch=5, lr=1e-3, gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"OpenAIGPTLMHeadModel .*checkpointing\. Set gradient_checkpointing to false"):
+        tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
+
+
 # --- automatic choices ---
 
 
@@ -267,133 +306,3 @@ def test_a_run_that_diverges_says_so(llama: Callable, blocks: torch.Tensor) -> N
     settings = params.Training(epochs=2.0, batch=5, lr=1e30)
     with pytest.raises(UserError, match=r"test diverged with a learning rate of 1e\+30: set test.lr lower"):
         tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
-
-
-def test_adapters_train_and_merge_into_a_plain_model(trained: Any, text_blocks: torch.Tensor, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    names = set(trained.state_dict())
-    embedding = trained.model.embed_tokens.weight.clone()
-    query = trained.model.layers[0].self_attn.q_proj.weight.clone()
-    remove_layers(trained, [3])
-    before = block_losses(trained, text_blocks[:40], 8).mean()
-    settings = params.Recover(epochs=4.0, batch=4, lr=1e-2, adapter_rank=2, mode="train")
-    spent = recover(trained, None, text_blocks[:40], settings, 0, FLOAT)
-    assert block_losses(trained, text_blocks[:40], 8).mean() < before - 0.02
-    assert set(trained.state_dict()) == {n for n in names if not n.startswith("model.layers.5.")}
-    assert torch.equal(trained.model.embed_tokens.weight, embedding)
-    assert not torch.equal(trained.model.layers[0].self_attn.q_proj.weight, query)
-    assert 0 < spent.trainable_parameters < sum(p.numel() for p in trained.parameters()) / 4
-    trained.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert torch.equal(again(text_blocks[:1]).logits, trained(text_blocks[:1]).logits)
-
-
-def test_an_automatic_rate_moves_adapters_too(trained: Any, text_blocks: torch.Tensor) -> None:
-    pytest.importorskip("peft")
-    remove_layers(trained, [3])
-    before = block_losses(trained, text_blocks[-40:], 8).mean()
-    settings = params.Recover(epochs=4.0, batch=4, lr="auto", adapter_rank=4, mode="train")
-    spent = recover(trained, None, text_blocks[:40], settings, 0, FLOAT)
-    assert [trial["lr"] for trial in spent.search] == list(ADAPTER_LR_GRID)
-    assert block_losses(trained, text_blocks[-40:], 8).mean() < before - 0.02
-
-
-# --- stages 2 and 4 ---
-
-
-@torch.no_grad()
-def norms(model: Any, ids: torch.Tensor, settings: params.Regularise) -> list[float]:
-    found: list[float] = []
-    with LayerControl(find_layers(model)) as control:
-        control.observe = lambda _, h, f: found.append(residual_norm(h, f, settings.norm, settings.relative).item())
-        logits_of(model, ids)
-    return found
-
-
-@pytest.mark.parametrize(("norm", "relative", "lambda2"), [("l2", False, 1.0), ("l1", False, 0.1), ("l2", True, 5.0)])
-def test_regularisation_shrinks_the_selected_layers(
-    trained: Any, text_blocks: torch.Tensor, norm: Any, relative: bool, lambda2: float
-) -> None:
-    ids = text_blocks[:32]
-    settings = params.Regularise(epochs=4.0, batch=4, lr=2e-3, lambda2=lambda2, norm=norm, relative=relative)
-    before = norms(trained, ids, settings)
-    with skipping(trained, [2, 3]):
-        without = block_losses(trained, ids, 8).mean()
-    spent = regularise(trained, [3, 2], ids, settings, 0, FLOAT)
-    after = norms(trained, ids, settings)
-    assert all(after[index] < 0.5 * before[index] for index in (2, 3))
-    assert all(after[index] > 0.5 * before[index] for index in (0, 1, 4, 5))
-    with skipping(trained, [2, 3]):
-        assert block_losses(trained, ids, 8).mean() < without
-    assert (spent.optimizer_steps, spent.tokens_seen) == (32, 32 * 4 * 48)
-    assert not any("forward" in vars(layer) for layer in find_layers(trained))
-
-
-def test_the_regularised_loss_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
-    model = llama(3)
-    settings = params.Regularise(epochs=0.1, batch=4, lr=1e-9, lambda2=0.3)
-    spent = regularise(model, [2, 0], blocks, settings, 7, FLOAT)
-    ids = blocks[batch_indices(10, 4, 0, 7)]
-    terms = norms(model, ids, settings)
-    expected = block_losses(model, ids, 4).mean().item() + 0.3 * (terms[0] + terms[2])
-    assert [point["loss"] for point in spent.curve] == pytest.approx([expected], rel=1e-5)
-
-
-def test_regularisation_searches_both_values(trained: Any, text_blocks: torch.Tensor) -> None:
-    ids = text_blocks[:16]
-    spent = regularise(trained, [2], ids, params.Regularise(epochs=3.0, batch=4), 0, FLOAT)
-    tried = [(trial["lr"], trial["lambda2"]) for trial in spent.search]
-    assert tried == [(lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
-    assert len({trial["held_out_loss"] for trial in spent.search}) == 9
-    assert not any("forward" in vars(layer) for layer in find_layers(trained))
-
-
-@pytest.mark.parametrize("lr", ["auto", 2e-3])
-def test_distillation_lowers_the_divergence_from_the_dense_model(
-    trained: Any, trained_model: Any, text_blocks: torch.Tensor, lr: Any
-) -> None:
-    ids, other = text_blocks[:64], text_blocks[-20:]
-
-    @torch.no_grad()
-    def divergence() -> float:
-        return distillation_loss(logits_of(trained, other), logits_of(trained_model, other)).item()
-
-    remove_layers(trained, [2, 4])
-    before, dense = divergence(), weights_digest(trained_model)
-    recover(trained, trained_model, ids, params.Recover(epochs=3.0, batch=8, lr=lr), 0, FLOAT)
-    assert divergence() < 0.8 * before
-    assert weights_digest(trained_model) == dense
-
-
-# --- text that the dense model writes ---
-
-
-def test_the_dense_model_writes_on_from_calibration_text(
-    trained_model: Any, text_blocks: torch.Tensor, tmp_path: Path
-) -> None:
-    calibration, kept = text_blocks[:10], tmp_path / "kept.safetensors"
-    written = synthetic_blocks(trained_model, calibration, 24, 0, kept)
-    assert (written.shape, written.dtype) == ((24, 48), torch.int64)
-    windows = calibration.unfold(1, 3, 1).reshape(-1, 3).tolist()  # 48 / 16 = 3 tokens are calibration text
-    assert all(row[:3].tolist() in windows for row in written)
-    assert len({tuple(row.tolist()) for row in written}) == 24
-    assert torch.equal(synthetic_blocks(trained_model, calibration, 24, 0), written)
-    assert not torch.equal(synthetic_blocks(trained_model, calibration, 24, 1), written)
-    assert torch.equal(synthetic_blocks(None, calibration, 24, 0, kept), written)  # read, not written again
-    # it writes what it holds likely: far better than random tokens, whose loss is over ln 257 = 5.5
-    assert block_losses(trained_model, written, 8).mean() < 3.5
-
-
-def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
-    trained: Any, trained_model: Any, text_blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data: list[torch.Tensor] = []
-    real = training.train
-    monkeypatch.setattr("elder.tune.train", lambda m, given, *rest: (data.append(given), real(m, given, *rest))[1])
-    remove_layers(trained, [2])
-    settings = params.Recover(epochs=2.0, batch=4, lr=1e-3)
-    more = text_blocks[100:124]
-    spent = recover(trained, trained_model, text_blocks[:8], settings, 0, FLOAT, synthetic=more)
-    assert spent.tokens_seen == 2 * 8 * 48  # two passes over the calibration blocks, whatever stands beside them
-    assert spent.tokens_generated == 24 * 48
-    assert torch.equal(data[0], torch.cat([more, text_blocks[:8]]))  # calibration text last: it is what is held out

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The tables in docs/results.md and the README: `benchmarks/compare.sh PART`, in a clone with its environment built.
+#   main        the bundled LLaMA: default, controls, ELDeR as published, baselines; 25 % and 50 %, three seeds
+#   selections  every selection with nothing trained after it, one seed
+#   ablations   the paper's two ablations, and the default recipe without each of its parts; one seed
+#   families    two models of other families that nothing was tuned on, one seed
+#   texts       calibration and evaluation on other texts; WIKITEXT names a folder with valid.txt and test.txt
+# Each goes on where it was cut; give the same command twice at once to use two cores. Results: benchmarks/results/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+elder=${ELDER:-.venv/bin/python -m elder}
+
+# name, rows, further options
+compare() {
+    local name=$1 rows=$2
+    shift 2
+    $elder compare --methods "$rows" --set evaluate.tasks=[] --set evaluate.max_tokens=32768 \
+        --output "build/compare/$name" "$@" > /dev/null
+    mkdir -p benchmarks/results
+    for kind in md csv json; do cp "build/compare/$name/table.$kind" "benchmarks/results/$name.$kind"; done
+}
+
+# The controls get the whole budget of 6.6 passes for their recovery, as much as the default spends in all.
+controls='sleb+distil[recover.epochs=6.6],shortgpt+distil[recover.epochs=6.6],sleb+train[recover.epochs=6.6]'
+
+case ${1:-} in
+main) compare novels-llama "default,$controls,elder,sleb,shortgpt,random,last" --ratios 0.25,0.5 --seeds 0,1,2 ;;
+selections)
+    compare selections "elder[select.place=residual,regularise.epochs=0],elder[regularise.epochs=0],sleb,shortgpt,$(
+    )laco,angular,shortened-ppl,shortened-taylor,random,last" --ratios 0.25,0.5
+    ;;
+ablations)
+    compare ablations "default,elder,elder[regularise.epochs=0],elder[select.iterative=false],$(
+    )elder[select.place=residual],elder[select.place=residual,regularise.epochs=0],$(
+    )default[select.shortlist=1],default[recover.synthetic=0],default[recover.optimizer=adamw],$(
+    )default[compensate.method=linear],sleb,sleb+linear,sleb+magnitude,sleb+merge" --ratios 0.25
+    ;;
+families)
+    for name in novels-opt novels-neox; do
+        compare "$name" "default,$controls,elder,sleb,shortgpt,random,last" --model "models/$name" --ratios 0.25,0.5
+    done
+    ;;
+texts)
+    texts=data/calibration.txt,${WIKITEXT:?a folder with valid.txt and test.txt}/valid.txt
+    compare texts "default,sleb,shortgpt" --ratios 0.25 --calibrations "$texts" \
+        --set "evaluate.in_domain=$WIKITEXT/test.txt"
+    ;;
+*)
+    sed -n '2,9p' "$0" >&2
+    exit 2
+    ;;
+esac
