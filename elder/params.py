@@ -66,7 +66,7 @@ class Select(Section):
     iterative: bool = Field(True, description="learn the weights anew for each removed layer (elder)")
     lambda1: Strength | Auto = Field(0.05, description="strength of |S|; auto: chosen on held-out blocks (elder)")
     lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
-    epochs: float = Field(0.6, gt=0, description="passes over the calibration blocks, all rounds together (elder)")
+    epochs: float = Field(0.3, gt=0, description="passes over the calibration blocks, all rounds together (elder)")
     batch: int = Field(1, ge=1, description="blocks in a batch where weights are learnt (elder, shortened-taylor)")
     shortlist: int = Field(
         4, ge=1, description="lightest layers of which the least missed goes; 1: the lightest (elder)"
@@ -113,7 +113,7 @@ class Recover(Training):
     mode: Literal["none", "train", "distil"] = Field(
         "distil", description="loss: next token, or the dense model's logits"
     )
-    epochs: float = Field(6.0, ge=0, description="passes over the calibration blocks, the search for lr included")
+    epochs: float = Field(6.3, ge=0, description="passes over the calibration blocks, the search for lr included")
     batch: int = Field(4, ge=1, description="blocks in a batch")
     optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the matrices inside the layers")
     next_token: float = Field(0.0, ge=0, le=1, description="share of next-token loss beside that of logits (distil)")

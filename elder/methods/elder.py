@@ -9,7 +9,8 @@ selected before being bypassed. One-shot: a single round, and the lightest layer
 
 As published, the lightest layer of a round goes. With a ``shortlist``, this project's own addition, the lightest few
 are taken out in turn on the calibration blocks, forward only, and the one that is missed the least goes: few steps
-order the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all.
+order the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all. As there, the
+first and the last layer are not among them: a model can bear their being scaled, and not their being gone.
 """
 
 from dataclasses import replace
@@ -78,7 +79,9 @@ def learn(problem: Problem, blocks: torch.Tensor, lambda1: float) -> Selection:
             removed = lowest(values, a_round)
             checked: tuple[tuple[int, float], ...] = ()
             if settings.iterative and settings.shortlist > 1:
-                checked = check(problem, control, blocks, lowest(values, settings.shortlist), gone)
+                inner = [value if 0 < i < len(layers) - 1 else None for i, value in enumerate(values)]
+                light = lowest(inner, settings.shortlist) or removed
+                checked = check(problem, control, blocks, light, gone)
                 removed = (min(checked, key=lambda pair: pair[1])[0],)
             gone = gone | set(removed)
             rounds.append(Round(removed, tuple(values), checked))

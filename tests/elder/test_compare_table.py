@@ -31,6 +31,7 @@ def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) ->
         "tasks": {"a": {"metric": "acc", "value": 0.5 + seed / 10, "stderr": 0.05}},
         "task_mean": {"value": 0.5 + seed / 10, "stderr": 0.05},
         "tokens_seen": spent,
+        "tokens_generated": 2 * spent,
         "optimizer_steps": spent // 100,
         "trainable_parameters": spent,
         "seconds": 10.0 + seed,
@@ -115,7 +116,8 @@ def test_seeds_are_averaged_in_log_perplexity() -> None:
     assert found["stderr"] == pytest.approx(0.1 * math.exp(3.1))
     # 0.5 and 0.6: mean 0.55, standard error 0.0707 / sqrt(2)
     assert row["task_mean"] == {"value": pytest.approx(0.55), "stderr": pytest.approx(0.05)}
-    assert (row["tokens_seen"], row["optimizer_steps"], row["trainable_parameters"]) == (300, 3, 400)
+    assert (row["tokens_seen"], row["tokens_generated"], row["optimizer_steps"]) == (300, 600, 3)
+    assert row["trainable_parameters"] == 400
     assert (row["seconds"], row["peak_memory_bytes"], row["seeds"]) == (10.5, 2 << 20, [0, 1])
     single = rows_of(result("a", 3.0))["a"]["perplexity"]["in_domain"]
     assert single["stderr"] == pytest.approx(math.exp(3.0) * 0.1291 / 2, rel=1e-3)  # the text's own

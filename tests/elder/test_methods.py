@@ -198,13 +198,19 @@ def test_of_a_shortlist_the_least_missed_layer_goes(trained: Any, sample: torch.
     gone: list[int] = []
     for one in found.rounds:
         weights = {i: value for i, value in enumerate(one.values) if value is not None}
-        assert [layer for layer, _ in one.checked] == sorted(weights, key=lambda i: weights[i])[:3]
+        inner = [layer for layer in weights if layer not in (0, 5)]  # as SLEB, it never looks at the ends
+        assert [layer for layer, _ in one.checked] == sorted(inner, key=lambda i: weights[i])[:3]
         for layer, loss in one.checked:
             with skipping(trained, [*gone, layer]):
                 assert loss == pytest.approx(block_losses(trained, sample, 4).mean().item(), abs=1e-5)
         assert one.removed == (min(one.checked, key=lambda pair: pair[1])[0],)
         gone.extend(one.removed)
     assert found.tokens_seen == get_method("elder")(problem(trained, sample, 2)).tokens_seen  # looking is no training
+
+
+def test_the_ends_go_where_nothing_else_may(trained: Any, sample: torch.Tensor) -> None:
+    found = get_method("elder")(problem(trained, sample, 2, protect=(1, 2, 3, 4), shortlist=3))
+    assert set(found.removed) == {0, 5}
 
 
 def test_one_shot_is_a_single_round(trained: Any, sample: torch.Tensor) -> None:

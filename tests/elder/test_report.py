@@ -164,7 +164,12 @@ def compress_record() -> dict[str, Any]:
     """Return the record of ``elder compress`` alone: no rows, no speed, no gate."""
     whole = make_record()
     keys = ("model", "method", "recipe", "removed", "kept", "scores", "curve", "search", "seconds")
-    spent = {"tokens_seen": 196_608, "optimizer_steps": 96, "trainable_parameters": 4_495_056}
+    spent = {
+        "tokens_seen": 196_608,
+        "tokens_generated": 131_072,
+        "optimizer_steps": 96,
+        "trainable_parameters": 4_495_056,
+    }
     sizes = {"parameters_before": 5_730_000, "parameters_after": 4_495_056}
     return {key: whole[key] for key in keys} | spent | sizes | {"lineage": {"seed": 0, "packages": {"torch": "2.13.0"}}}
 
@@ -377,7 +382,7 @@ def test_card_of_compress_alone():
     card = model_card(compress_record())
     assert "Layers 8, 7, 4 of the dense model went, in this order" in card
     assert "was not evaluated" in card
-    assert "| default | 196,608 | 96 | 4.50 M | 3 min 35 s | – |" in card
+    assert "| default | 196,608 | 131,072 | 96 | 4.50 M | 3 min 35 s | – |" in card
     assert not any(title in card for title in ("## Results", "## Speed", "## Gate"))
 
 
