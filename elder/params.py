@@ -127,7 +127,7 @@ class Evaluate(Section):
     in_domain: str = Field("data/in_domain.txt", description="text like the calibration text, disjoint from it")
     out_of_domain: str = Field("data/held_out.txt", description="text from elsewhere")
     seq_len: int | Auto = Field("auto", description="tokens in a block; auto: as in calibration")
-    max_tokens: int | None = Field(65_536, ge=1, description="tokens of each text at most; null: the whole text")
+    max_tokens: int | None = Field(32_768, ge=1, description="tokens of each text at most; null: the whole text")
     tasks: tuple[str, ...] = Field(("blimp",), description="lm-eval tasks or groups")
     task_data: str | None = Field("data/tasks", description="folder of task definitions or of local datasets")
     limit: int | None = Field(None, ge=1, description="items of each task at most")

@@ -79,8 +79,8 @@ def test_compress_leaves_an_ordinary_model_with_its_record(elder: Elder, model_f
     assert found["removed"] == json.loads(elder("select", "--json").stdout)["removed"]
     assert sorted(found["removed"] + found["kept"]) == list(range(6))
     assert (found["recipe"]["recover"]["mode"], found["recipe"]["select"]["layers"]) == ("distil", 2)
-    # layer weights: 0.3 passes over 16 blocks in two rounds, 2 steps of one block each. Recovery: two epochs, four blocks
-    # a step, are 8 steps: 3 trials of at least one step, and 0.8 x 8, rounded down
+    # layer weights: 0.3 passes over 16 blocks in two rounds, 2 steps of one block each. Recovery: two epochs of four
+    # blocks a step are 8 steps: 3 trials of at least one step, and 0.8 x 8, rounded down
     assert found["optimizer_steps"] == 2 * 2 + 3 + 6
     assert found["tokens_seen"] == (2 * 2 + (3 + 6) * 4) * 32
     assert found["tokens_generated"] == 4 * 16 * 32
