@@ -51,8 +51,8 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
     params, blocks = _write_params(settings, found, run_dir), run_dir / "data" / "calibration.safetensors"
 
     work = run_dir / "work"
-    for stage in ("learn", "regularise", "remove", "compensate", "recover"):
-        compression_stage(stage, work, params, blocks)
+    for stages in ("learn", "regularise", "remove,compensate", "recover"):
+        compression_stage(stages, work, params, blocks)
     folder = run_dir / settings.registry.name
     record = save(work, params, blocks, folder, method)
 
