@@ -41,7 +41,7 @@ from elder.model import DTYPES, Loaded, block_length, load_model, parameter_coun
 from elder.params import Params
 from elder.progress import quiet_libraries, say
 from elder.saving import write_json
-from elder.stages import STAGES, SYNTHETIC, Job
+from elder.stages import STAGES, SYNTHETIC
 
 DENSE = "dense"
 BUSY = "another process measures it"
@@ -205,7 +205,7 @@ def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Any]]:
     record = describe(job, one.row)
     kept = {key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)}
     dtype = DTYPES[record["model"]["dtype"]]
-    return job.load(last_folder(job), dtype), kept
+    return job.load(job.last_folder(), dtype), kept
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -221,11 +221,6 @@ def _copy(source: Path, target: Path) -> None:
         new = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copyfile(source, new)
         new.replace(target)
-
-
-def last_folder(job: Job) -> Path:
-    """Return the model folder that the last stage with one left."""
-    return next(folder for stage in reversed(STAGES) if (folder := job.folder(stage)))
 
 
 def _digest_for(settings: Params, own: Any) -> str:

@@ -78,8 +78,7 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
 def finish(job: Job, output: Path, method: str) -> dict[str, Any]:
     """Save the last stage's model in the dense model's dtype, with its record; returns the record."""
     learnt = job.result("learn")
-    last = next(folder for stage in reversed(STAGES) if (folder := job.folder(stage)))
-    final = job.load(last, DTYPES.get(learnt["dtype"], torch.float32))
+    final = job.load(job.last_folder(), DTYPES.get(learnt["dtype"], torch.float32))
     record = describe(job, method)
     record["sha256"] = save_model(final.model, final.tokenizer, output, record)
     record["output"] = str(output)

@@ -71,6 +71,10 @@ class Job:
         folder = self.work / stage
         return folder if folder.is_dir() else None
 
+    def last_folder(self) -> Path:
+        """Return the model folder of the last stage that left one."""
+        return next(folder for stage in reversed(STAGES) if (folder := self.folder(stage)))
+
     def load(self, folder: Path | None = None, dtype: torch.dtype | None = None) -> Loaded:
         """Load the dense model, or the one in a folder of this job."""
         wanted = self.settings.model

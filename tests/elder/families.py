@@ -289,3 +289,8 @@ REFUSED = {
         "the 6 decoder layers of BertLMHeadModel were not found",
     ),
 }
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, use_cache=False).logits

@@ -21,7 +21,7 @@ from elder.methods import METHODS, Problem, Selection, get_method
 from elder.model import Loaded
 from elder.removal import outline, shortened_fields
 from elder.stages import layers_to_keep, select_layers
-from tests.elder.families import COMMONLY, COUNT, FAMILIES, FULL, GONE, KEPT, PARTLY, REFUSED
+from tests.elder.families import COMMONLY, COUNT, FAMILIES, FULL, GONE, KEPT, PARTLY, REFUSED, logits
 
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 UNMERGEABLE = {"qwen3-moe-every-2nd", "bamba"}  # no two neighbours have weights of the same shapes
@@ -70,11 +70,6 @@ def model(dense: Any) -> Any:
 @pytest.fixture(scope="module")
 def ids() -> torch.Tensor:
     return torch.randint(5, 290, (2, 24), generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids, use_cache=False).logits
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import transformers
 
 from elder.errors import UserError
 from elder.layers import LayerControl, find_layers, hidden_of, remove_layers, skipping
-from tests.elder.families import FAMILIES
+from tests.elder.families import FAMILIES, logits
 
 
 # one whose layers return the hidden state, and those that return tuples, lists and pairs
@@ -21,11 +21,6 @@ def family(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="module")
 def ids() -> torch.Tensor:
     return torch.randint(5, 290, (2, 24), generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids, use_cache=False).logits
 
 
 def test_layers_removed_in_two_steps_equal_one(llama: Callable, blocks: torch.Tensor) -> None:

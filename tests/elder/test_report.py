@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from elder.card import model_card
-from elder.plot import comparison_png, dot_plot, heat_map, ticks
+from elder.plot import comparison_png, dot_plot
 from elder.report import compact, duration, either, number, size, summary, write_report
 
 TASKS = ("anaphor_agreement", "determiner_noun_agreement", "irregular_past_participle")
@@ -298,21 +298,6 @@ def test_dot_plot_places_values_on_a_log_scale():
     # 6 % of room at both ends of the range: 0.06 / 1.12 = 5.36 %, the geometric middle at 50 %
     assert places == [5.36, 50.0, 94.64]
     assert plot["dense"]["at"][1] == 5.36
-
-
-def test_heat_map_shades_what_matters_least():
-    turn = {"removed": 1, "values": [None, 1.0, 2.0, 3.0, 500.0]}
-    # the scale runs from 1 to the 90th percentile, here 500: 1 -> 70, 2 -> 70 * 498 / 499 = 69.86, 500 -> 0
-    cells = heat_map({"name": "s", "lower_goes": True, "rounds": [turn, turn]}, [1])["rows"][0]["cells"]
-    assert [cell["level"] for cell in cells] == [None, 70, 70, 70, 0]
-    assert [cell["goes"] for cell in cells] == [False, True, False, False, False]
-    turned = heat_map({"name": "s", "lower_goes": False, "rounds": [turn]}, [3, 4])["rows"][0]["cells"]
-    assert (turned[4]["level"], turned[3]["goes"], turned[1]["goes"]) == (70, True, False)
-
-
-def test_ticks_are_round_numbers():
-    assert ticks(40.0, 52.0, log=True) == [40.0, 45.0, 50.0]
-    assert ticks(3.0, 900.0, log=True) == [5.0, 20.0, 100.0, 500.0]
 
 
 def test_numbers_read_well():
