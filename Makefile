@@ -1,10 +1,11 @@
 # make demo: the main job on the bundled model. make test: the tests. Both build .venv first where it is missing.
+# make services: PostgreSQL, Prefect, MLflow and an S3 store, with docker.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint services clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -17,6 +18,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The services with docker; without it: infra/native.sh up.
+services:
+	infra/env.sh
+	docker compose -f infra/compose.yaml up -d --build --wait
 
 # The stamp is written last: after an interruption the next run goes on from what is there.
 $(STAMP): pyproject.toml constraints.txt

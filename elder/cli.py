@@ -82,13 +82,18 @@ LISTENERS: list[Callable[[Params], None]] = []  # called with each command's par
 
 
 def read_params(path: Path | None, overrides: list[str] | None, values: dict[str, Any]) -> Params:
-    """Read parameters: the file, then ``--set``, then the options that have a name of their own."""
+    """Read parameters: the file, then ELDER_SET, then ``--set``, then the options that have a name of their own.
+
+    ELDER_SET holds overrides separated by spaces, for what belongs to a machine and not to a run: where its store and
+    its registry are.
+    """
     if path is None and Path("params.yaml").is_file():
         path = Path("params.yaml")
     if values.get("select.ratio") is not None:
         if values.get("select.layers") is not None:
             raise UserError("--layers and --ratio were both given; give one of them")
         overrides = [*(overrides or []), "select.layers=null"]
+    overrides = [*os.environ.get("ELDER_SET", "").split(), *(overrides or [])]
     settings = load_params(path, overrides, values)
     for listen in LISTENERS:
         listen(settings)

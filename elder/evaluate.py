@@ -24,6 +24,8 @@ from elder.progress import track
 
 __all__ = ["evaluate", "folder_digest", "perplexity", "perplexity_of_text", "protocol", "run_tasks", "task_mean"]
 
+PROTOCOL = 1  # raised whenever the way of measuring changes: what was measured before is then not comparable
+
 
 def perplexity(loaded: Loaded, blocks: torch.Tensor, batch: int) -> dict[str, Any]:
     """Measure perplexity over separate blocks: exp of the mean next-token loss.
@@ -98,6 +100,7 @@ def protocol(evaluate: params.Evaluate, loaded: Loaded, texts: Mapping[str, Path
         UserError: if a text or the folder of task data is missing.
     """
     found: dict[str, Any] = {
+        "version": PROTOCOL,
         "texts": {domain: _text_digest(path) for domain, path in texts.items()},
         "seq_len": seq_len,
         "max_tokens": evaluate.max_tokens,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
 
 from elder.errors import UserError, nearest
 
@@ -155,8 +155,15 @@ class Gate(Section):
     max_perplexity_ratio_in_domain: float | None = Field(1.5, gt=0, description="pruned over dense")
     max_perplexity_ratio_out_of_domain: float | None = Field(1.5, gt=0, description="pruned over dense")
     max_task_mean_loss: float | None = Field(0.05, description="loss of the mean over tasks, beyond its standard error")
+    max_task_loss: float | None = Field(0.15, description="loss of any single task, beyond its standard error")
     min_prompt_speedup: float | None = Field(1.0, gt=0, description="dense prompt latency over pruned")
+    max_memory_ratio: float | None = Field(1.0, gt=0, description="peak memory, pruned over dense")
+    max_repetition: float | None = Field(0.1, description="share of repeated 4-grams in own text, pruned less dense")
     check_generation: bool = Field(True, description="greedy generation with and without the cache must agree")
+    check_loads: bool = Field(True, description="must load and run in plain transformers, without this project")
+    max_champion_ratio: float | None = Field(
+        1.02, gt=0, description="perplexity out of domain over the present champion's"
+    )
 
 
 class Store(Section):
@@ -175,6 +182,37 @@ class Registry(Section):
     experiment: str = Field("elder", min_length=1, description="MLflow experiment")
 
 
+class Signing(Section):
+    """How a published model is signed, in the format of OpenSSF Model Signing."""
+
+    private_key: str | None = Field("keys/signing.pem", description="EC key, made on first use; null: sign nothing")
+    keyless: bool = Field(False, description="sign with an identity, through Sigstore, instead of the key")
+    identity: str | None = Field(None, description="who must have signed, such as ci@example.org (keyless, audit)")
+    issuer: str | None = Field(None, description="who vouches for that: URL of its OIDC issuer (keyless, audit)")
+
+
+class Energy(Section):
+    """Whether a run's energy is measured; nothing is sent anywhere."""
+
+    measure: bool = Field(True, description="estimate what the whole machine takes during a run, with codecarbon")
+    country: str | None = Field(None, description="ISO 3166 code, such as DEU: its electricity's CO2; null: kWh alone")
+
+
+class Notify(Section):
+    """Whom to tell how a run ended."""
+
+    webhook: SecretStr | None = Field(
+        None, description="address that gets a JSON object; never recorded; null: ELDER_WEBHOOK, where that is set"
+    )
+    events: tuple[Literal["success", "refusal", "failure"], ...] = Field(
+        ("success", "refusal", "failure"), description="which ends to tell"
+    )
+
+    @field_serializer("webhook", when_used="json")
+    def _never_recorded(self, _: SecretStr | None) -> None:
+        """Leave the address out of all that is written: it may hold a secret, and does not change what a run makes."""
+
+
 class Params(Section):
     """All sections of ``params.yaml``."""
 
@@ -189,6 +227,9 @@ class Params(Section):
     gate: Gate = Gate()
     store: Store = Store()
     registry: Registry = Registry()
+    notify: Notify = Notify()
+    signing: Signing = Signing()
+    energy: Energy = Energy()
 
 
 def load_params(

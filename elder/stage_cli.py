@@ -6,6 +6,7 @@ with exit status 2 and the sentence in ``ELDER_ERROR_FILE``, so that the flow ca
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -77,20 +78,25 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
 
 @app.command()
 def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
-    """Measure the speed of two models side by side, and check the second one's generation."""
+    """Measure the speed of two models side by side, and check what else the gate asks of the second one."""
     if result.is_file():
         return
     from elder.bench import compare, generation_agrees
     from elder.forward import seed_everything
+    from elder.generation import repetition
     from elder.model import load_model
+    from elder.plain import loads
     from elder.saving import write_json
 
     settings = _read(params)
     seed_everything(settings.calibration.seed)
     first = load_model(settings.model.model_copy(update={"name": dense}))
     second = load_model(settings.model.model_copy(update={"name": pruned, "revision": None}))
-    found = compare(first, second, settings.speed)
-    write_json(result, found | {"generation_agrees": generation_agrees(second)})
+    found = compare(first, second, settings.speed) | {"generation_agrees": generation_agrees(second)}
+    with ThreadPoolExecutor() as beside:  # nothing is timed any more, and starting a process takes seconds
+        trial = beside.submit(loads, Path(pruned), settings.model.trust_remote_code)
+        found["repetition"] = repetition(first, second, Path(settings.evaluate.out_of_domain), settings.speed.batch)
+        write_json(result, found | {"loads": trial.result()})
 
 
 def _end_with_stdin() -> None:

@@ -1,6 +1,5 @@
 """The ``elder`` command: the library's commands, and those of the pipeline around it."""
 
-import math
 import os
 import signal
 from pathlib import Path
@@ -30,24 +29,13 @@ def run(
     root = project_root()
     prepare_environment()
     from elder.recipes import DEFAULT, apply_method
-    from flows.run import run_compression
+    from flows.run import refused, run_compression, summary
 
     settings = apply_method(settings, method, overrides)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is open is closed, as after Ctrl-C
     record = run_compression(settings, root, method or DEFAULT)
-    found = {row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]}
-    perplexity = {kind: value if math.isfinite(value) else None for kind, value in found.items()}
-    result = {
-        "run_id": record["run_id"],
-        "model_version": record["model_version"],
-        "gate": record["gate"],
-        "report": record["report"],
-        "perplexity": {"dense": perplexity["dense"], "pruned": perplexity["candidate"]},
-        "removed": record["removed"],
-        "seconds": record["seconds"],
-    }
-    show(result, as_json, lambda: _run_lines(record, settings.registry.name))
-    if record["gate"]["mode"] == "on" and not record["gate"]["passed"]:
+    show(summary(record), as_json, lambda: _run_lines(record, settings.registry.name))
+    if refused(record):
         raise typer.Exit(1)
 
 
@@ -142,3 +130,6 @@ def _run_lines(record: dict[str, Any], name: str) -> list[str]:
 def main() -> None:
     """Run the ``elder`` command."""
     app()
+
+
+from flows import audit_cli, registry_cli, serve_cli, sweep_cli  # noqa: E402, F401

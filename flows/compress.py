@@ -1,6 +1,5 @@
 """The main flow: calibration, the stages of a compression, evaluate, speed, gate, store, register, report."""
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +9,11 @@ import yaml
 from prefect import flow
 
 from elder import __version__
-from elder.compensation import NONE
 from elder.params import Model, Params, load_params
-from elder.recipes import apply_method
+from tasks.baseline import baseline, baseline_key
+from tasks.champion import present_champion
 from tasks.data import prepare_data
+from tasks.energy import Meter
 from tasks.lineage import lineage
 from tasks.manifest import without_secrets
 from tasks.record import dense_key, judge, publish, register, report, row, settle
@@ -40,6 +40,7 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
     """
     started = time.monotonic()
     settings = load_params(run_dir / "params.yaml")
+    meter = Meter(run_dir / "energy.json", settings.energy)
     ensure_gpu_limit()
     bury(run_id)
     found = settings.model.model_copy(update={"name": model, "revision": revision})
@@ -62,9 +63,13 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
         method, "candidate", evaluate(method, folder, params, run_dir / "candidate.json"), record, record["removed"]
     )
     others = [name for name in dict.fromkeys(settings.evaluate.baselines) if name != method]
-    rows = [dense, candidate, *(_baseline(name, settings, run_dir, params, blocks) for name in others)]
+    rows = [dense, candidate]
+    for name in others:
+        own = baseline_key(name, key, data["digests"][blocks.name], settings)
+        rows.append(baseline(own, name, settings, run_dir, params, blocks))
     speed = measure_speed(model, folder, params, run_dir / "speed.json")
-    gate = judge(settings.gate, dense, candidate, speed)
+    champion = present_champion(settings.registry, settings.store)
+    gate = judge(settings.gate, dense, candidate, speed, champion)
 
     record |= {
         "run_id": run_id,
@@ -73,39 +78,20 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
         "model": record["model"] | {"name": settings.model.name},
         "rows": rows,
         "speed": speed,
+        "champion": champion,
         "gate": gate,
+        "energy": meter.stop(),
+        "data": {"source": data["source"], "stages": data["stages"]},
         "lineage": record["lineage"] | origin | {"params": without_secrets(settings.model_dump(mode="json"))},
     }
     record = settle(record, run_dir / "settled.json")
     published = publish(folder, record, settings, root)
     record["artifact"] = published.model_dump(exclude={"uploaded_bytes"})
     mlflow_run, record["model_version"] = register(record, published, settings.registry)
-    record["seconds"] = round(time.monotonic() - started, 1)
     record["report"] = str(run_dir / "report.html")
     report(record, run_dir, settings.registry, mlflow_run)
     close_run(run_dir, record)
     return record
-
-
-def _baseline(name: str, settings: Params, run_dir: Path, params: Path, blocks: Path) -> dict[str, Any]:
-    """Remove as many layers by another method, train nothing, evaluate under the same protocol."""
-    plain = apply_method(settings, name)
-    place, work = run_dir / "baselines" / name, run_dir / "work"
-    place.mkdir(parents=True, exist_ok=True)
-    alike = plain.select == settings.select and not settings.regularise.epochs
-    folder = work / "remove"  # where the baseline is what the candidate was before its compensation and recovery
-    if not alike or plain.compensate.method != NONE:
-        own, work = place / "params.yaml", place / "work"
-        tree = yaml.safe_load(params.read_text(encoding="utf-8"))
-        sections = ("select", "compensate", "recover")
-        tree |= {section: getattr(plain, section).model_dump(mode="json") for section in sections}
-        tree["regularise"]["epochs"] = 0
-        own.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-        compression_stage("learn,remove,compensate", work, own, blocks)
-        folder = work / ("remove" if plain.compensate.method == NONE else "compensate")
-    learnt = json.loads((work / "learn.json").read_text(encoding="utf-8"))
-    found = evaluate(name, folder, params, place / "evaluation.json")
-    return row(name, "baseline", found, learnt | learnt["spent"], learnt["removed"])
 
 
 def _write_params(settings: Params, model: Model, run_dir: Path) -> Path:

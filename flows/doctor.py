@@ -1,6 +1,5 @@
 """Look at everything that a run needs, and say of each thing whether it is there and how to mend it."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from elder.errors import UserError
 from elder.params import Params
+from flows import reach
 
 FREE_GIB = 2  # a small model's run takes less; a large one needs several times its size
 
@@ -21,8 +21,10 @@ def examine(settings: Params, root: Path) -> list[dict[str, Any]]:
         "calibration": _calibration,
         "evaluation": _evaluation,
         "store": _store,
-        "registry": _registry,
-        "prefect": _prefect,
+        "registry": reach.registry,
+        "prefect": reach.prefect,
+        "worker": reach.worker,
+        "data remote": reach.data_remote,
     }
     return [_look(name, part, settings, root) for name, part in parts.items()]
 
@@ -79,30 +81,8 @@ def _evaluation(settings: Params, root: Path) -> str:
 
 
 def _store(settings: Params, root: Path) -> str:
-    from tasks.record import store_url
-    from tasks.store import open_store
+    from tasks.store import configured_store
 
-    url = store_url(settings.store, root)
-    open_store(url, settings.store.endpoint, settings.store.region).check()
-    return url
-
-
-def _registry(settings: Params, _: Path) -> str:
-    from tasks.manifest import hide_secrets
-    from tasks.registry import check
-
-    check(settings.registry, settings.store)
-    return hide_secrets(settings.registry.tracking_uri)
-
-
-def _prefect(_: Params, __: Path) -> str:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return "no PREFECT_API_URL: each run starts a server of its own"
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        fault = client.api_healthcheck()
-    if fault:
-        raise UserError(f"the Prefect server at {url} does not answer; start it, or unset PREFECT_API_URL")
-    return url
+    store = configured_store(settings.store, root)
+    store.check()
+    return store.url

@@ -1,9 +1,11 @@
-"""Start the main flow by hand: check first, open the run's folder, run, and close what was opened if it fails."""
+"""Start the main flow: check first, wait for its turn, open the run's folder, run, and tell how it ended."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from elder.cli import read_params
 from elder.errors import UserError
 from elder.harness import check_tasks
 from elder.methods import get_method
@@ -13,31 +15,82 @@ from elder.progress import say
 from elder.recipes import apply_method
 from elder.removal import outline
 from elder.stages import layers_to_keep
-from tasks import registry
-from tasks.record import store_url
+from tasks import notify, registry, signing
+from tasks.manifest import hide_secrets
 from tasks.rundir import run_folder
-from tasks.store import open_store
+from tasks.store import configured_store
+from tasks.turn import turn
+
+
+def read_settings(params: Path | None, overrides: list[str] | None, method: str | None) -> Params:
+    """Return the parameters of a run: the file, ``section.key=value`` overrides, and a method's recipe over them."""
+    return apply_method(read_params(params, overrides, {}), method, overrides)
 
 
 def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]:
     """Run the flow in this process, or go on with an unfinished run of the same inputs; returns its record.
 
+    Only one run at a time is at work in a project; this one waits for its turn. Whoever ``notify`` names is told how it
+    ended, unless it was interrupted.
+
     Raises:
         UserError: for whatever is wrong with the input; cheap checks come before any work.
     """
+    told: dict[str, Any] = {"run_id": None, "name": settings.registry.name}
+    try:
+        record = _run(settings, root, method, told)
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        notify.notify(settings.notify, "failure", told | {"error": hide_secrets(said)})
+        raise
+    found = summary(record)
+    gate = {"mode": record["gate"]["mode"], "passed": record["gate"]["passed"], "reasons": reasons(record)}
+    told |= {"version": found["model_version"], "gate": gate, "perplexity": found["perplexity"]}
+    notify.notify(settings.notify, "refusal" if refused(record) else "success", told | {"report": found["report"]})
+    return record
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's record comes down to; perplexities are those out of domain, None where not finite."""
+    found = {row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]}
+    finite = {kind: value if math.isfinite(value) else None for kind, value in found.items()}
+    return {
+        "run_id": record["run_id"],
+        "model_version": record["model_version"],
+        "gate": record["gate"],
+        "report": record["report"],
+        "perplexity": {"dense": finite["dense"], "pruned": finite["candidate"]},
+        "removed": record["removed"],
+        "seconds": record["seconds"],
+    }
+
+
+def refused(record: dict[str, Any]) -> bool:
+    """Say whether the gate kept the model of a run out of the registry."""
+    return record["gate"]["mode"] == "on" and not record["gate"]["passed"]
+
+
+def reasons(record: dict[str, Any]) -> list[str]:
+    """Return a sentence for each rule of the gate that was not held."""
+    return [rule["reason"] for rule in record["gate"]["rules"] if not rule["passed"]]
+
+
+def _run(settings: Params, root: Path, method: str, told: dict[str, Any]) -> dict[str, Any]:
+    """Check, wait, run; puts the run's id into what is told."""
     model, revision = find_model(settings)
     check(settings, root)
     from flows.compress import compress
 
-    with run_folder(root, settings, method) as (run_id, run_dir):
+    with turn(root) as hold, run_folder(root, settings, method) as (run_id, run_dir):
+        told["run_id"] = run_id
+        hold(run_id)
         going_on = (run_dir / "stages.yaml").exists()
         say(f"{'going on with' if going_on else 'starting'} run {run_id}")
         try:
             return compress(run_id, run_dir, root, method, model, revision)
         except BaseException as error:
             with suppress(UserError):  # the first failure is the one to tell
-                killed = isinstance(error, KeyboardInterrupt)
-                registry.end_failed(settings.registry, run_id, "KILLED" if killed else "FAILED")
+                registry.end_failed(settings.registry, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
 
 
@@ -56,11 +109,13 @@ def find_model(settings: Params) -> tuple[str, str | None]:
 
 
 def check(settings: Params, root: Path) -> None:
-    """Check what else can be checked before any work: methods, tasks, store, registry."""
+    """Check what else can be checked before any work: methods, tasks, store, registry, signing key, webhook."""
     get_method(settings.select.method)
     for name in settings.evaluate.baselines:
         apply_method(settings, name)
     folder = settings.evaluate.task_data
     check_tasks(settings.evaluate.tasks, root / folder if folder else None)
-    open_store(store_url(settings.store, root), settings.store.endpoint, settings.store.region).check()
+    configured_store(settings.store, root).check()
     registry.check(settings.registry, settings.store)
+    signing.check(settings.signing, root)
+    notify.check(settings.notify)

@@ -4,6 +4,7 @@ DVC reads params.yaml. A run whose parameters differ from it in what the stages 
 build/pipelines/, the same stages with its own parameters, so that nobody's params.yaml is rewritten.
 """
 
+import configparser
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ def prepare_data(params: Params, root: Path, keep: Path) -> dict[str, Any]:
 
 
 def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str, Any]:
-    """Bring calibration blocks and evaluation texts up to date with ``dvc repro``.
+    """Bring calibration blocks and evaluation texts up to date with ``dvc repro``; push them, where there is a remote.
 
     Args:
         params: the parameters of the run; paths in them are relative to ``root``.
@@ -42,7 +43,8 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         keep: folder to copy the data to, since another run may bring them up to date again while this one reads them.
 
     Returns:
-        ``folder`` where DVC made the data, ``digests`` {file: md5 in dvc.lock}, ``dvc_lock`` and ``dvc_lock_sha256``.
+        ``folder`` where DVC made the data, ``digests`` {file: md5 in dvc.lock}, ``source`` of the calibration text as
+        it was found, ``stages`` as dvc.lock tells how they were run, ``dvc_lock`` and ``dvc_lock_sha256``.
 
     Raises:
         UserError: if a stage refused its input.
@@ -57,8 +59,11 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
             pipeline = write_pipeline(params, stages, root, Path("build/pipelines") / name)
             place = f"{pipeline.parent.as_posix()}/data"
         run_dvc(["repro", pipeline.as_posix()], root)
+        if remote_name(root):
+            push(pipeline, root)
         lock = (root / pipeline).with_name("dvc.lock")
-        outs = [out for stage in yaml.safe_load(lock.read_text())["stages"].values() for out in stage["outs"]]
+        made = yaml.safe_load(lock.read_text())["stages"]
+        outs = [out for stage in made.values() for out in stage["outs"]]
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             for name in DATA:
@@ -66,9 +71,34 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         return {
             "folder": str(root / place),
             "digests": {out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs},
+            "source": json.loads((root / place / "source.json").read_text(encoding="utf-8")),
+            "stages": made,
             "dvc_lock": str(lock),
             "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
         }
+
+
+def remote_name(root: Path) -> str | None:
+    """Return the name of the project's default DVC remote, or None."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
+    return config.get("core", "remote", fallback=None)
+
+
+def push(pipeline: Path, root: Path) -> None:
+    """Send a pipeline's data to the DVC remote, so that another machine gets the same bytes by digest.
+
+    Raises:
+        UserError: if they could not be sent.
+    """
+    try:
+        run_dvc(["push", pipeline.as_posix()], root)
+    except RuntimeError:
+        name = remote_name(root)
+        raise UserError(
+            f"the data could not be pushed to the DVC remote {name!r}: `elder doctor` says why;"
+            " to go on without it: dvc remote default --unset"
+        ) from None
 
 
 def used_params(params: Params, stages: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,11 @@ def difference(name: str, found: File | None, wanted: File) -> str:
     return ""
 
 
+def changed(source: Path) -> UserError:
+    """Return the refusal of a file that is no longer what was fingerprinted."""
+    return UserError(f"{source} changed while it was being stored: stop what writes to it and try again")
+
+
 def hide_secrets(text: str) -> str:
     """Take user names, passwords and tokens out of the URLs in a text."""
     text = re.sub(r"://[^/\s\"'?#]*@", "://***@", text)

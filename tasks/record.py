@@ -11,14 +11,16 @@ from prefect import task
 from elder import params
 from elder.card import model_card
 from elder.errors import UserError
-from elder.evaluate import folder_digest
+from elder.evaluate import PROTOCOL, folder_digest
 from elder.gate import judge as judge_rules
 from elder.harness import lm_eval_version
 from elder.report import write_report
 from elder.saving import write_json
 from tasks import registry
-from tasks.manifest import Unreachable
-from tasks.store import Published, open_store
+from tasks.bom import RECORD, write_bom
+from tasks.manifest import Unreachable, without_secrets
+from tasks.signing import SIGNATURE, sign
+from tasks.store import Published, configured_store
 
 BUDGET = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
 
@@ -26,7 +28,10 @@ BUDGET = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_param
 def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]) -> dict[str, Any]:
     """Return one line of the comparison: what was measured, and the budget it took."""
     measured = {key: found[key] for key in ("perplexity", "tasks", "task_mean", "parameters")}
-    return {"name": name, "kind": kind, "removed": removed, **measured, **{key: spent.get(key, 0) for key in BUDGET}}
+    protocol = dict(found["protocol"])
+    alike = {"protocol_digest": protocol.pop("protocol_digest"), "protocol": protocol}
+    budget = {key: spent.get(key, 0) for key in BUDGET}
+    return {"name": name, "kind": kind, "removed": removed, **measured, **alike, **budget}
 
 
 def dense_key(weights: str, settings: params.Params, data: dict[str, str], root: Path) -> str:
@@ -34,7 +39,7 @@ def dense_key(weights: str, settings: params.Params, data: dict[str, str], root:
     chosen = settings.evaluate
     protocol = chosen.model_dump(mode="json", exclude={"baselines", "in_domain", "out_of_domain", "task_data"})
     tasks = folder_digest(root / chosen.task_data) if chosen.tasks and chosen.task_data else None
-    versions = [lm_eval_version(), *(version(name) for name in ("elder", "transformers", "torch"))]
+    versions = [PROTOCOL, lm_eval_version(), *(version(name) for name in ("elder", "transformers", "torch"))]
     texts = [data[name] for name in ("in_domain.txt", "out_of_domain.txt", "pins/tokenizer.json")]
     kind = [settings.calibration.seq_len, settings.model.dtype, settings.model.device]
     return hashlib.sha256(repr([weights, protocol, kind, texts, tasks, versions]).encode()).hexdigest()
@@ -55,10 +60,14 @@ def try_again(_: Any, __: Any, state: Any) -> bool:
 
 @task(name="gate")
 def judge(
-    settings: params.Gate, dense: dict[str, Any], candidate: dict[str, Any], speed: dict[str, Any]
+    settings: params.Gate,
+    dense: dict[str, Any],
+    candidate: dict[str, Any],
+    speed: dict[str, Any],
+    champion: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Judge the candidate by the rules of the gate."""
-    return judge_rules(settings, dense, candidate, speed, speed["generation_agrees"])
+    return judge_rules(settings, dense, candidate, speed, champion)
 
 
 @task(name="settle")
@@ -68,23 +77,20 @@ def settle(record: dict[str, Any], path: Path) -> dict[str, Any]:
     A run that was killed while it published then publishes the same bytes again, and registers no second version.
     """
     if not path.exists():
-        write_json(path, record)
+        write_json(path, without_secrets(record))
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @task(name="store", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
 def publish(folder: Path, record: dict[str, Any], settings: params.Params, root: Path) -> Published:
-    """Put all that is known into the model folder's card and elder.json, and the folder into the store."""
+    """Put all that is known into the model folder, with its bill of materials, sign it, and put it into the store."""
     (folder / "README.md").write_text(model_card(record), encoding="utf-8")
     told = json.loads((folder / "elder.json").read_text(encoding="utf-8"))
     write_json(folder / "elder.json", told | {key: record[key] for key in ("run_id", "model", "lineage")})
-    store = open_store(store_url(settings.store, root), settings.store.endpoint, settings.store.region)
-    return store.publish(folder, settings.registry.name)
-
-
-def store_url(settings: params.Store, root: Path) -> str:
-    """Return the store's URL; a relative folder lies below the project."""
-    return settings.url if "://" in settings.url else str(root / settings.url)
+    write_json(folder / RECORD, record)
+    write_bom(folder, record, leave_out=(SIGNATURE,))
+    sign(folder, settings.signing, root)
+    return configured_store(settings.store, root).publish(folder, settings.registry.name)
 
 
 @task(name="register", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)

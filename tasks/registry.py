@@ -53,7 +53,7 @@ def connect(registry: params.Registry) -> "MlflowClient":
     # It would print the run's address on stdout, where --json promises one object.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     uri = _absolute(registry.tracking_uri)
-    with _plain(registry):
+    with plain_refusals(registry):
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -70,7 +70,7 @@ def start_run(registry: params.Registry, run_id: str, tags: dict[str, str] | Non
         tags: further tags.
     """
     client = connect(registry)
-    with _plain(registry):
+    with plain_refusals(registry):
         experiment = _experiment(client, registry)
         found = _find_run(client, experiment, run_id)
         if found:
@@ -84,22 +84,21 @@ def log_record(registry: params.Registry, mlflow_run: str, record: dict[str, Any
     client, now = connect(registry), int(time.time() * 1000)
     from mlflow.entities import Metric, Param
 
-    sections = (record.get("lineage") or {}).get("params") or {}
-    values = [Param(key, _text(value)[:VALUE]) for key, value in _flatten(sections)]
-    metrics = [Metric(re.sub(r"[^\w./ -]", "_", key), float(value), now, step) for key, value, step in _metrics(record)]
-    with _plain(registry):
+    values = [Param(key, value) for key, value in params_of(record).items()]
+    metrics = [Metric(key, value, now, step) for key, value, step in metrics_of(record)]
+    with plain_refusals(registry):
         for start in range(0, len(values), PARAMS):
             client.log_batch(mlflow_run, params=values[start : start + PARAMS])
         for start in range(0, len(metrics), METRICS):
             client.log_batch(mlflow_run, metrics=metrics[start : start + METRICS])
-        for key, value in _tags(record).items():
+        for key, value in tags_of(record).items():
             client.set_tag(mlflow_run, key, value)
 
 
 def log_files(registry: params.Registry, mlflow_run: str, record: dict[str, Any], report: Path | None = None) -> None:
     """Attach record.json, layer_weights.json where weights were learnt, and the report, replacing older ones."""
     client = connect(registry)
-    with _plain(registry):
+    with plain_refusals(registry):
         client.log_text(mlflow_run, hide_secrets(json.dumps(record, indent=1)), "record.json")
         if record.get("weights"):
             client.log_text(mlflow_run, json.dumps(record["weights"]), "layer_weights.json")
@@ -119,12 +118,12 @@ def register(registry: params.Registry, mlflow_run: str, record: dict[str, Any],
     if gate["mode"] == "on" and not gate["passed"]:
         return None
     client, name = connect(registry), registry.name
-    with _plain(registry):
+    with plain_refusals(registry):
         _ensure_name(client, name)
         same = client.search_model_versions(f"name = '{name}' and run_id = '{mlflow_run}'")
         version = next((v.version for v in same if v.tags.get("digest") == published.digest), None)
         if version is None:
-            tags = _tags(record) | {"run_id": record["run_id"], "digest": published.digest}
+            tags = tags_of(record) | {"run_id": record["run_id"], "digest": published.digest}
             version = client.create_model_version(name, published.url, run_id=mlflow_run, tags=tags).version
         client.set_registered_model_alias(name, CHALLENGER, version)
     return str(version)
@@ -133,14 +132,14 @@ def register(registry: params.Registry, mlflow_run: str, record: dict[str, Any],
 def end_run(registry: params.Registry, mlflow_run: str, status: str = "FINISHED") -> None:
     """Close the run as FINISHED, FAILED or KILLED."""
     client = connect(registry)
-    with _plain(registry):
+    with plain_refusals(registry):
         client.set_terminated(mlflow_run, status)
 
 
 def end_failed(registry: params.Registry, run_id: str, status: str = "FAILED") -> None:
     """Close what a failed flow's run left open; nothing, if it failed before it got to MLflow."""
     client = connect(registry)
-    with _plain(registry):
+    with plain_refusals(registry):
         found = _find_run(client, _experiment(client, registry), run_id)
         if found and found.status == "RUNNING":
             client.set_terminated(found.run_id, status)
@@ -173,9 +172,24 @@ def source_of(uri: str, registry: params.Registry) -> str:
         raise UserError(f"{uri}: name a registered model as models:/name@alias or models:/name/3")
     name, alias, version = found.groups()
     client = connect(registry)
-    with _plain(registry):
+    with plain_refusals(registry):
         entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     return str(entry.source)
+
+
+def holder(registry: params.Registry, alias: str) -> tuple[str, str] | None:
+    """Return (version, URL in the store) of the version that has an alias right now, or None if none has."""
+    from mlflow.exceptions import MlflowException
+
+    client, name = connect(registry), registry.name
+    with plain_refusals(registry):
+        try:
+            version = client.get_registered_model(name).aliases.get(alias)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return (str(version), str(client.get_model_version(name, str(version)).source)) if version else None
 
 
 def _find_run(client: "MlflowClient", experiment: str, run_id: str) -> Any:
@@ -212,6 +226,17 @@ def _ensure_name(client: "MlflowClient", name: str) -> None:
             raise
 
 
+def params_of(record: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters that stand on the MLflow run of a record."""
+    sections = (record.get("lineage") or {}).get("params") or {}
+    return {key: _text(value)[:VALUE] for key, value in _flatten(sections)}
+
+
+def metrics_of(record: dict[str, Any]) -> list[tuple[str, float, int]]:
+    """Return the metrics that stand on the MLflow run of a record, as (name, value, step)."""
+    return [(re.sub(r"[^\w./ -]", "_", key), float(value), step) for key, value, step in _metrics(record)]
+
+
 def _metrics(record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
     """Yield (name, value, step) for every number of the record that someone may want to compare between runs."""
     for row in record.get("rows", []):
@@ -224,8 +249,11 @@ def _metrics(record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
         yield from _numbers(row["name"], {key: value for key, value in row.items() if not isinstance(value, dict)})
     yield from _numbers("speed", {k: v for k, v in (record.get("speed") or {}).items() if k != "protocol"})
     yield from _measured("seconds", record.get("seconds"), None)
+    yield from _measured("energy_kwh", (record.get("energy") or {}).get("kwh"), None)
     for rule in record.get("gate", {}).get("rules", []):
-        yield from _measured(f"gate/{rule['rule']}", rule.get("value"), None)
+        for prefix, key in (("gate", "value"), ("gate_limit", "limit"), ("gate_passed", "passed")):
+            if rule.get(key) is not None:
+                yield f"{prefix}/{rule['rule']}", float(rule[key]), 0  # a check's yes or no is 1 or 0
     for point in record.get("curve", []):
         for key in ("loss", "lr"):
             yield f"{point['stage']}/{key}", point[key], point["step"]
@@ -263,7 +291,7 @@ def _flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> 
             yield f"{prefix}{key}", value
 
 
-def _tags(record: dict[str, Any]) -> dict[str, str]:
+def tags_of(record: dict[str, Any]) -> dict[str, str]:
     """Return what a search in the registry should find without opening the record."""
     gate, lineage = record["gate"], record.get("lineage") or {}
     passed = "passed" if gate["passed"] else "refused"
@@ -275,6 +303,7 @@ def _tags(record: dict[str, Any]) -> dict[str, str]:
         "model_digest": model.get("digest"),
         "removed": record["removed"],
         "gate": {"on": passed, "off": "off"}.get(gate["mode"], f"{gate['mode']}: {passed}"),
+        "gate_failed": [rule["rule"] for rule in gate.get("rules", []) if not rule["passed"]] or None,
         "data_digest": lineage.get("data"),
         "git_commit": lineage.get("git_commit"),
         "git_clean": lineage.get("git_clean"),
@@ -306,7 +335,7 @@ def _absolute(uri: str) -> str:
 
 
 @contextmanager
-def _plain(registry: params.Registry) -> Iterator[None]:
+def plain_refusals(registry: params.Registry) -> Iterator[None]:
     """Turn MLflow's and the database's refusals into a UserError of one sentence without secrets.
 
     The cause is left out of the chain: its text may hold the address with its password.
@@ -319,6 +348,10 @@ def _plain(registry: params.Registry) -> Iterator[None]:
         yield
     except MlflowException as error:
         text = hide_secrets(str(error.message)).strip().partition("\n")[0][:300]
+        if "error code 401" in text:
+            raise UserError(
+                f"{place}: it does not know this user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            ) from None
         if "Max retries exceeded" in text or "failed with exception" in text:
             raise Unreachable(f"{place}: it cannot be reached: start it, or correct registry.tracking_uri") from None
         raise UserError(f"{place}: {text}") from None

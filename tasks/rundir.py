@@ -17,7 +17,7 @@ from elder.params import Params
 from elder.saving import write_json
 from tasks.manifest import plain_errors
 
-OPENED = {"lock", "params.yaml", "data", "inputs.json"}  # what a folder holds before any stage has run
+OPENED = {"lock", "params.yaml", "data", "inputs.json", "energy.json"}  # what a folder holds before any stage has run
 
 
 @contextmanager
@@ -27,9 +27,7 @@ def run_folder(root: Path, params: Params, method: str) -> Iterator[tuple[str, P
     The key of a run is the digest of its parameters and method. An unfinished folder of the same key that nobody holds
     is gone on with: what its stages finished is not done again. A folder in which nothing was done is taken away again.
     """
-    inputs = json.dumps([method, params.model_dump(mode="json")], sort_keys=True)
-    key = hashlib.sha256(inputs.encode()).hexdigest()[:8]
-    runs = root / "runs"
+    key, runs = _key(params, method), root / "runs"
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     unfinished = [path for path in sorted(runs.glob(f"*-{key}")) if path.is_dir() and not _finished(path)]
     for folder in [*unfinished, runs / f"{stamp}-{key}"]:
@@ -51,6 +49,16 @@ def run_folder(root: Path, params: Params, method: str) -> Iterator[tuple[str, P
                 shutil.rmtree(folder, ignore_errors=True)
             lock.release()
     raise UserError("a run with the same parameters was started in this very second; start this one again")
+
+
+def finished_record(root: Path, params: Params, method: str, since: str = "") -> dict[str, Any] | None:
+    """Return the record of the latest finished run of the same key, or None; of those made at ``since`` or later."""
+    for folder in sorted((root / "runs").glob(f"*-{_key(params, method)}"), reverse=True):
+        if _finished(folder):
+            record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            if record["created"] >= since:
+                return record
+    return None
 
 
 def forget_other_inputs(folder: Path, inputs: dict[str, Any]) -> None:
@@ -76,6 +84,11 @@ def file_stamps(folder: Path) -> list[list[Any]]:
 def close_run(folder: Path, record: dict[str, Any]) -> None:
     """Mark a run as finished: its record is complete."""
     write_json(folder / "run.json", record)
+
+
+def _key(params: Params, method: str) -> str:
+    inputs = json.dumps([method, params.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(inputs.encode()).hexdigest()[:8]
 
 
 def _finished(folder: Path) -> bool:

@@ -1,10 +1,11 @@
-"""The store under an S3 prefix, on AWS or any compatible server, through boto3's transfer manager.
+"""The store under an S3 prefix, on AWS or any compatible server, through boto3.
 
 Credentials come from boto3's own chain only (environment, profile, instance role) and appear in no URL and no message.
 """
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,18 @@ from urllib.parse import urlsplit
 
 from elder.errors import UserError
 from tasks.manifest import File, Unreachable, fingerprint, plain_errors
+from tasks.parts import PART, send_in_parts
 from tasks.store import Store
 
 MEGABYTE = 1024 * 1024
 ATTEMPTS = 5
+SETTLE = 0.5  # seconds
 PROBE = ".write-check"
 DENIED = {"AccessDenied", "AllAccessDisabled", "Forbidden", "403"}
 CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
 ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 ABSENT = {"NoSuchKey", "404", "NotFound"}
+TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
 class S3Store(Store):
@@ -43,7 +47,7 @@ class S3Store(Store):
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"} if endpoint else None,
         )
-        self.transfer = TransferConfig(multipart_threshold=8 * MEGABYTE, multipart_chunksize=8 * MEGABYTE)
+        self.transfer = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART)
         with self._plain():
             session = boto3.session.Session()
             self.client = session.client("s3", endpoint_url=self.endpoint, region_name=region, config=config)
@@ -65,6 +69,41 @@ class S3Store(Store):
                 if _code(error) not in DENIED:
                     raise
 
+    def create(self, key: str, data: bytes) -> bool:
+        """See ``Store``; whose bytes are there in the end has won, whatever the answers were.
+
+        A request that is sent again because its first answer got lost is told that something is there: our own bytes.
+        And some compatible servers look first and write afterwards, so two at the same moment may both be told yes; the
+        later one stays, and is what both find after a moment.
+        """
+        from botocore.exceptions import ClientError
+
+        for _ in range(ATTEMPTS):
+            with self._plain():
+                try:
+                    self.client.put_object(**self._at(key), Body=data, ContentType="application/json", IfNoneMatch="*")
+                    time.sleep(SETTLE)
+                except ClientError as error:
+                    if _code(error) not in TAKEN:
+                        raise
+            found = self.read(key)
+            if found is not None:
+                return found == data
+        raise UserError(f"{self.url}: {key} could not be written: try again, or ask who runs the server")
+
+    def read(self, key: str) -> bytes | None:
+        """See ``Store``."""
+        with self._plain():
+            body = self._body(key)
+            return body.read() if body else None
+
+    def paths(self, prefix: str) -> set[str]:
+        """See ``Store``."""
+        start = self._at(f"{prefix}/" if prefix else "")["Key"]
+        with self._plain():
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
+            return {item["Key"][len(start) :] for page in pages for item in page.get("Contents", [])}
+
     def _has(self, key: str, file: File) -> bool:
         """Trust size and metadata, where ``_measure`` reads the bytes."""
         from botocore.exceptions import ClientError
@@ -79,20 +118,25 @@ class S3Store(Store):
                 raise
         return head["ContentLength"] == file.bytes and head["Metadata"].get("sha256") == file.sha256
 
-    def _send(self, source: Path, key: str, file: File) -> None:
-        extra = {"Metadata": {"sha256": file.sha256}}
+    def _send(self, source: Path, key: str, file: File) -> int:
+        from botocore.exceptions import ClientError
+
         with plain_errors(source), self._plain():
-            self.client.upload_file(str(source), **self._at(key), ExtraArgs=extra, Config=self.transfer)
+            if file.bytes < PART:
+                extra = {"Metadata": {"sha256": file.sha256}}
+                self.client.upload_file(str(source), **self._at(key), ExtraArgs=extra, Config=self.transfer)
+                return file.bytes
+            try:
+                return send_in_parts(self.client, self._at(key), source, file)
+            except ClientError:
+                if not self._has(key, file):
+                    raise
+                return 0  # the upload is gone because another process put its parts together
 
     def _write(self, key: str, data: bytes) -> None:
         extra = {"Metadata": {"sha256": fingerprint(data).sha256}, "ContentType": "application/json"}
         with self._plain():
             self.client.put_object(**self._at(key), Body=data, **extra)
-
-    def _read(self, key: str) -> bytes | None:
-        with self._plain():
-            body = self._body(key)
-            return body.read() if body else None
 
     def _receive(self, key: str, target: Path) -> None:
         with self._plain():
@@ -108,12 +152,6 @@ class S3Store(Store):
                 sha256.update(chunk)
                 size += len(chunk)
         return File(sha256=sha256.hexdigest(), bytes=size)
-
-    def _paths(self, prefix: str) -> set[str]:
-        start = self._at(f"{prefix}/" if prefix else "")["Key"]
-        with self._plain():
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
-            return {item["Key"][len(start) :] for page in pages for item in page.get("Contents", [])}
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}

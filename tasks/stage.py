@@ -82,7 +82,7 @@ def evaluate_dense(key: str, model: str, params: Path, result: Path) -> dict[str
 
 @task(name="measure speed")
 def measure_speed(dense: str, pruned: Path, params: Path, result: Path) -> dict[str, Any]:
-    """Measure both models side by side, and check the shallower one's generation."""
+    """Measure both models side by side, and try what else the gate asks of the shallower one."""
     run_stage("bench", dense, pruned, "--params", params, "--result", result)
     return _read(result)
 

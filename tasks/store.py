@@ -13,19 +13,15 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from pydantic import BaseModel, ConfigDict
 
+from elder import params
 from elder.errors import UserError
 from tasks.manifest import (
     MANIFEST,
@@ -41,7 +37,6 @@ from tasks.manifest import (
     plain_errors,
 )
 
-DAY = 24 * 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -86,8 +81,7 @@ class Store(ABC):
         for path, file in files.items():
             if not self._has(f"{prefix}/{path}", file):
                 _log.info("storing %s, %d bytes", path, file.bytes)
-                self._send(Path(folder) / path, f"{prefix}/{path}", file)
-                sent += file.bytes
+                sent += self._send(Path(folder) / path, f"{prefix}/{path}", file)
         manifest = dump(files)
         if not self._has(f"{prefix}/{MANIFEST}", fingerprint(manifest)):
             self._write(f"{prefix}/{MANIFEST}", manifest)
@@ -100,7 +94,7 @@ class Store(ABC):
             UserError: there is no whole model at ``url``, or its manifest is damaged.
         """
         prefix = self._prefix(url)
-        data = self._read(_join(prefix, MANIFEST))
+        data = self.read(_join(prefix, MANIFEST))
         if data is None:
             raise UserError(f"{self._show(prefix)} is no published model: it has no {MANIFEST}; publish it first")
         return parse(data, self._show(prefix))
@@ -137,16 +131,53 @@ class Store(ABC):
             UserError: the store cannot be read.
         """
         prefix = self._prefix(url)
-        data = self._read(_join(prefix, MANIFEST))
+        data = self.read(_join(prefix, MANIFEST))
         if data is None:
             return [f"{MANIFEST} is missing"]
         try:
             files = parse(data, self._show(prefix))
         except UserError as error:
             return [str(error)]
-        extra = sorted(self._paths(prefix) - set(files) - {MANIFEST})
+        extra = sorted(self.paths(prefix) - set(files) - {MANIFEST})
         found = [difference(path, self._measure(_join(prefix, path)), file) for path, file in files.items()]
         return [f"{path} is not in the manifest" for path in extra] + [fault for fault in found if fault]
+
+    def as_it_lies(self, url: str, target: Path) -> Path:
+        """Return a folder with all that lies at a model's place, its manifest included, unchecked: for an audit.
+
+        Args:
+            url: as for ``fetch``.
+            target: folder to copy to; nothing is copied where the store is a local folder itself.
+
+        Raises:
+            UserError: nothing lies there, or the store cannot be read.
+        """
+        prefix = self._prefix(url)
+        found = self.paths(prefix)
+        if not found:
+            raise UserError(f"nothing lies at {self._show(prefix)}: the registry points to a place that is empty")
+        for path in found:
+            if ".." in PurePosixPath(path).parts:
+                raise UserError(f"{self._show(prefix)} holds {path!r}, a name that leads outside: remove it")
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            self._receive(_join(prefix, path), target / path)
+        return target
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Store a small object if there is nothing at ``key``, and say so; of several at once, one gets True.
+
+        Raises:
+            UserError: the store refuses.
+        """
+
+    @abstractmethod
+    def read(self, key: str) -> bytes | None:
+        """Return all bytes of a small object, or None where there is nothing."""
+
+    @abstractmethod
+    def paths(self, prefix: str) -> set[str]:
+        """Return the paths of all files below ``prefix``, relative to it."""
 
     def _fetch_file(self, key: str, target: Path, file: File) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,15 +201,11 @@ class Store(ABC):
         """Say whether these very bytes are stored."""
 
     @abstractmethod
-    def _send(self, source: Path, key: str, file: File) -> None:
-        """Store a file, streamed; like ``_write``, it appears whole or not at all."""
+    def _send(self, source: Path, key: str, file: File) -> int:
+        """Store a file, streamed, and return the bytes sent; like ``_write``, it appears whole or not at all."""
 
     @abstractmethod
     def _write(self, key: str, data: bytes) -> None: ...
-
-    @abstractmethod
-    def _read(self, key: str) -> bytes | None:
-        """Return all bytes, or None where there is nothing."""
 
     @abstractmethod
     def _receive(self, key: str, target: Path) -> None: ...
@@ -186,86 +213,6 @@ class Store(ABC):
     @abstractmethod
     def _measure(self, key: str) -> File | None:
         """Read all bytes, streamed, for their fingerprint; None where there is nothing."""
-
-    @abstractmethod
-    def _paths(self, prefix: str) -> set[str]:
-        """Return the paths of all files below ``prefix``, relative to it."""
-
-
-class LocalStore(Store):
-    """A store in a local folder, made by the first ``publish``."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root).expanduser().resolve()
-        super().__init__(str(self.root))
-
-    def fetch(self, url: str, target: Path) -> Path:
-        """See ``Store``; a target among the published models is refused."""
-        models = self.root / self._prefix(url).partition("/")[0]
-        if Path(target).resolve().is_relative_to(models):
-            raise UserError(f"{target} lies inside the store {self.root}: name a folder elsewhere")
-        return super().fetch(url, target)
-
-    def check(self) -> None:
-        """See ``Store``; the folder is made."""
-        with plain_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-
-    def _has(self, key: str, file: File) -> bool:
-        return self._measure(key) == file
-
-    def _send(self, source: Path, key: str, file: File) -> None:
-        with plain_errors(self.root), self._replacing(key) as target, source.open("rb") as handle:
-            shutil.copyfileobj(handle, target, 1 << 20)
-            target.flush()
-            if fingerprint(Path(target.name)) != file:
-                raise UserError(f"{source} changed while it was being stored: stop what writes to it and try again")
-
-    def _write(self, key: str, data: bytes) -> None:
-        with plain_errors(self.root), self._replacing(key) as target:
-            target.write(data)
-
-    def _read(self, key: str) -> bytes | None:
-        with plain_errors(self.root):
-            return (self.root / key).read_bytes() if (self.root / key).is_file() else None
-
-    def _receive(self, key: str, target: Path) -> None:
-        shutil.copyfile(self.root / key, target)
-
-    def _measure(self, key: str) -> File | None:
-        with plain_errors(self.root):
-            return fingerprint(self.root / key) if (self.root / key).is_file() else None
-
-    def _paths(self, prefix: str) -> set[str]:
-        folder = self.root / prefix
-        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-    @contextmanager
-    def _replacing(self, key: str) -> Iterator[BinaryIO]:
-        """Open a temporary file that becomes ``key`` by rename, bytes on the disk first.
-
-        Temporary files lie beside the models, not among them: whoever lists a model's folder sees only its files.
-        """
-        target, incoming = self.root / key, self.root / ".incoming"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        incoming.mkdir(exist_ok=True)
-        for stale in incoming.iterdir():  # left by a killed process
-            if time.time() - stale.stat().st_mtime > DAY:
-                stale.unlink(missing_ok=True)
-        part = incoming / uuid.uuid4().hex
-        try:
-            with part.open("xb") as handle:
-                yield handle
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(part, target)
-            folder = os.open(target.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def open_store(url: str, endpoint: str | None = None, region: str | None = None) -> Store:
@@ -281,11 +228,19 @@ def open_store(url: str, endpoint: str | None = None, region: str | None = None)
         from tasks.s3 import S3Store
 
         return S3Store(url, endpoint, region)
+    from tasks.local import LocalStore
+
     if parts.scheme == "file":
         return LocalStore(Path(url2pathname(parts.path)))
     if "://" in url or not url.strip():
         raise UserError(f"store url {hide_secrets(url)!r}: name a local folder or s3://bucket/prefix")
     return LocalStore(Path(url))
+
+
+def configured_store(settings: params.Store, root: Path) -> Store:
+    """Open the store that the parameters name; a relative folder lies below ``root``."""
+    url = settings.url if "://" in settings.url else str(root / settings.url)
+    return open_store(url, settings.endpoint, settings.region)
 
 
 def open_model(url: str, endpoint: str | None = None, region: str | None = None) -> tuple[Store, str]:

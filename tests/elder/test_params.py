@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from elder.cli import read_params
 from elder.errors import UserError, nearest
 from elder.params import Params, load_params
 
@@ -105,3 +106,12 @@ def test_parameters_are_frozen() -> None:
 def test_the_nearest_word() -> None:
     assert nearest("ratoi", ["ratio", "layers"]) == "did you mean 'ratio'? valid: layers, ratio"
     assert nearest("zzz", ["ratio", "layers"]) == "valid: layers, ratio"
+
+
+def test_elder_set_lies_between_the_file_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("store: {url: file, region: file}\nregistry: {name: file}\n")
+    monkeypatch.setenv("ELDER_SET", "store.url=machine  store.region=machine")
+    settings = read_params(path, ["store.url=command"], {})
+    assert (settings.store.url, settings.store.region, settings.registry.name) == ("command", "machine", "file")
+    assert load_params(path).store.url == "file"  # what a run has written down stays as it is

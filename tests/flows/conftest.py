@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_perplexity_ratio_in_domain": 100,
         "max_perplexity_ratio_out_of_domain": 100,
         "max_task_mean_loss": 1,
+        "max_task_loss": 1,
         "min_prompt_speedup": None,
     },
     "registry": {"name": "tiny"},

@@ -78,7 +78,8 @@ def test_doctor_names_each_part(here: Path) -> None:
     found = CliRunner().invoke(app, ["doctor", "--json"])
     assert found.exit_code == 0, found.output
     checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
-    assert set(checks) == {"device", "disk", "model", "calibration", "evaluation", "store", "registry", "prefect"}
+    parts = "device, disk, model, calibration, evaluation, store, registry, prefect, worker, data remote"
+    assert list(checks) == parts.split(", ")
     assert checks["model"]["detail"] == "models/tiny, llama of 4 layers"
 
     missing = CliRunner().invoke(app, ["doctor", "--json", "--set", "calibration.source=data/absent.txt"])

@@ -17,6 +17,8 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from elder.data import file_digest
+from elder.params import validate
+from tasks.audit import audit
 from tasks.store import open_store
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -101,6 +103,9 @@ def test_the_run_folder_tells_the_whole_run(first: SimpleNamespace, project: Pat
     assert lineage["data"]["calibration.safetensors"] == md5["build/data/calibration.safetensors"]
     assert lineage["params"]["select"]["layers"] == 1
     assert lineage["params"]["evaluate"]["in_domain"] == "data/in_domain.txt"
+    assert record["champion"] is None
+    assert len({row["protocol_digest"] for row in record["rows"]}) == 1
+    assert candidate["protocol"]["tasks"] == ["blimp_passive_1", "blimp_adjunct_island"]
     page = (first.folder / "report.html").read_text(encoding="utf-8")
     assert first.json["run_id"] in page
     assert "shortgpt" in page
@@ -136,7 +141,47 @@ def test_mlflow_has_metrics_with_errors_and_a_closed_run(first: SimpleNamespace,
     dense = record_of(first)["rows"][0]["perplexity"]["in_domain"]
     assert run.data.metrics["dense/perplexity/in_domain"] == pytest.approx(dense["perplexity"])
     assert run.data.metrics["dense/perplexity/in_domain_stderr"] == pytest.approx(dense["stderr"])
+    rules = {rule["rule"]: rule for rule in record_of(first)["gate"]["rules"]}
+    assert {"worst task", "memory", "repetition", "plain transformers", "champion"} <= set(rules)
+    assert run.data.metrics["gate/memory"] == pytest.approx(rules["memory"]["value"])
+    assert run.data.metrics["gate_limit/repetition"] == 0.1
+    passed = {f"gate_passed/{name}": 1.0 for name in rules}
+    assert passed == {name: value for name, value in run.data.metrics.items() if name.startswith("gate_passed/")}
     assert {"record.json", "report.html"} <= {item.path for item in client.list_artifacts(version.run_id)}
+
+
+def command(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run another command of ``elder`` in the project."""
+    return subprocess.run([*COMMAND, *arguments, "--json"], cwd=project, capture_output=True, text=True, check=False)
+
+
+def test_an_audit_of_the_version_finds_nothing(first: SimpleNamespace, project: Path) -> None:
+    done = command(project, "audit", "tiny/1", "--evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["ok"] is True
+    # the copy of the project is no git repository
+    assert [check["name"] for check in found["checks"] if check["ok"] is not True] == ["commit"]
+    record = json.loads((Path(record_of(first)["artifact"]["url"]) / "record.json").read_text())
+    assert record["energy"]["kwh"] > 0
+    assert record["lineage"]["installed"]["torch"]
+    assert record["data"]["source"]["source"] == "data/calibration.txt"
+    assert set(record["data"]["stages"]) == {"pin", "text", "blocks", "evaluation"}
+    assert "artifact" not in record
+
+
+def test_the_version_can_be_made_again(first: SimpleNamespace, project: Path) -> None:
+    done = command(project, "reproduce", "tiny/1", "--output", "again")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["same_layers"], found["same_weights"], found["same_machine"]) == (True, True, True)
+    assert {domain: one["within"] for domain, one in found["metrics"].items()} == {
+        "in_domain": True,
+        "out_of_domain": True,
+    }
+    assert found["code"] == "the present code"
+    assert file_digest(project / "again" / "model.safetensors") == record_of(first)["sha256"]
+    assert command(project, "reproduce", "tiny/1", "--output", "again").returncode == 2
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +225,6 @@ def second(first: SimpleNamespace, project: Path, bucket: tuple[str, dict[str, s
     """Run the same with its store on S3, kill it after the layers were removed, and start it again."""
     endpoint, env = bucket
     settings = ["store.url=s3://models/night", f"store.endpoint={endpoint}", "store.region=us-east-1"]
-    settings += ["evaluate.baselines=[]"]
     killed = start(project, *settings, env=env)
 
     def marks() -> list[Path]:
@@ -211,10 +255,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert other["curve"] == one["curve"]
 
 
-def test_the_dense_model_is_not_evaluated_again(first: SimpleNamespace, second: SimpleNamespace) -> None:
-    assert (first.folder / "dense.json").is_file()
-    assert not (second.folder / "dense.json").exists()
-    assert record_of(second)["rows"][0] == record_of(first)["rows"][0]
+def test_dense_model_and_baselines_are_not_measured_again(first: SimpleNamespace, second: SimpleNamespace) -> None:
+    for name in ("dense.json", "baselines/shortgpt/evaluation.json"):
+        assert (first.folder / name).is_file()
+        assert not (second.folder / name).exists()
+    dense, _, shortgpt = record_of(first)["rows"]
+    assert record_of(second)["rows"][0] == dense
+    assert record_of(second)["rows"][2] == shortgpt
 
 
 def test_the_same_flow_publishes_to_s3(
@@ -228,13 +275,20 @@ def test_the_same_flow_publishes_to_s3(
     assert record["artifact"]["url"].startswith("s3://models/night/models/tiny/")
     assert open_store("s3://models/night", endpoint, "us-east-1").verify(record["artifact"]["url"]) == []
     assert load_elsewhere(project, "models:/tiny@challenger", env) == "3 9"
+    tree = {"store": {"endpoint": endpoint}, "registry": {"tracking_uri": f"sqlite:///{project}/mlflow.db"}}
+    audited = audit(validate(tree), project, "tiny@challenger")
+    assert audited["ok"], audited
+    assert audited["version"] == "2"
 
 
 @pytest.fixture(scope="module")
 def refused(second: SimpleNamespace, project: Path) -> SimpleNamespace:
-    """Run with a limit that no model of fewer layers holds, and little else."""
-    little = ["evaluate.tasks=[]", "evaluate.baselines=[]", "gate.max_task_mean_loss=null", "recover.mode=none"]
-    limits = ["gate.max_perplexity_ratio_out_of_domain=0.5"]
+    """Run with a limit that no model of fewer layers holds, little else, and a champion that was given tasks."""
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{project}/mlflow.db").set_registered_model_alias("tiny", "champion", "1")
+    little = ["evaluate.tasks=[]", "evaluate.baselines=[]", "recover.mode=none"]
+    limits = ["gate.max_task_mean_loss=null", "gate.max_task_loss=null", "gate.max_perplexity_ratio_out_of_domain=0.5"]
     return finish(project, start(project, *little, *limits))
 
 
@@ -247,6 +301,9 @@ def test_the_gate_refuses_says_why_and_registers_nothing(refused: SimpleNamespac
     assert rules["perplexity out of domain"]["passed"] is False
     assert "exceeds the most allowed, 0.5" in rules["perplexity out of domain"]["reason"]
     assert "exceeds the most allowed, 0.5" in (refused.folder / "report.html").read_text(encoding="utf-8")
+    assert rules["champion"]["passed"] is False
+    assert "the champion, version 1: it was measured under another protocol" in rules["champion"]["reason"]
+    assert "(candidate: [])" in rules["champion"]["reason"]
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     assert {str(version.version) for version in client.search_model_versions("name = 'tiny'")} == {"1", "2"}
     assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "2"

@@ -51,7 +51,7 @@ RECORD = {
     "gate": {
         "mode": "on",
         "passed": True,
-        "rules": [{"rule": "perplexity: out of domain", "value": 1.21, "passed": True}],
+        "rules": [{"rule": "perplexity: out of domain", "value": 1.21, "limit": 1.5, "passed": True}],
     },
     "lineage": {"git_commit": "abc123", "git_clean": True, "data": {"calibration.txt": "m" * 32}, "params": {}},
 }
@@ -117,6 +117,8 @@ def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
     assert data.metrics["dense/parameters"] == 4096
     assert data.metrics["speed/ratio/prompt_speedup"] == 1.25
     assert data.metrics["gate/perplexity_ out of domain"] == 1.21
+    assert data.metrics["gate_limit/perplexity_ out of domain"] == 1.5
+    assert data.metrics["gate_passed/perplexity_ out of domain"] == 1
     assert not any("protocol" in name or "peak" in name for name in data.metrics)
     assert [(m.step, m.value) for m in client.get_metric_history(run, "recover/loss")] == [(1, 3.5), (2, 3.25)]
     assert [(m.step, m.value) for m in client.get_metric_history(run, "layer_weight/00")] == [(1, 0.9), (2, 0.7)]
@@ -148,6 +150,10 @@ def test_registered_version_loads_in_transformers(settings, record, model, tmp_p
     assert entry.tags["digest"] == published.digest
     assert entry.tags["run_id"] == record["run_id"]
     assert entry.tags["gate"] == "passed"
+    assert "gate_failed" not in entry.tags
+    assert registry.holder(settings, "challenger") == (version, published.url)
+    assert registry.holder(settings, "champion") is None
+    assert registry.holder(settings.model_copy(update={"name": "nobody"}), "champion") is None
     assert entry.tags["git_commit"] == "abc123"
     assert _load_elsewhere(settings, "models:/tiny@challenger", tmp_path) == "[[1, 2]] 2 (1, 2, 4)"
     assert store.verify(published.url) == []
@@ -185,6 +191,7 @@ def test_registered_version_in_s3_loads_in_transformers(settings, record, model,
 @pytest.mark.parametrize(("mode", "tag"), [("on", None), ("dry-run", "dry-run: refused"), ("off", "off")])
 def test_only_a_gate_that_is_on_refuses(settings, record, model, tmp_path, mode, tag):
     record["gate"] |= {"mode": mode, "passed": False}
+    record["gate"]["rules"][0]["passed"] = False
     named = settings.model_copy(update={"name": f"gate-{mode}"})
     published = open_store(str(tmp_path / "store")).publish(model, "tiny")
     run = registry.start_run(named, f"gate {mode}")
@@ -192,7 +199,8 @@ def test_only_a_gate_that_is_on_refuses(settings, record, model, tmp_path, mode,
     version = registry.register(named, run, record, published)
     client = registry.connect(named)
     found = client.search_model_versions(f"name = 'gate-{mode}'")
-    assert client.get_run(run).data.tags["gate"] == (tag or "refused")
+    tags = client.get_run(run).data.tags
+    assert (tags["gate"], tags["gate_failed"]) == (tag or "refused", '["perplexity: out of domain"]')
     if mode == "on":
         assert (version, list(found)) == (None, [])
     else:

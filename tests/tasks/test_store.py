@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -46,7 +47,7 @@ def test_round_trip_and_layout(store, folder, tmp_path):
     assert published.url == f"{store.url}/models/tiny/{published.digest}"
     assert published.uploaded_bytes == 2 + BIG + 5
     assert published.files["config.json"].sha256 == hashlib.sha256(b"{}").hexdigest()
-    manifest = json.loads(store._read(f"models/tiny/{published.digest}/manifest.json"))
+    manifest = json.loads(store.read(f"models/tiny/{published.digest}/manifest.json"))
     assert set(manifest["files"]) == {"config.json", "model.safetensors", "sub/extra.txt"}
     copy = store.fetch(published.url, tmp_path / "made" / "copy")
     assert {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()} == set(manifest["files"])
@@ -71,7 +72,7 @@ def test_interrupted_publish_is_invisible_and_resumes(store, folder, tmp_path, m
         if sent:
             raise KeyboardInterrupt
         sent.append(source.name)
-        send(source, key, file)
+        return send(source, key, file)
 
     monkeypatch.setattr(store, "_send", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +83,7 @@ def test_interrupted_publish_is_invisible_and_resumes(store, folder, tmp_path, m
     assert store.verify(url) == ["manifest.json is missing"]
     assert not (tmp_path / "copy").exists()
 
-    monkeypatch.setattr(store, "_send", lambda source, key, file: (sent.append(source.name), send(source, key, file)))
+    monkeypatch.setattr(store, "_send", lambda source, key, file: sent.append(source.name) or send(source, key, file))
     published = store.publish(folder, "tiny")
     assert published.url == url
     assert sent == ["config.json", "model.safetensors", "extra.txt"]
@@ -176,6 +177,45 @@ def test_fetch_repeats_but_never_overwrites(store, folder, tmp_path):
     with pytest.raises(UserError, match="holds something else"):
         store.fetch(published.url, copy)
     assert (copy / "config.json").read_text() == "mine"
+
+
+def test_create_never_replaces(store):
+    assert store.read("history/tiny/000001.json") is None
+    assert store.create("history/tiny/000001.json", b"first")
+    assert not store.create("history/tiny/000001.json", b"second")
+    assert store.read("history/tiny/000001.json") == b"first"
+    assert store.paths("history") == {"tiny/000001.json"}
+
+
+def test_create_by_several_at_once_has_one_winner(store):
+    texts = [f"from thread {number}".encode() for number in range(6)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        won = list(pool.map(lambda text: store.create("log/1", text), texts))
+    assert won.count(True) == 1
+    assert store.read("log/1") == texts[won.index(True)]
+
+
+def test_create_trusts_what_is_there_more_than_the_answer(server, monkeypatch):
+    from botocore.exceptions import ClientError
+
+    client = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    client.create_bucket(Bucket="creates")
+    store = open_store("s3://creates", server, "us-east-1")
+    # a server that looks first and writes afterwards: another writer's bytes replace ours in the meantime
+    with monkeypatch.context() as patched:
+        patched.setattr(s3.time, "sleep", lambda _: client.put_object(Bucket="creates", Key="log/1", Body=b"theirs"))
+        assert not store.create("log/1", b"ours")
+    # an answer that got lost: the second try is told that something is there
+    call = store.client._make_api_call
+
+    def lost(operation, *args, **kwargs):
+        found = call(operation, *args, **kwargs)
+        if operation == "PutObject":
+            raise ClientError({"Error": {"Code": "PreconditionFailed"}}, operation)
+        return found
+
+    monkeypatch.setattr(store.client, "_make_api_call", lost)
+    assert store.create("log/2", b"ours")
 
 
 def test_open_model_finds_the_store(store, folder, tmp_path):

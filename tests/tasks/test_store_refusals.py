@@ -43,7 +43,7 @@ def test_bad_endpoints(endpoint):
 def test_check_passes_where_a_model_can_be_stored(store):
     store.check()
     store.check()  # also where something is there already
-    assert store._paths("") == set()
+    assert store.paths("") == set()
 
 
 def test_check_refuses_before_any_work(server, tmp_path, monkeypatch):
@@ -75,14 +75,14 @@ def test_check_proves_that_writing_is_allowed(server, monkeypatch):
     with pytest.raises(UserError) as caught:
         store.check()
     assert str(caught.value) == "s3://read-only/x: access denied: let these credentials list, read and write there"
-    assert store._paths("") == set()
+    assert store.paths("") == set()
     refused.clear()
     refused.add("DeleteObject")  # which storing does not need
     store.check()
-    assert store._paths("") == {".write-check"}
+    assert store.paths("") == {".write-check"}
     refused.clear()
     store.check()
-    assert store._paths("") == set()
+    assert store.paths("") == set()
 
 
 def test_only_what_the_network_did_is_worth_another_try(server, folder, monkeypatch):

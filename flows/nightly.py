@@ -1,0 +1,36 @@
+"""What ``elder run`` does, as a flow that Prefect can schedule: ``prefect.yaml`` deploys it as ``nightly``."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from elder.recipes import DEFAULT
+from flows.cli import prepare_environment, project_root
+from flows.run import read_settings, reasons, refused, run_compression
+
+
+@flow(name="nightly")
+def nightly(params: str = "params.yaml", overrides: list[str] | None = None, method: str | None = None) -> State[Any]:
+    """Compress the model of a parameter file and bring the result to the registry.
+
+    Args:
+        params: parameter file, relative to the project's folder.
+        overrides: ``section.key=value``, as for ``--set``.
+        method: a method's own recipe; None for the default recipe.
+
+    Returns:
+        ``Completed`` with the version, or a state of the same type named ``Refused`` with the gate's reasons: a refusal
+        is an answer, and trying again would not change it.
+    """
+    root = project_root()
+    prepare_environment()
+    settings = read_settings(Path(params), overrides, method)
+    record = run_compression(settings, root, method or DEFAULT)
+    if refused(record):
+        return Completed(
+            name="Refused", message=f"the gate refused run {record['run_id']}: {' '.join(reasons(record))}"
+        )
+    name, version = settings.registry.name, record["model_version"]
+    return Completed(message=f"run {record['run_id']} registered {name} version {version}")

@@ -1,0 +1,169 @@
+"""A grid of runs: read the file, check every cell, run those that are not done, on this machine one after the other.
+
+The file names values to combine; each combination is a cell, and one run of the main flow:
+
+    method: [default, sleb]
+    select.ratio: [0.17, 0.25]
+"""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from elder.errors import UserError, nearest
+from elder.params import Params
+from elder.progress import say
+from elder.recipes import DEFAULT
+from elder.saving import write_json
+from flows.cli import prepare_environment, project_root
+from flows.run import check, find_model, read_settings, run_compression, summary
+from tasks.manifest import hide_secrets
+from tasks.rundir import finished_record
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: what its run is started with. Plain values, so that it can be sent to another process."""
+
+    values: dict[str, Any]  # as the file has them
+    method: str | None
+    overrides: tuple[str, ...]  # of the command line and of the cell
+
+
+def label(values: dict[str, Any]) -> str:
+    """Write the values of a cell as a person would."""
+    return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+
+
+@flow(name="sweep")
+def sweep(
+    file: str, params: str | None = "params.yaml", overrides: list[str] | None = None, again: bool = False
+) -> State[Any]:
+    """Run a grid as `run_sweep` does; the state says what became of it, and is a failure if that of any cell was."""
+    root = project_root()
+    prepare_environment()
+    rows = run_sweep(Path(file), Path(params) if params else None, overrides, root, again)
+    failed = [f"{label(row['cell'])}: {row['error']}" for row in rows if row["error"]]
+    if failed:
+        return Failed(message=f"{len(failed)} of {len(rows)} cells failed: {'; '.join(failed)}", data=rows)
+    passed = sum(bool(row["gate_passed"]) for row in rows)
+    return Completed(message=f"{passed} of {len(rows)} cells passed the gate", data=rows)
+
+
+def run_sweep(
+    file: Path, params: Path | None, overrides: list[str] | None, root: Path, again: bool = False
+) -> list[Row]:
+    """Run the cells of a grid that are not done, and return a row for each cell.
+
+    A cell is done when a run with its parameters and method has finished here. A cell that fails does not stop the
+    others; its row says why.
+
+    Args:
+        file: the grid.
+        params: parameter file; None for params.yaml here.
+        overrides: ``section.key=value`` that hold in all cells.
+        root: the project's folder.
+        again: run all cells again; if that was interrupted, those that it has not run yet.
+
+    Raises:
+        UserError: for whatever is wrong with the file or any cell, before anything runs.
+    """
+    cells = read_cells(file, overrides)
+    for number, cell in enumerate(cells, start=1):
+        try:
+            settings = read_settings(params, list(cell.overrides), cell.method)
+            find_model(settings)
+            check(settings, root)
+        except UserError as error:
+            raise UserError(f"cell {number} of {len(cells)} ({label(cell.values)}) cannot run: {error}") from None
+    mark = root / "runs" / f".sweep-{hashlib.sha256(repr(cells).encode()).hexdigest()[:8]}.json"
+    since = _round(mark) if again else ""
+    rows = []
+    for number, cell in enumerate(cells, start=1):
+        say(f"cell {number} of {len(cells)}: {label(cell.values)}")
+        rows.append(run_cell(cell, params, root, since))
+    mark.unlink(missing_ok=True)
+    return rows
+
+
+def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> Row:
+    """Run one cell, unless a run of the same was made at ``since`` or later; returns its row.
+
+    All that a sweep on other machines would have to send there.
+    """
+    row: Row = {"cell": cell.values, "run_id": None, "version": None, "perplexity": None, "gate_passed": None}
+    try:
+        settings = read_settings(params, list(cell.overrides), cell.method)
+        method = cell.method or DEFAULT
+        record = finished_record(root, settings, method, since)
+        if record is None:
+            record = run_compression(settings, root, method)
+        else:
+            say(f"done by run {record['run_id']}")
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        say(f"failed: {said}")
+        return row | {"error": hide_secrets(said)}
+    found = summary(record)
+    return row | {
+        "run_id": found["run_id"],
+        "version": found["model_version"],
+        "perplexity": found["perplexity"],
+        "gate_passed": record["gate"]["passed"],
+        "error": None,
+    }
+
+
+def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
+    """Read a grid and return its cells, the last key's values changing fastest."""
+    grid = _read_grid(file)
+    given = list(overrides or [])
+    if "select.ratio" in grid and "select.layers" not in grid:
+        given.append("select.layers=null")  # which would win over every ratio
+    cells = []
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        own = [f"{key}={json.dumps(value)}" for key, value in values.items() if key != "method"]
+        cells.append(Cell(values, values.get("method"), (*given, *own)))
+    return cells
+
+
+def _read_grid(file: Path) -> dict[str, list[Any]]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no sweep file {str(file)!r}; give the path of a YAML file") from None
+    except OSError as error:
+        raise UserError(f"the sweep file {str(file)!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"{str(file)!r} must hold keys with lists of values, such as 'select.ratio: [0.17, 0.25]'")
+    grid: dict[str, list[Any]] = json.loads(json.dumps(tree, default=str))  # YAML has dates
+    for key, values in grid.items():
+        section, dot, name = key.partition(".")
+        if key != "method" and not (dot and name):
+            hint = nearest(section, ["method", *Params.model_fields])
+            raise UserError(f"{key!r} in {str(file)!r} is neither 'method' nor section.key; {hint}")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{key} = {values!r} in {str(file)!r} must be a list of values, such as [{values!r}]")
+    return grid
+
+
+def _round(mark: Path) -> str:
+    """Return when the present round of a repeated sweep began: now, or earlier if that one was interrupted."""
+    if not mark.exists():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_json(mark, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
+    since: str = json.loads(mark.read_text(encoding="utf-8"))["since"]
+    return since

@@ -1,0 +1,29 @@
+"""Make the buckets of the services where they are missing: ``python infra/buckets.py http://127.0.0.1:8333``.
+
+Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+"""
+
+import sys
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+BUCKETS = ("elder", "elder-mlflow")  # models and data of this project; artifacts of MLflow's runs
+
+
+def main(endpoint: str) -> None:
+    """Make each bucket, unless these credentials own it already."""
+    config = Config(s3={"addressing_style": "path"}, retries={"mode": "standard", "total_max_attempts": 8})
+    client = boto3.client("s3", endpoint_url=endpoint, config=config)
+    for bucket in BUCKETS:
+        try:
+            client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            client.create_bucket(Bucket=bucket)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

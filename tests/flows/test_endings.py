@@ -1,0 +1,126 @@
+"""How a run's end is told: to the webhook, and as the state of a scheduled run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock, Timeout
+from prefect.states import State
+
+from elder.errors import UserError
+from elder.params import Params
+from flows import nightly, run
+from tasks.turn import HOLDER, LOCK
+
+REASON = "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
+
+
+def record(mode: str, passed: bool) -> dict[str, Any]:
+    rules = [
+        {"rule": "speed", "passed": True, "reason": "fine"},
+        {"rule": "perplexity", "passed": passed, "reason": REASON},
+    ]
+    values = {"dense": 4.0, "candidate": float("inf")}
+    return {
+        "run_id": "r1",
+        "model_version": "7" if passed or mode != "on" else None,
+        "gate": {"mode": mode, "passed": passed, "rules": rules},
+        "report": "runs/r1/report.html",
+        "rows": [{"kind": kind, "perplexity": {"out_of_domain": {"perplexity": ppl}}} for kind, ppl in values.items()],
+        "removed": [1],
+        "seconds": 2.5,
+    }
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Return what a webhook would be told."""
+    got: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(run.notify, "notify", lambda _, event, message: got.append((event, message)))
+    return got
+
+
+def end(monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any] | BaseException) -> dict[str, Any]:
+    """Run with the flow replaced by its end."""
+
+    def stand_in(settings: Params, root: Path, method: str, told: dict[str, Any]) -> dict[str, Any]:
+        told["run_id"] = "r1"
+        if isinstance(ending, BaseException):
+            raise ending
+        return ending
+
+    monkeypatch.setattr(run, "_run", stand_in)
+    return run.run_compression(Params(), Path(), "default")
+
+
+@pytest.mark.parametrize(
+    ("mode", "passed", "event", "version"),
+    [("on", True, "success", "7"), ("on", False, "refusal", None), ("dry-run", False, "success", "7")],
+)
+def test_an_end_is_told_with_what_matters(
+    monkeypatch: pytest.MonkeyPatch, told: list, mode: str, passed: bool, event: str, version: str | None
+) -> None:
+    end(monkeypatch, record(mode, passed))
+    message = {
+        "run_id": "r1",
+        "name": Params().registry.name,
+        "version": version,
+        "gate": {"mode": mode, "passed": passed, "reasons": [] if passed else [REASON]},
+        "perplexity": {"dense": 4.0, "pruned": None},  # infinity is no JSON
+        "report": "runs/r1/report.html",
+    }
+    assert told == [(event, message)]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("postgresql://me:hunter2@db/x cannot be reached"), "postgresql://***@db/x cannot be reached"),
+        (RuntimeError("stage learn was killed by signal 9"), "RuntimeError: stage learn was killed by signal 9"),
+    ],
+)
+def test_a_failure_is_told_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, told: list, error: Exception, said: str
+) -> None:
+    with pytest.raises(type(error)):
+        end(monkeypatch, error)
+    assert told == [("failure", {"run_id": "r1", "name": Params().registry.name, "error": said})]
+
+
+def test_a_run_holds_the_projects_turn(monkeypatch: pytest.MonkeyPatch, told: list, tmp_path: Path) -> None:
+    def stand_in(run_id: str, *_: object) -> dict[str, Any]:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
+        assert json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"] == run_id
+        return record("on", True)
+
+    monkeypatch.setattr(run, "find_model", lambda _: ("models/tiny", None))
+    monkeypatch.setattr(run, "check", lambda *_: None)
+    monkeypatch.setattr("flows.compress.compress", stand_in)
+    run.run_compression(Params(), tmp_path, "default")
+    FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
+
+
+def test_an_interruption_is_no_failure(monkeypatch: pytest.MonkeyPatch, told: list) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        end(monkeypatch, KeyboardInterrupt())
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "passed", "name", "said"),
+    [
+        ("on", True, "Completed", f"run r1 registered {Params().registry.name} version 7"),
+        ("on", False, "Refused", f"the gate refused run r1: {REASON}"),
+    ],
+)
+def test_a_refusal_has_a_state_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str, passed: bool, name: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").touch()
+    Path("params.yaml").touch()
+    monkeypatch.setattr(nightly, "run_compression", lambda *_: record(mode, passed))
+    state: State = nightly.nightly.fn()
+    assert (state.type.value, state.name, state.message) == ("COMPLETED", name, said)

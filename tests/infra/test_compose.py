@@ -1,0 +1,81 @@
+"""The compose file: valid by the specification, images pinned, no secret in it, nothing open to the network."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+INFRA = Path(__file__).parents[2] / "infra"
+FILES = ("compose.yaml", "compose.gpu.yaml")
+VARIABLE = r"\$\{(\w+)(:\?[^}]*)?\}"
+
+
+def read(name: str) -> str:
+    return (INFRA / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def services() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(read("compose.yaml"))["services"]
+
+
+def parse(text: str) -> PyCompose:
+    """Parse strictly, with anchors and variables resolved as docker compose does it before."""
+    resolved = re.sub(VARIABLE, lambda found: "5433" if found[1].endswith("PORT") else "x", text)
+    plain = re.sub(r"@sha256:[0-9a-f]{64}", "", resolved)  # this parser takes a tag or a digest, docker both
+    return PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(plain)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_is_valid(name: str) -> None:
+    assert "worker" in parse(read(name)).service_names()
+
+
+def test_the_parser_would_find_a_mistake() -> None:
+    with pytest.raises(ValueError, match="depend_on"):
+        parse(read("compose.yaml").replace("depends_on", "depend_on", 1))
+
+
+def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
+    images = {name: service["image"] for name, service in services.items() if "build" not in service}
+    assert set(images) == {"postgres", "s3"}
+    base = re.search(r"^FROM (\S+)$", read("Dockerfile"), re.MULTILINE)
+    for image in (*images.values(), base[1]):
+        assert re.fullmatch(r"[\w/.-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)
+
+
+def test_what_serves_is_watched_and_open_on_loopback_only(services: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, service in services.items() if "healthcheck" not in service} == {"buckets"}  # it ends
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_data_lie_in_named_volumes(services: dict[str, dict[str, Any]]) -> None:
+    volumes = yaml.safe_load(read("compose.yaml"))["volumes"]
+    mounted = {mount.split(":")[0] for service in services.values() for mount in service.get("volumes", [])}
+    assert {mount for mount in mounted if not mount.startswith(".")} == set(volumes)
+
+
+def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
+    """Every variable is one that env.sh writes, and has no default to fall back on."""
+    used = re.findall(VARIABLE, read("compose.yaml"))
+    assert [name for name, required in used if not required] == []
+    subprocess.run([INFRA / "env.sh", tmp_path / "env"], check=True, capture_output=True)
+    written = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert {name for name, _ in used} == set(written)
+    assert (tmp_path / "env").stat().st_mode & 0o777 == 0o600
+    subprocess.run([INFRA / "env.sh", tmp_path / "other"], check=True, capture_output=True)
+    assert [line for line in written if f"{line}={written[line]}\n" in (tmp_path / "other").read_text()] == [
+        "POSTGRES_PORT", "PREFECT_PORT", "MLFLOW_PORT", "S3_PORT",
+        "MLFLOW_TRACKING_USERNAME", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION",
+    ]  # fmt: skip
+
+
+def test_the_image_leaves_secrets_out() -> None:
+    ignored = read("Dockerfile.dockerignore").splitlines()
+    assert {"infra/.env", "infra/.native", "keys/*.pem"} <= set(ignored)
