@@ -53,6 +53,8 @@ def _section(dense: Result, group: dict[str, list[Result]], passes: float) -> li
     _add_gap_closed(rows)
     for domain in DOMAINS:
         _add_marks(rows, group, domain)
+    if rows[0]["task_mean"]:
+        _mark_task_means(rows)
     return rows
 
 
@@ -117,7 +119,7 @@ def _add_marks(rows: list[dict[str, Any]], group: dict[str, list[Result]], domai
     """Mark the best row within the budget, and the rows within the budget that tie with it."""
     for row in rows:
         row.setdefault("mark", {})[domain] = None
-    fair = [row for row in rows if row["kind"] != DENSE and not row["over_budget"]]
+    fair = _within_budget(rows)
     if not fair:
         return
     best = min(fair, key=lambda row: row["perplexity"][domain]["nll"])
@@ -125,6 +127,30 @@ def _add_marks(rows: list[dict[str, Any]], group: dict[str, list[Result]], domai
     for row in fair:
         if row is not best and tie(group[best["name"]], group[row["name"]], domain):
             row["mark"][domain] = "tie"
+
+
+def _mark_task_means(rows: list[dict[str, Any]]) -> None:
+    """Mark the highest mean over tasks within the budget, and those less than two standard errors below it.
+
+    The error is that of the difference of two independent means: answers are not kept item by item, so there is no
+    paired test, and more rows tie than one would show.
+    """
+    for row in rows:
+        row["mark"]["task_mean"] = None
+    fair = [row for row in _within_budget(rows) if row["task_mean"]]
+    if not fair:
+        return
+    best = max(fair, key=lambda row: row["task_mean"]["value"])
+    for row in fair:
+        below = best["task_mean"]["value"] - row["task_mean"]["value"]
+        noise = math.hypot(*(one["task_mean"]["stderr"] or 0.0 for one in (best, row)))
+        if below == 0 or below < NOISE * noise:
+            row["mark"]["task_mean"] = "tie"
+    best["mark"]["task_mean"] = "best"
+
+
+def _within_budget(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] != DENSE and not row["over_budget"]]
 
 
 def tie(first: Iterable[Result], second: Iterable[Result], domain: str) -> bool:

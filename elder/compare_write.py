@@ -12,10 +12,11 @@ Row = dict[str, Any]
 Section = dict[str, Any]
 LEGEND = (
     "± is one standard error: over the seeds, or over the text's blocks for a single seed. **Bold**: the lowest "
-    "perplexity at equal budget; ≈: ties with it within noise, by a paired test over blocks and seeds. *Gap closed*: "
-    "share of the gap in log-perplexity, out of domain, between the dense model and the best untrained selection. "
-    "Rows *over budget* saw more than {passes:g} times the calibration tokens and cannot be best."
+    "perplexity at equal budget; ≈: ties with it within noise, by a paired test over blocks and seeds.{tasks} "
+    "*Gap closed*: share of the gap in log-perplexity, out of domain, between the dense model and the best untrained "
+    "selection. Rows *over budget* saw more than {passes:g} times the calibration tokens and cannot be best."
 )
+TASKS = " The highest task mean and its ties are marked by their standard errors."
 COLUMNS = ("tokens seen", "written", "steps", "trainable", "seconds", "peak memory")
 
 
@@ -29,7 +30,8 @@ def title(section: Section) -> str:
 def markdown(sections: list[Section], passes: float, seeds: list[int]) -> str:
     """Return all sections as Markdown, with a legend."""
     counted = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    parts = [f"{LEGEND.format(passes=passes)} Measured with {counted}: {', '.join(map(str, seeds))}."]
+    tasks = TASKS if any(section["rows"][0]["task_mean"] for section in sections) else ""
+    parts = [f"{LEGEND.format(passes=passes, tasks=tasks)} Measured with {counted}: {', '.join(map(str, seeds))}."]
     for section in sections:
         parts.append(f"## {title(section)}")
         parts.append(_markdown_table(section["rows"], len(seeds)))
@@ -45,8 +47,9 @@ def _markdown_table(rows: list[Row], seeds: int) -> str:
     lines = [[*heads, *COLUMNS], ["---", "---", *["---:"] * (len(heads) + len(COLUMNS) - 2)]]
     for row in rows:
         closed = "" if row["gap_closed"] is None else f"{round(row['gap_closed'], 2) + 0.0:.0%}"  # no "-0%"
-        accuracies = [_value(row["tasks"].get(name), 3) for name in tasks] + [_value(row["task_mean"], 3)] * len(mean)
-        perplexities = [_marked(row, domain) for domain in DOMAINS]
+        accuracies = [_value(row["tasks"].get(name), 3) for name in tasks]
+        accuracies += [_marked(row, "task_mean", _value(row["task_mean"], 3))] * len(mean)
+        perplexities = [_marked(row, domain, _perplexity(row, domain)) for domain in DOMAINS]
         name = row["name"] + (" (over budget)" if row["over_budget"] else "")
         if row["kind"] != "dense" and len(row["seeds"]) < seeds:  # the others are under way, or failed
             name += f" ({len(row['seeds'])} of {seeds} seeds)"
@@ -54,10 +57,13 @@ def _markdown_table(rows: list[Row], seeds: int) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _marked(row: Row, domain: str) -> str:
+def _marked(row: Row, what: str, text: str) -> str:
+    return {"best": f"**{text}**", "tie": f"≈ {text}"}.get(row["mark"][what], text)
+
+
+def _perplexity(row: Row, domain: str) -> str:
     found = row["perplexity"][domain]
-    text = _value({"value": found["perplexity"], "stderr": found["stderr"]}, 2)
-    return {"best": f"**{text}**", "tie": f"≈ {text}"}.get(row["mark"][domain], text)
+    return _value({"value": found["perplexity"], "stderr": found["stderr"]}, 2)
 
 
 def _value(found: dict[str, Any] | None, digits: int) -> str:
@@ -116,4 +122,6 @@ def _csv_row(row: Row) -> Row:
     line["gap_closed"] = row["gap_closed"]
     for name, found in [*row["tasks"].items(), ("task_mean", row["task_mean"])]:
         line[name], line[f"{name}_stderr"] = (found["value"], found["stderr"]) if found else (None, None)
+    if "task_mean" in row["mark"]:
+        line["mark_task_mean"] = row["mark"]["task_mean"]
     return line | {key: row[key] for key in (*BUDGET, "parameters", "untrained", "over_budget")}

@@ -51,7 +51,8 @@ def promote(
 
     Returns:
         ``Completed``, or a state of the same type named ``Refused`` (a check said no), ``Declined`` (the person did) or
-        ``Expired`` (nobody answered), all of which are answers; nothing has changed then.
+        ``Expired`` (nobody answered), all of which are answers; nothing has changed then. A server whose own check of
+        paused runs comes first ends a run that nobody answered as ``Failed``.
     """
     prepare_environment()
     settings, root = read_params(Path(params), overrides, {}), Path.cwd()

@@ -108,6 +108,24 @@ def test_marks_of_a_whole_section() -> None:
     }
 
 
+def test_task_means_are_marked_by_their_standard_errors() -> None:
+    def mean(name: str, value: float, **more: Any) -> dict[str, Any]:
+        return result(name, 3.5, task_mean={"value": value, "stderr": 0.03}, **more)
+
+    # two standard errors of a difference: 2 x hypot(0.03, 0.03) = 0.0849
+    rows = rows_of(mean("best", 0.70), mean("tie", 0.62), mean("far", 0.61), mean("long", 0.9, spent=9000))
+    assert {name: row["mark"]["task_mean"] for name, row in rows.items()} == {
+        "dense": None,
+        "best": "best",
+        "tie": "tie",
+        "far": None,
+        "long": None,
+    }
+    untested = build(result("dense", 3.0, task_mean=None, tasks={}), [result("a", 3.5, task_mean=None, tasks={})], 6.6)
+    assert "task_mean" not in untested[0]["rows"][1]["mark"]
+    assert "task mean" not in markdown(untested, 6.6, [0])
+
+
 def test_seeds_are_averaged_in_log_perplexity() -> None:
     row = rows_of(result("a", 3.0, seed=0, spent=200), result("a", 3.2, seed=1, spent=400))["a"]
     found = row["perplexity"]["in_domain"]
@@ -144,7 +162,8 @@ def test_markdown_marks_best_ties_budget_and_missing_seeds() -> None:
     assert "| ≈ 33.12 ± 0.00 |" in lines["same"]
     assert "**" not in lines["long (over budget)"]
     assert "late (1 of 2 seeds)" in lines
-    assert "| 0.550 ± 0.050 |" in lines["best"]
+    assert "| **0.550 ± 0.050** |" in lines["best"]
+    assert "| ≈ 0.550 ± 0.050 |" in lines["same"]
     assert lines["dense"].count("|") == lines["best"].count("|")
     assert "Measured with 2 seeds: 0, 1." in text
 
