@@ -48,7 +48,8 @@ def _markdown_table(rows: list[Row], seeds: int) -> str:
     for row in rows:
         closed = "" if row["gap_closed"] is None else f"{round(row['gap_closed'], 2) + 0.0:.0%}"  # no "-0%"
         accuracies = [_value(row["tasks"].get(name), 3) for name in tasks]
-        accuracies += [_marked(row, "task_mean", _value(row["task_mean"], 3))] * len(mean)
+        if mean:
+            accuracies.append(_marked(row, "task_mean", _value(row["task_mean"], 3)))
         perplexities = [_marked(row, domain, _perplexity(row, domain)) for domain in DOMAINS]
         name = row["name"] + (" (over budget)" if row["over_budget"] else "")
         if row["kind"] != "dense" and len(row["seeds"]) < seeds:  # the others are under way, or failed
