@@ -72,6 +72,38 @@ def block_losses(model: Any, blocks: torch.Tensor, batch: int, compute: torch.dt
     return torch.cat(losses)
 
 
+@torch.no_grad()
+def continue_texts(model: Any, prompts: torch.Tensor, length: int, temperature: float) -> torch.Tensor:
+    """Sample from the whole vocabulary until each row has ``length`` tokens; no text ends before.
+
+    Args:
+        model: in eval mode.
+        prompts: (rows, tokens) int64, all of one length.
+        length: tokens of each row afterwards.
+        temperature: of sampling.
+
+    Returns:
+        (rows, length) int64 on the CPU, the prompts included.
+    """
+    from transformers import GenerationConfig
+
+    prompts = prompts.to(device_of_model(model))
+    more = length - prompts.shape[1]
+    plain = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=more,
+        min_new_tokens=more,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,
+        remove_invalid_values=True,  # sampling from a model that is broken would otherwise end a GPU's process
+    )
+    return model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=plain).cpu()
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory so far: of the GPU's allocator, or of this process."""
     if device.type == "cuda":

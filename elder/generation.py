@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from elder.data import evaluation_blocks
-from elder.forward import device_of_model
+from elder.forward import continue_texts
 from elder.model import Loaded, context_length
 from elder.progress import meter
 
@@ -45,7 +45,7 @@ def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> dict[st
             written = []
             for number, some in enumerate(starts.split(batch)):
                 torch.manual_seed(SEED + number)
-                written.append(_continue(loaded.model, some, length))
+                written.append(continue_texts(loaded.model, some, length, TEMPERATURE))
                 step(steps=len(some))
             shares.append(repeated_share(torch.cat(written)[:, prompt:]))
     return {
@@ -66,25 +66,3 @@ def repeated_share(ids: torch.Tensor) -> float:
     grams = ids.cpu().unfold(1, GRAM, 1)  # (rows, tokens - 3, 4)
     distinct = sum(len(row.unique(dim=0)) for row in grams)
     return 1 - distinct / (grams.shape[0] * grams.shape[1])
-
-
-@torch.inference_mode()
-def _continue(model: Any, prompts: torch.Tensor, length: int) -> torch.Tensor:
-    """Sample until each row has ``length`` tokens, whatever ends a text before."""
-    from transformers import GenerationConfig
-
-    prompts = prompts.to(device_of_model(model))
-    more = length - prompts.shape[1]
-    plain = GenerationConfig(
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        max_new_tokens=more,
-        min_new_tokens=more,
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=0,
-        remove_invalid_values=True,  # sampling from a model that is broken would otherwise end a GPU's process
-    )
-    return model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=plain)

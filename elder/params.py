@@ -248,7 +248,7 @@ def load_params(
     Raises:
         UserError: with every fault, one a line, and the nearest valid name for each unknown one.
     """
-    tree = _read_yaml(path) if path else {}
+    tree = _read_sections(path) if path else {}
     for text in overrides or []:
         key, equals, value = text.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -271,15 +271,29 @@ def validate(tree: dict[str, Any]) -> Params:
         raise UserError(f"the parameters have {error.error_count()} fault(s):\n{faults}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, cure: str) -> Any:
+    """Return what a YAML file holds.
+
+    Args:
+        path: the file.
+        what: it is, for a sentence that refuses it.
+        cure: what to do where it is missing.
+
+    Raises:
+        UserError: if it is missing, cannot be read or is not YAML.
+    """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"there is no parameter file {str(path)!r}; name one with --params") from None
+        raise UserError(f"there is no {what} {str(path)!r}; {cure}") from None
     except OSError as error:
-        raise UserError(f"the parameter file {str(path)!r} cannot be read: {error.strerror}") from None
+        raise UserError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_sections(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path, "parameter file", "name one with --params")
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(

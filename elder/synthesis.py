@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from elder.data import batch_indices
-from elder.forward import device_of_model
+from elder.forward import continue_texts
 from elder.progress import meter
 
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
@@ -47,7 +47,7 @@ def synthetic_blocks(dense: Any, blocks: torch.Tensor, count: int, seed: int, ke
     with meter("dense model writes", count) as step:
         for number, batch in enumerate(batches):
             torch.manual_seed(seed * 100_003 + number)
-            written.append(_continue(dense, batch, seq_len))
+            written.append(continue_texts(dense, batch, seq_len, temperature=1.0))
             step(steps=len(batch))
     ids = torch.cat(written)
     if kept is not None:
@@ -55,24 +55,3 @@ def synthetic_blocks(dense: Any, blocks: torch.Tensor, count: int, seed: int, ke
         save_file({"ids": ids}, new)
         new.rename(kept)
     return ids
-
-
-@torch.no_grad()
-def _continue(dense: Any, prompts: torch.Tensor, length: int) -> torch.Tensor:
-    """Sample at temperature 1 from the whole vocabulary until each row has ``length`` tokens; no text ends before."""
-    from transformers import GenerationConfig
-
-    prompts = prompts.to(device_of_model(dense))
-    more = length - prompts.shape[1]
-    plain = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        max_new_tokens=more,
-        min_new_tokens=more,
-        eos_token_id=dense.generation_config.eos_token_id,
-        pad_token_id=0,
-    )
-    return dense.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=plain).cpu()

@@ -14,12 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from elder.errors import UserError, nearest
-from elder.params import Params
+from elder.params import Params, read_yaml
 from elder.progress import say
 from elder.recipes import DEFAULT
 from elder.saving import write_json
@@ -139,14 +138,7 @@ def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
 
 
 def _read_grid(file: Path) -> dict[str, list[Any]]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no sweep file {str(file)!r}; give the path of a YAML file") from None
-    except OSError as error:
-        raise UserError(f"the sweep file {str(file)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(file, "sweep file", "give the path of a YAML file")
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"{str(file)!r} must hold keys with lists of values, such as 'select.ratio: [0.17, 0.25]'")
     grid: dict[str, list[Any]] = json.loads(json.dumps(tree, default=str))  # YAML has dates

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from elder import params
 from tasks import promotion, registry
+from tests.flows.waiting import wait_for
 from tests.tasks.registered import record, register, settings_for
 
 ROOT = Path(__file__).parents[2]
@@ -45,15 +45,6 @@ def running(command: list[str], place: Path, url: str) -> Iterator[Callable[[], 
             process.kill()
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"no {what} within {PATIENCE} s")
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClient]:
     """Start a Prefect server and return a client of it."""
@@ -72,7 +63,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClie
     with (tmp_path_factory.mktemp("logs") / "server").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(health, "Prefect server")
+        wait_for(health, "Prefect server", PATIENCE)
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as made:
             yield made
     finally:
@@ -114,7 +105,7 @@ def paused(client: SyncPrefectClient, seen: list[Any]) -> Any:
                 return run
         return None
 
-    found = wait_for(find, "paused run")
+    found = wait_for(find, "paused run", PATIENCE)
     seen.append(found.id)
     return found
 

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,21 +16,13 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from tests.flows.waiting import wait_for
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900  # seconds that anything here may take on a machine with much else to do
 LITTLE = ["evaluate.tasks=[]", "evaluate.baselines=[]", "gate.max_task_mean_loss=null", "gate.max_task_loss=null"]
 LITTLE += ["recover.mode=none", "energy.measure=false", "signing.private_key=null"]
 LIMIT = "gate.max_perplexity_ratio_out_of_domain=0.5"
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Return the first true value of a condition."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"no {what} within {PATIENCE} s")
 
 
 def free_port() -> int:
@@ -85,7 +76,7 @@ def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     start("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0]))
     start("receiver", sys.executable, str(logs / "receiver.py"), str(ports[1]))
     try:
-        wait_for(health, "Prefect server")
+        wait_for(health, "Prefect server", PATIENCE)
         yield SimpleNamespace(project=project, env=env, logs=logs, start=start)
     finally:
         for process in started:
@@ -186,7 +177,7 @@ def test_a_served_schedule_fires_by_itself_and_done_cells_are_not_run_again(serv
         assert served.serve.poll() is None, (served.logs / "serve").read_text()
         return [run for run in flow_runs(served, "weekly-sweep") if run.state.is_final()]
 
-    first = wait_for(finished, "finished sweep")[0]
+    first = wait_for(finished, "finished sweep", PATIENCE)[0]
     assert first.auto_scheduled
     assert first.state.is_completed(), (served.logs / "serve").read_text()
     assert first.state.message == "0 of 1 cells passed the gate"

@@ -1,0 +1,15 @@
+"""Waiting for what another process does."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def wait_for(condition: Callable[[], Any], what: str, patience: float) -> Any:
+    """Return the first true value of a condition, looked at twice a second for ``patience`` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"no {what} within {patience} s")
