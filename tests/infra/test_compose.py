@@ -48,6 +48,20 @@ def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
         assert re.fullmatch(r"[\w/.-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)
 
 
+def test_the_gpu_worker_has_an_image_of_its_own(services: dict[str, dict[str, Any]]) -> None:
+    """Built with other arguments under the same name, it would depend on which of the services was built last."""
+    worker = yaml.safe_load(read("compose.gpu.yaml"))["services"]["worker"]
+    assert worker["build"]["args"].keys() == set(re.findall(r"^ARG (\w+)=", read("Dockerfile"), re.MULTILINE))
+    assert worker["image"] not in {service["image"] for service in services.values()}
+
+
+def test_the_worker_makes_its_pool_before_it_deploys(services: dict[str, dict[str, Any]]) -> None:
+    script = services["worker"]["command"][-1]
+    pool = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"][0]["work_pool"]["name"]
+    steps = [f"work-pool create {pool} ", "deploy --all", f"worker start --pool {pool} "]
+    assert sorted(steps, key=script.index) == steps
+
+
 def test_what_serves_is_watched_and_open_on_loopback_only(services: dict[str, dict[str, Any]]) -> None:
     assert {name for name, service in services.items() if "healthcheck" not in service} == {"buckets"}  # it ends
     ports = [port for service in services.values() for port in service.get("ports", [])]
