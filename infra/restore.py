@@ -2,65 +2,181 @@
 
     .venv/bin/python infra/restore.py NAME [--folder runs/ID/NAME]... [--set section.key=value]...
 
-Give it in the project's folder, with the registry's address of now in params.yaml or ELDER_SET. Models are registered
-in the order in which they were made, so that they get the numbers that they had. What is there already stays.
+Give it in the project's folder, with the registry's address of now in params.yaml or ELDER_SET. Versions get the
+numbers that the history knows them by, the others those between, in the order in which they were made. What is there
+already stays. Exit status 1 says that the champion is not among the models in the store.
 
 For a lost store, ``--folder`` names model folders that runs have left on a machine: they are published first, to the
 very place where they were, since that follows from their bytes.
 """
 
 import json
-import sys
 import tempfile
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from elder.cli import Overrides, read_params
+from elder.cli import Overrides, read_params, refuse
 from elder.errors import UserError
 from elder.params import Params
 from elder.report import write_report
 from flows.cli import prepare_environment
+from flows.run import refused
 from tasks import registry
-from tasks.bom import RECORD
-from tasks.manifest import MANIFEST, digest
+from tasks.bom import BOM, RECORD
+from tasks.champion import CHAMPION, stored_record
+from tasks.history import Entry, read_log
+from tasks.manifest import MANIFEST, Unreachable, describe, plain_errors
 from tasks.promotion import history
 from tasks.store import Published, Store, configured_store
+from tasks.versions import by_digest, same_model
+
+NEEDED = {"run_id", "created", "model", "method", "removed", "gate", "lineage"}  # what a registered record must say
 
 
-def restore(settings: Params, root: Path) -> list[str]:
-    """Register every whole model of ``registry.name``, then repeat what the history says; returns a line for each."""
-    name, store, lines = settings.registry.name, configured_store(settings.store, root), []
-    prefixes = [
-        f"models/{name}/{path.partition('/')[0]}" for path in store.paths(f"models/{name}") if path.endswith(MANIFEST)
-    ]
-    records = {prefix: json.loads(store.read(f"{prefix}/{RECORD}") or b"{}") for prefix in prefixes}
-    whole = [prefix for prefix in prefixes if records[prefix]]
-    for prefix in sorted(whole, key=lambda prefix: datetime.fromisoformat(records[prefix]["created"])):
-        version = _register(settings, store, prefix, records[prefix])
-        lines.append(
-            f"run {records[prefix]['run_id']}: " + (f"version {version}" if version else "refused by the gate")
+def publish(folder: Path, settings: Params, root: Path) -> str:
+    """Publish a model folder that a run left, as ``registry.name``, if it is what it was then; returns its URL.
+
+    Raises:
+        UserError: it is no such folder, of another name, or was changed, or the store refuses.
+    """
+    name, files = settings.registry.name, describe(folder)
+    if not {RECORD, BOM} <= set(files):
+        raise UserError(
+            f"{folder} is not the model of a run, which has {RECORD} and {BOM} in it: name a folder like runs/ID/{name}"
         )
-    lines += [f"{prefix} has no {RECORD}: left out" for prefix in prefixes if prefix not in whole]
-    log, fault = history(settings, root, name)
-    lines.append(fault or (f"champion: version {log[-1].version}" if log else "there was no champion"))
-    return lines
+    try:
+        with plain_errors(folder):
+            named = json.loads((folder / RECORD).read_bytes())["lineage"]["params"]["registry"]["name"]
+            parts = json.loads((folder / BOM).read_bytes())["metadata"]["component"]["components"]
+        listed = {part["name"]: part["hashes"][0]["content"] for part in parts}
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError(f"{folder}: its {RECORD} or {BOM} cannot be read: name another folder") from None
+    if named != name:
+        raise UserError(f"{folder} is a model of {named!r}: give that name instead of {name!r}")
+    changed = [path for path, sha256 in listed.items() if path not in files or files[path].sha256 != sha256]
+    if changed:
+        raise UserError(f"{folder} is not what the run left: {', '.join(changed)} changed; name another folder")
+    return configured_store(settings.store, root).publish(folder, name).url
 
 
-def _register(settings: Params, store: Store, prefix: str, record: dict) -> str | None:
-    files = store.manifest(prefix)
-    published = Published(url=f"{store.url}/{prefix}", digest=digest(files), files=files, uploaded_bytes=0)
-    run = registry.start_run(settings.registry, record["run_id"])
-    registry.log_record(settings.registry, run, record)
-    version = registry.register(settings.registry, run, record, published)
-    told = record | {"artifact": published.model_dump(exclude={"uploaded_bytes"}), "model_version": version}
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(told, Path(folder) / "report.html")
-        registry.log_files(settings.registry, run, told, Path(folder) / "report.html")
-    registry.end_run(settings.registry, run)
+def restore(settings: Params, root: Path) -> tuple[list[str], str]:
+    """Register every whole model of ``registry.name``, then tell the registry the whole history.
+
+    Returns:
+        A line for each model and for the history, and what kept the registry from following it, or ''.
+
+    Raises:
+        UserError: there is no such model, its history is damaged, the registry has given its numbers to other models,
+            or registry or store cannot be used.
+    """
+    name, store = settings.registry.name, configured_store(settings.store, root)
+    log = read_log(store, name)
+    records, lines = _records(settings, store)
+    if not (records or lines or log):
+        others = sorted({path.partition("/")[0] for path in store.paths("models")})
+        raise UserError(f"{store.url} holds no model {name!r}: it has {', '.join(others) or 'no models at all'}")
+    registry.check(settings.registry, settings.store)
+    there = by_digest(settings.registry)
+    held = {version: digest for digest, version in there.items()}
+    for entry in log:
+        same_model(settings.registry, entry.version, held.get(entry.version, entry.digest), entry.digest)
+    wanted = numbers([digest for digest, record in records.items() if not refused(record)], log)
+    for digest in sorted(records, key=lambda digest: wanted.get(digest, 0)):
+        version = _fill(settings, store, digest, records[digest], there.get(digest), wanted.get(digest, 0))
+        told = f"version {version}" if version else "refused by the gate"
+        lines.append(f"run {records[digest]['run_id']}: {told}")
+    log, fault = history(settings, root, name, whole=True)
+    return [*lines, _ending(settings, log)], fault
+
+
+def numbers(digests: list[str], log: list[Entry]) -> dict[str, int]:
+    """Return the number that each version should get.
+
+    Args:
+        digests: of the versions, in the order in which they were made.
+        log: the history, which knows the numbers of those that were champion once.
+
+    Returns:
+        By digest: the number in the history, or else the next that is free after those of versions made before.
+    """
+    known = {entry.digest: int(entry.version) for entry in log}
+    found, last = {}, 0
+    for digest in digests:
+        if digest not in known:
+            last += 1
+            while last in known.values():
+                last += 1
+        found[digest] = known.get(digest, last)
+        last = max(last, found[digest])
+    return found
+
+
+def _records(settings: Params, store: Store) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the records of all models by digest, the oldest first, and a line for each model that has none."""
+    folder, found, lines = f"models/{settings.registry.name}", {}, []
+    for path in sorted(store.paths(folder)):
+        digest, _, rest = path.partition("/")
+        if rest != MANIFEST:
+            continue
+        try:
+            record = stored_record(f"{store.url}/{folder}/{digest}", settings.store)
+            if lacking := NEEDED - set(record):
+                raise UserError(f"its {RECORD} lacks {', '.join(sorted(lacking))}")
+            found[digest] = record
+        except Unreachable:
+            raise
+        except UserError as error:
+            lines.append(f"{folder}/{digest}: left out, {error}")
+    return dict(sorted(found.items(), key=lambda pair: registry.created_at(pair[1]))), lines
+
+
+def _fill(
+    settings: Params, store: Store, digest: str, record: dict[str, Any], version: str | None, number: int
+) -> str | None:
+    """Record a run where MLflow does not know it, and register its model where it is not; returns the version."""
+    named, url = settings.registry, f"{store.url}/models/{settings.registry.name}/{digest}"
+    published = Published(url=url, digest=digest, files=store.manifest(url), uploaded_bytes=0)
+    run, status = registry.find_run(named, record["run_id"]) or (None, None)
+    at = None if run else registry.created_at(record)
+    if run is None or status != "FINISHED":
+        run = registry.start_run(named, record["run_id"], at=at)
+        registry.log_record(named, run, record)
+    if version is None:
+        version = _register(settings, run, record, published, number)
+    if RECORD not in registry.attached(named, run):
+        told = record | {"artifact": published.model_dump(exclude={"uploaded_bytes"}), "model_version": version}
+        with tempfile.TemporaryDirectory() as folder:
+            write_report(told, Path(folder) / "report.html")
+            registry.log_files(named, run, told, Path(folder) / "report.html")
+    if status != "FINISHED":
+        registry.end_run(named, run, at=at)
     return version
+
+
+def _register(settings: Params, run: str, record: dict[str, Any], published: Published, number: int) -> str | None:
+    """Register a model under its number; a number below it, whose model is gone, stays empty, as MLflow reuses none."""
+    named = settings.registry
+    version = registry.register(named, run, record, published)
+    while version is not None and int(version) < number:
+        with registry.plain_refusals(named):
+            registry.connect(named).delete_model_version(named.name, version)
+        version = registry.register(named, run, record, published)
+    return version
+
+
+def _ending(settings: Params, log: list[Entry]) -> str:
+    """Say what is known of the champion."""
+    name, found = settings.registry.name, registry.holder(settings.registry, CHAMPION)
+    if log:
+        return f"champion: version {log[-1].version}, by decision {len(log)} of the history"
+    if found:
+        return (
+            f"champion: version {found[0]}, by the registry alone: the store has no history of {name};"
+            f" elder promote {name} {found[0]} begins a new one"
+        )
+    return "champion: none, nothing was ever promoted"
 
 
 def main(
@@ -70,13 +186,16 @@ def main(
 ) -> None:
     """Fill a registry that was lost from the store, and a store from the folders of runs."""
     prepare_environment()
-    settings = read_params(None, [*(overrides or []), f"registry.name={name}"], {})
     try:
+        settings = read_params(None, overrides, {"registry.name": name})
         for found in folder or []:
-            print(f"{found}: {configured_store(settings.store, Path.cwd()).publish(found, name).url}")
-        print("\n".join(restore(settings, Path.cwd())))
+            print(f"{found}: {publish(found, settings, Path.cwd())}")
+        lines, fault = restore(settings, Path.cwd())
     except UserError as error:
-        sys.exit(f"error: {error}")
+        refuse(f"error: {error}", 2)
+    print("\n".join(lines))
+    if fault:
+        refuse(f"the registry was not brought in line with the history: {fault}", 1)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,10 @@ from pydantic import BaseModel, ConfigDict
 from elder import params
 from elder.errors import UserError
 from elder.gate import beside_champion
-from tasks import registry
-from tasks.champion import CHAMPION, present_champion, stored_record
+from tasks.champion import present_champion, stored_record
 from tasks.history import Entry, append, champions, read_log
 from tasks.store import Store, configured_store, open_model
-from tasks.versions import Version, find_version, tell
+from tasks.versions import Gone, Version, find_version, is_told, same_model, tell
 
 LONGEST_REASON = 1000  # characters; the registry's tags take a few thousand
 
@@ -57,18 +56,22 @@ def plan_promotion(settings: params.Params, root: Path, name: str, version: str,
 
     Raises:
         Refused: a check said no.
-        UserError: there is no such version, it is champion already, or registry or store cannot be used.
+        UserError: there is no such version, it is champion already by the history, or registry or store cannot be used.
     """
     named, store = _open(settings, root, name)
-    log = settle(named, store)
+    log, gone = _settle(named, store)
     candidate = find_version(named, version)
     if candidate.gate.rpartition(" ")[2] != "passed":
         raise Refused(f"version {version} of {name} did not pass the gate (gate: {candidate.gate}): promote another")
-    champion = present_champion.fn(named, settings.store)
-    if champion and champion["version"] == version:
+    champion = {"version": log[-1].version, "fault": gone} if gone else present_champion.fn(named, settings.store)
+    itself = champion is not None and champion["version"] == version
+    if itself and log:
         raise UserError(f"version {version} of {name} is the champion already")
     record = _record(name, candidate, settings.store)
-    compared = _compare(settings.gate, _row(record), champion, force, f"version {version} of {name}")
+    if itself:  # and no decision is known: the history was lost with its store, or never was
+        champion, compared = None, "It was the champion already, in the registry; the history begins with it."
+    else:
+        compared = _compare(settings.gate, _row(record), champion, force, f"version {version} of {name}")
     _check_bytes(name, candidate, settings.store)
     measured = {version: _numbers(record)}
     if champion and "fault" not in champion:
@@ -90,14 +93,17 @@ def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:
 
     Raises:
         Refused: its bytes are not what they were.
-        UserError: there is none, or registry or store cannot be used.
+        UserError: there is none, its number means another model now, or registry or store cannot be used.
     """
     named, store = _open(settings, root, name)
-    log = settle(named, store)
+    log, _ = _settle(named, store)
     stack = champions(log)
     if len(stack) < 2:
         raise UserError(f"{name} has no champion to go back to: elder history {name} shows who was champion")
     back = find_version(named, stack[-2])
+    for entry in log:
+        if entry.version == back.version:
+            same_model(named, back.version, back.digest, entry.digest)
     _check_bytes(name, back, settings.store)
     return Plan(
         action="rollback",
@@ -140,32 +146,42 @@ def carry_out(settings: params.Params, root: Path, plan: Plan, by: str, reason: 
     return entry
 
 
-def settle(named: params.Registry, store: Store) -> list[Entry]:
+def settle(named: params.Registry, store: Store, whole: bool = False) -> list[Entry]:
     """Move the registry on to what the history says, where it is behind, and return the history.
 
     After each change the history is read again: whoever tells an older decision at the same moment as somebody else a
     newer one must not have the last word.
+
+    Args:
+        named: registry, with the model's name.
+        store: where the history lies.
+        whole: look at every tag, even where the last decision was told.
     """
     told: Entry | None = None
     while True:
         log = read_log(store, named.name)
-        if not log:
+        if not log or (told == log[-1] or not (told or whole)) and is_told(named, log[-1]):
             return log
-        holder = registry.holder(named, CHAMPION)
-        if holder and holder[0] == log[-1].version and told in (None, log[-1]):
-            return log
-        tell(named, log[-1])
+        tell(named, log)
         told = log[-1]
 
 
-def history(settings: params.Params, root: Path, name: str) -> tuple[list[Entry], str]:
+def history(settings: params.Params, root: Path, name: str, whole: bool = False) -> tuple[list[Entry], str]:
     """Return all decisions on a model, and what kept the registry from being moved on to the last of them, or ''."""
     named, store = _open(settings, root, name)
     log = read_log(store, name)
     try:
-        return settle(named, store), ""
+        return settle(named, store, whole), ""
     except UserError as error:  # the history can be read where the registry is lost
         return log, str(error)
+
+
+def _settle(named: params.Registry, store: Store) -> tuple[list[Entry], str]:
+    """Settle, unless the registry lost the champion: then another can follow; returns the history and that fault."""
+    try:
+        return settle(named, store), ""
+    except Gone:
+        return read_log(store, named.name), "the registry does not have it any more"
 
 
 def _open(settings: params.Params, root: Path, name: str) -> tuple[params.Registry, Store]:

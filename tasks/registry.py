@@ -8,9 +8,9 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ def connect(registry: params.Registry) -> "MlflowClient":
     # MLflow's own default keeps trying an absent server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # Its server would send clients to the bucket itself, by a name that may be known to the server alone.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     # It would print the run's address on stdout, where --json promises one object.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     uri = _absolute(registry.tracking_uri)
@@ -61,13 +63,14 @@ def connect(registry: params.Registry) -> "MlflowClient":
     return client
 
 
-def start_run(registry: params.Registry, run_id: str, tags: dict[str, str] | None = None) -> str:
+def start_run(registry: params.Registry, run_id: str, tags: dict[str, str] | None = None, at: int | None = None) -> str:
     """Start the MLflow run of a flow's run, or continue it; return MLflow's id for it.
 
     Args:
         registry: where to record.
         run_id: the flow's own id, kept as the tag ``run_id`` and as the run's name.
         tags: further tags.
+        at: when it started, in ms since 1970; None: now.
     """
     client = connect(registry)
     with plain_refusals(registry):
@@ -76,16 +79,34 @@ def start_run(registry: params.Registry, run_id: str, tags: dict[str, str] | Non
         if found:
             client.update_run(found.run_id, "RUNNING")
             return found.run_id
-        return client.create_run(experiment, tags={"run_id": run_id, **(tags or {})}, run_name=run_id).info.run_id
+        found = client.create_run(experiment, at, {"run_id": run_id, **(tags or {})}, run_name=run_id)
+        return found.info.run_id
+
+
+def find_run(registry: params.Registry, run_id: str) -> tuple[str, str] | None:
+    """Return (MLflow's id, status) of the MLflow run of a flow's run, or None."""
+    client = connect(registry)
+    with plain_refusals(registry):
+        found = _find_run(client, _experiment(client, registry), run_id)
+    return (found.run_id, found.status) if found else None
+
+
+def created_at(record: dict[str, Any]) -> int:
+    """Return when a record was made, in ms since 1970: now, if it does not say."""
+    made = datetime.fromisoformat(record["created"]) if "created" in record else datetime.now(UTC)
+    return int(made.timestamp() * 1000)
 
 
 def log_record(registry: params.Registry, mlflow_run: str, record: dict[str, Any]) -> None:
-    """Log parameters, metrics with their standard errors, the layer weights by round, and tags."""
-    client, now = connect(registry), int(time.time() * 1000)
+    """Log parameters, metrics with their standard errors, the layer weights by round, and tags.
+
+    Metrics carry the record's time, so that MLflow takes those of a second call for the same ones.
+    """
+    client, made = connect(registry), created_at(record)
     from mlflow.entities import Metric, Param
 
     values = [Param(key, value) for key, value in params_of(record).items()]
-    metrics = [Metric(key, value, now, step) for key, value, step in metrics_of(record)]
+    metrics = [Metric(key, value, made, step) for key, value, step in metrics_of(record)]
     with plain_refusals(registry):
         for start in range(0, len(values), PARAMS):
             client.log_batch(mlflow_run, params=values[start : start + PARAMS])
@@ -104,6 +125,13 @@ def log_files(registry: params.Registry, mlflow_run: str, record: dict[str, Any]
             client.log_text(mlflow_run, json.dumps(record["weights"]), "layer_weights.json")
         if report is not None:
             client.log_artifact(mlflow_run, str(report))
+
+
+def attached(registry: params.Registry, mlflow_run: str) -> set[str]:
+    """Return the names of the files attached to an MLflow run."""
+    client = connect(registry)
+    with plain_refusals(registry):
+        return {item.path for item in client.list_artifacts(mlflow_run)}
 
 
 def register(registry: params.Registry, mlflow_run: str, record: dict[str, Any], published: Published) -> str | None:
@@ -129,11 +157,11 @@ def register(registry: params.Registry, mlflow_run: str, record: dict[str, Any],
     return str(version)
 
 
-def end_run(registry: params.Registry, mlflow_run: str, status: str = "FINISHED") -> None:
-    """Close the run as FINISHED, FAILED or KILLED."""
+def end_run(registry: params.Registry, mlflow_run: str, status: str = "FINISHED", at: int | None = None) -> None:
+    """Close the run as FINISHED, FAILED or KILLED, at a time in ms since 1970 or now."""
     client = connect(registry)
     with plain_refusals(registry):
-        client.set_terminated(mlflow_run, status)
+        client.set_terminated(mlflow_run, status, at)
 
 
 def end_failed(registry: params.Registry, run_id: str, status: str = "FAILED") -> None:

@@ -252,15 +252,15 @@ def test_who_tells_an_older_decision_does_not_have_the_last_word(local, tmp_path
     plan = plan_promotion(local, tmp_path, local.registry.name, "2")
     store, tell = promotion.configured_store(local.store, tmp_path), promotion.tell
 
-    def overtaken(named: params.Registry, entry: Entry) -> None:
+    def overtaken(named: params.Registry, log: list[Entry]) -> None:
         """Let a newer decision be written and told while this one is being told."""
-        if entry.number == 2:
+        if len(log) == 2:
             found = registry.connect(named).get_model_version(named.name, "3")
             newer = {"number": 3, "version": "3", "previous": "2", "digest": found.tags["digest"]}
-            newest = entry.model_copy(update=newer)
+            newest = log[-1].model_copy(update=newer)
             assert append(store, named.name, newest)
-            tell(named, newest)
-        tell(named, entry)
+            tell(named, [*log, newest])
+        tell(named, log)
 
     monkeypatch.setattr(promotion, "tell", overtaken)
     carry_out(local, tmp_path, plan, "anna@host", "better")
@@ -307,6 +307,58 @@ def test_a_registry_of_another_history_is_left_alone(local, tmp_path):
     assert len(log) == 2
     assert "use the registry that belongs to this store" in fault
     assert champion(local) is None
+
+
+def test_a_rollback_to_a_number_that_means_another_model_is_refused(local, tmp_path):
+    for number in (1, 2):
+        add(local, tmp_path, number)
+    promote(local, tmp_path, "1")
+    promote(local, tmp_path, "2")
+    path = Path(local.store.url) / "history" / local.registry.name / "000001.json"
+    first = Entry.model_validate_json(path.read_text())
+    path.write_text(first.model_copy(update={"digest": "f" * 64}).model_dump_json())
+    with pytest.raises(UserError, match="version 1 of .* is the model ffffffffffff..., in the registry it is"):
+        roll_back(local, tmp_path)
+    assert champion(local) == "2"
+
+
+def test_a_champion_that_was_deleted_can_be_followed_by_another(local, tmp_path):
+    for number in (1, 2, 3):
+        add(local, tmp_path, number)
+    for version in ("1", "2"):
+        promote(local, tmp_path, version)
+    client, name = registry.connect(local.registry), local.registry.name
+    client.delete_model_version(name, "2")
+    assert champion(local) is None
+    assert f"version 2 of {name}, champion by the history, is not in the reg" in history(local, tmp_path, name)[1]
+    with pytest.raises(Refused, match="no comparison with the champion, version 2: the registry does not have it"):
+        promote(local, tmp_path, "3")
+    assert roll_back(local, tmp_path).previous == "2"
+    assert champion(local) == "1"
+    client.delete_model_version(name, "1")
+    third = promote(local, tmp_path, "3", force=True)
+    assert (third.previous, third.compared[:46]) == ("1", "Forced: There is no comparison with the champi")
+    assert champion(local) == "3"
+    assert history(local, tmp_path, name)[1] == ""
+
+
+def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(local, tmp_path):
+    for number in (1, 2, 3):
+        add(local, tmp_path, number)
+        promote(local, tmp_path, str(number))
+    client, name = registry.connect(local.registry), local.registry.name
+    wanted = tags(local, "2")
+    client.delete_model_version(name, "1")
+    client.delete_model_version_tag(name, "2", "promoted_by")
+    client.set_model_version_tag(name, "3", "archived_for", "2")
+    client.delete_registered_model_tag(name, "history/000001")
+    assert history(local, tmp_path, name)[1] == ""
+    assert "promoted_by" not in tags(local, "2")  # the last decision was told: nobody looks further
+    assert history(local, tmp_path, name, whole=True)[1] == ""
+    assert tags(local, "2") == wanted
+    assert "archived_for" not in tags(local, "3")
+    assert sorted(client.get_registered_model(name).tags) == [f"history/00000{number}" for number in (1, 2, 3)]
+    assert champion(local) == "3"
 
 
 @pytest.mark.parametrize("reason", ["", " ", "x" * 1001])
