@@ -68,10 +68,14 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars and notices of other libraries off the terminal."""
+    """Keep progress bars and notices of other libraries off the terminal, and idle threads off the processor."""
     import os
     import warnings
 
+    from elder.environment import SPIN_BRIEFLY
+
+    for name, value in SPIN_BRIEFLY.items():  # read when torch is imported
+        os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from elder import params
-from elder.environment import KEEP_MEMORY
+from elder.environment import CPU_SETTINGS
 from elder.errors import UserError
 from elder.model import resolve
 from elder.progress import say
@@ -188,7 +188,7 @@ def _run(code: Path, record: Record, *arguments: str | Path) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=code,
-        env=KEEP_MEMORY | os.environ | threads | {"PYTHONPATH": str(code)},
+        env=CPU_SETTINGS | os.environ | threads | {"PYTHONPATH": str(code)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

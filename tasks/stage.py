@@ -13,7 +13,7 @@ from typing import Any
 
 from prefect import task
 
-from elder.environment import KEEP_MEMORY
+from elder.environment import CPU_SETTINGS
 from elder.errors import UserError
 from tasks.slots import gpu_slot
 
@@ -32,7 +32,7 @@ def run_stage(*arguments: str | Path) -> None:
         sentence = Path(folder) / "error"
         with subprocess.Popen(
             [sys.executable, "-m", "elder", "stage", *map(str, arguments)],
-            env=KEEP_MEMORY | os.environ | {"ELDER_ERROR_FILE": str(sentence)},
+            env=CPU_SETTINGS | os.environ | {"ELDER_ERROR_FILE": str(sentence)},
             stdin=subprocess.PIPE,
             stdout=sys.stderr,
         ) as stage:
