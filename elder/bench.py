@@ -83,8 +83,10 @@ def compare(dense: Loaded, pruned: Loaded, settings: params.Speed) -> dict[str, 
     """Measure two models in turns.
 
     Returns:
-        ``dense`` and ``pruned`` as `measure`; ``ratio`` with ``prompt_speedup`` (dense over pruned latency),
-        ``throughput``, ``memory`` and ``parameters`` (pruned over dense); ``protocol`` as `speed_protocol`.
+        ``dense`` and ``pruned`` as `measure`; ``ratio`` with ``prompt_speedup`` (dense over pruned latency) and
+        ``throughput`` (pruned over dense), each the median of what the turns say, since what else the machine does
+        changes between turns more than within one; ``memory`` and ``parameters`` (pruned over dense); ``protocol`` as
+        `speed_protocol`.
 
     Raises:
         UserError: as `measure`, and if the models are on different devices.
@@ -92,13 +94,14 @@ def compare(dense: Loaded, pruned: Loaded, settings: params.Speed) -> dict[str, 
     devices = [str(device_of_model(loaded.model)) for loaded in (dense, pruned)]
     if devices[0] != devices[1]:
         raise UserError(f"the models are on {devices[0]} and {devices[1]}; load both on one device to compare them")
-    before, after = (job.result() for job in _bench([dense, pruned], settings))
+    jobs = _bench([dense, pruned], settings)
+    before, after = (job.result() for job in jobs)
     return {
         "dense": before,
         "pruned": after,
         "ratio": {
-            "prompt_speedup": before["prompt_ms"] / after["prompt_ms"],
-            "throughput": after["tokens_per_second"] / before["tokens_per_second"],
+            "prompt_speedup": _times_as_fast(*(job.prompt_ms for job in jobs)),
+            "throughput": _times_as_fast(*(job.generate_ms for job in jobs)),
             "memory": after["peak_memory_bytes"] / before["peak_memory_bytes"],
             "parameters": after["parameters"] / before["parameters"],
         },
@@ -124,7 +127,7 @@ def speed_protocol(models: list[Loaded], settings: params.Speed) -> dict[str, An
         "new_tokens": settings.new_tokens,
         "generate_iterations": settings.generate_iterations,
         "warm_up": {"prompt": WARM_UP, "generate": 1},
-        "statistic": "median",
+        "statistic": "median; of two models, the median of the turns' ratios",
         "order": "in turns",
         "memory": memory,
         "dtype": [str(loaded.dtype).removeprefix("torch.") for loaded in models],
@@ -218,6 +221,10 @@ def _in_turns(jobs: list[Job], settings: params.Speed, step: Meter) -> None:
         for job in jobs:
             job.generate_ms.append(_milliseconds(job.model, partial(_generate, job.model, job.starts, job.new_tokens)))
             step()
+
+
+def _times_as_fast(before: list[float], after: list[float]) -> float:
+    return statistics.median(slow / fast for slow, fast in zip(before, after, strict=True))
 
 
 def _milliseconds(model: Any, run: Callable[[], Any]) -> float:
