@@ -1,23 +1,18 @@
 """The pipeline on real services, nothing mocked: PostgreSQL, Prefect server and worker, MLflow server, S3 server.
 
-They are started by infra/native.sh on ports of their own. The tests of this file run in order, on one set of services.
+The tests of this file run in order, and after those of the other files that use the services: the last one stops them.
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import boto3
 import pytest
 import yaml
 from botocore.exceptions import ClientError
@@ -25,57 +20,11 @@ from botocore.exceptions import ClientError
 from tasks.store import open_store
 
 ROOT = Path(__file__).parents[2]
-NATIVE = ROOT / "infra" / "native.sh"
 ELDER = [sys.executable, "-c", "from flows.cli import main; main()"]
 PATIENCE = 600  # seconds, on a machine with much else to do
 SECRETS = ("PASSWORD", "SECRET", "AUTH_STRING")
 
-pytestmark = [
-    pytest.mark.skipif(
-        not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")), reason="PostgreSQL is not installed"
-    ),
-    pytest.mark.skipif(not (ROOT / ".venv/bin/prefect").exists(), reason="there is no .venv, which native.sh uses"),
-    pytest.mark.timeout(2 * PATIENCE),
-]
-
-
-def free_ports() -> dict[str, int]:
-    """Return ports that nobody uses; the three after that of S3 are free, too."""
-    for base in range(21000, 29000, 10):
-        with socket.socket() as probe:
-            if all(probe.connect_ex(("127.0.0.1", base + i)) for i in range(7)):
-                return {"S3_PORT": base, "POSTGRES_PORT": base + 4, "PREFECT_PORT": base + 5, "MLFLOW_PORT": base + 6}
-    raise AssertionError("no free ports")
-
-
-@pytest.fixture(scope="module")
-def services() -> Iterator[SimpleNamespace]:
-    """Start everything; gives ``native`` (runs the script), ``env`` (of the shell that uses it) and ``folder``."""
-    folder = Path(tempfile.mkdtemp(prefix="elder-services-"))
-    folder.chmod(0o755)  # PostgreSQL does not run as root, and its user has to get there
-    subprocess.run([ROOT / "infra/env.sh", folder / ".env"], check=True)
-    written = dict(line.split("=", 1) for line in (folder / ".env").read_text().splitlines() if "=" in line)
-    values = written | {name: str(port) for name, port in free_ports().items()}
-    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    env = os.environ | {"ELDER_SERVICES_DIR": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-
-    def native(command: str) -> subprocess.CompletedProcess:
-        return subprocess.run([NATIVE, command], env=env, capture_output=True, text=True, timeout=PATIENCE)
-
-    try:
-        up = native("up")
-        assert up.returncode == 0, up.stdout + up.stderr
-        exports = [line.removeprefix("export ").split("=", 1) for line in native("env").stdout.splitlines()]
-        yield SimpleNamespace(
-            native=native,
-            up=up,
-            env=env | {name: value.strip('"') for name, value in exports},
-            values=values,
-            folder=folder,
-        )
-    finally:
-        native("down")
-        shutil.rmtree(folder, ignore_errors=True)
+pytestmark = pytest.mark.timeout(2 * PATIENCE)
 
 
 def elder(services: SimpleNamespace, project: Path, *arguments: str) -> SimpleNamespace:
@@ -92,17 +41,6 @@ def prefect(services: SimpleNamespace, project: Path, *arguments: str) -> str:
     done = subprocess.run(command, cwd=project, env=services.env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def s3(services: SimpleNamespace, **other: str) -> Any:
-    values = services.values
-    keys = {
-        "endpoint_url": f"http://127.0.0.1:{values['S3_PORT']}",
-        "aws_access_key_id": values["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": values["AWS_SECRET_ACCESS_KEY"],
-        "region_name": values["AWS_DEFAULT_REGION"],
-    }
-    return boto3.client("s3", **keys | other)
 
 
 def test_up_starts_all_and_a_second_up_changes_nothing(services: SimpleNamespace) -> None:
@@ -126,7 +64,7 @@ def test_nobody_gets_in_without_a_password(services: SimpleNamespace) -> None:
             urllib.request.urlopen(address, timeout=30)
         assert refused.value.code == 401
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-        s3(services, aws_secret_access_key="wrong").list_objects_v2(Bucket="elder")
+        services.s3(aws_secret_access_key="wrong").list_objects_v2(Bucket="elder")
 
 
 def test_doctor_finds_every_part(services: SimpleNamespace, project: Path) -> None:
@@ -169,7 +107,7 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(services: SimpleNames
         url = f"http://127.0.0.1:{services.values['S3_PORT']}"
         assert open_store("s3://elder/store", url, "us-east-1").verify(version.source) == []
     artifacts = {
-        item["Key"].rsplit("/", 1)[-1] for item in s3(services).list_objects_v2(Bucket="elder-mlflow")["Contents"]
+        item["Key"].rsplit("/", 1)[-1] for item in services.s3().list_objects_v2(Bucket="elder-mlflow")["Contents"]
     }
     assert {"record.json", "report.html"} <= artifacts
 
@@ -179,8 +117,8 @@ def test_postgresql_holds_the_registry(services: SimpleNamespace) -> None:
 
     address = f"host=127.0.0.1 port={services.values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
     with psycopg.connect(f"{address} password={services.values['MLFLOW_DB_PASSWORD']}") as connection:
-        rows = connection.execute("select name, version from model_versions").fetchall()
-    assert rows == [("tiny", 1)]
+        rows = connection.execute("select version from model_versions where name = 'tiny'").fetchall()
+    assert rows == [(1,)]
     with pytest.raises(psycopg.OperationalError, match="authentication"):
         psycopg.connect(f"{address} password=wrong").close()
 

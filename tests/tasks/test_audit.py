@@ -57,19 +57,21 @@ def words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
 
 
-@pytest.fixture(scope="module")
-def settings(root: Path) -> params.Params:
-    """Return settings with which the gate refuses everything and only says so; the model has no task of lm-eval."""
-    gate = {"mode": "dry-run", "max_perplexity_ratio_in_domain": 1e-3, "max_task_mean_loss": None}
-    tree = {
+def parameters(root: Path) -> dict[str, Any]:
+    """Return parameters with which the gate refuses everything and only says so; the model has no task of lm-eval."""
+    return {
         "model": {"name": "models/dense"},
         "calibration": {"seq_len": 8},
         "evaluate": {"tasks": [], "max_tokens": 256},
-        "gate": gate,
+        "gate": {"mode": "dry-run", "max_perplexity_ratio_in_domain": 1e-3, "max_task_mean_loss": None},
         "store": {"url": str(root / "store")},
-        "registry": {"name": "tiny", "tracking_uri": f"sqlite:///{root}/mlflow.db"},
+        "registry": {"name": "shallow", "tracking_uri": f"sqlite:///{root}/mlflow.db"},
     }
-    return params.validate(tree)
+
+
+@pytest.fixture(scope="module")
+def settings(root: Path) -> params.Params:
+    return params.validate(parameters(root))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,10 @@ def publish_version(
         later = {"artifact": published.model_dump(exclude={"uploaded_bytes"}), "model_version": number}
         registry.log_files(settings.registry, run, record | later)
         client = registry.connect(settings.registry)
-        made.append(Version(number=number, run=run, place=Path(published.url), client=client, again=make, root=root))
+        place = Path(published.url)
+        made.append(
+            Version(number=number, run=run, place=place, url=published.url, client=client, again=make, root=root)
+        )
         return made[-1]
 
     return make
@@ -158,15 +163,15 @@ def version(publish_version: Callable[..., Version]) -> Version:
 
 def broken(settings: params.Params, root: Path, version: Version, **options: Any) -> dict[str, str]:
     """Audit; return what does not hold, and what was said of it."""
-    found = audit(settings, root, f"tiny/{version.number}", **options)
+    found = audit(settings, root, f"shallow/{version.number}", **options)
     assert found["ok"] == all(check["ok"] is not False for check in found["checks"])
     return {check["name"]: check["detail"] for check in found["checks"] if check["ok"] is False}
 
 
 def test_an_honest_version_holds_in_everything(settings: params.Params, root: Path, version: Version) -> None:
-    found = audit(settings, root, "tiny@challenger", measure=True)
+    found = audit(settings, root, "shallow@challenger", measure=True)
     assert [check for check in found["checks"] if check["ok"] is not True] == []
-    assert (found["ok"], found["name"], found["version"]) == (True, "tiny", version.number)
+    assert (found["ok"], found["name"], found["version"]) == (True, "shallow", version.number)
     assert len(found["checks"]) == 16
 
 
@@ -232,17 +237,17 @@ def verdict_flipped(version: Version) -> None:
 
 
 def tag_changed(version: Version) -> None:
-    version.client.set_model_version_tag("tiny", version.number, "gate", "passed")
+    version.client.set_model_version_tag("shallow", version.number, "gate", "passed")
 
 
 def digest_tag_changed(version: Version) -> None:
-    version.client.set_model_version_tag("tiny", version.number, "digest", "0" * 64)
+    version.client.set_model_version_tag("shallow", version.number, "digest", "0" * 64)
 
 
 def repointed(version: Version) -> None:
     other = version.again()
     with sqlite3.connect(version.root / "mlflow.db") as database:
-        change = "update model_versions set source = ?, storage_location = ? where name = 'tiny' and version = ?"
+        change = "update model_versions set source = ?, storage_location = ? where name = 'shallow' and version = ?"
         assert database.execute(change, (str(other.place), str(other.place), int(version.number))).rowcount == 1
 
 
@@ -278,27 +283,28 @@ STORED = {"files", "digest", "signature", "bill of materials"}  # what a changed
 COVERED = {"manifest", "digest", "signature", "bill of materials"}  # the same, where the manifest was made to fit
 
 
-@pytest.mark.parametrize(
-    ("tamper", "expected", "named"),
-    [
-        (weights_flipped, STORED, "model.safetensors"),
-        (tokenizer_flipped, STORED, "tokenizer.json"),
-        (record_edited, COVERED | {"record in MLflow", "metrics in MLflow"}, "energy"),
-        (metric_changed, {"metrics in MLflow"}, "candidate/perplexity/in_domain"),
-        (file_missing, STORED, "README.md"),
-        (file_added, STORED - {"bill of materials"}, "extra.py"),
-        (verdict_flipped, COVERED | {"record in MLflow", "gate", "tags"}, "passed is True, judged again False"),
-        (tag_changed, {"tags"}, "gate"),
-        (digest_tag_changed, {"digest", "record in MLflow"}, "tag digest is 000"),
-        (repointed, {"digest", "record in MLflow", "tags"}, "is not the place of its digest"),
-        (signed_by_another, COVERED - {"bill of materials"}, "does not hold"),
-        (bill_edited, COVERED, "components"),
-        (artifact_edited, {"record in MLflow"}, "curve"),
-        (artifact_missing, {"record in MLflow"}, "download artifacts from path 'record.json'"),
-        (layer_weights_edited, {"layer weights"}, "layer_weights.json"),
-        (manifest_edited, {"manifest"}, "manifest.json"),
-    ],
-)
+# How, the checks that find it, and what they name.
+TAMPERED: list[tuple[Callable[[Version], None], set[str], str]] = [
+    (weights_flipped, STORED, "model.safetensors"),
+    (tokenizer_flipped, STORED, "tokenizer.json"),
+    (record_edited, COVERED | {"record in MLflow", "metrics in MLflow"}, "energy"),
+    (metric_changed, {"metrics in MLflow"}, "candidate/perplexity/in_domain"),
+    (file_missing, STORED, "README.md"),
+    (file_added, STORED - {"bill of materials"}, "extra.py"),
+    (verdict_flipped, COVERED | {"record in MLflow", "gate", "tags"}, "passed is True, judged again False"),
+    (tag_changed, {"tags"}, "gate"),
+    (digest_tag_changed, {"digest", "record in MLflow"}, "tag digest is 000"),
+    (repointed, {"digest", "record in MLflow", "tags"}, "is not the place of its digest"),
+    (signed_by_another, COVERED - {"bill of materials"}, "does not hold"),
+    (bill_edited, COVERED, "components"),
+    (artifact_edited, {"record in MLflow"}, "curve"),
+    (artifact_missing, {"record in MLflow"}, "download artifacts from path 'record.json'"),
+    (layer_weights_edited, {"layer weights"}, "layer_weights.json"),
+    (manifest_edited, {"manifest"}, "manifest.json"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "expected", "named"), TAMPERED)
 def test_every_kind_of_tampering_is_found_and_named(
     settings: params.Params,
     root: Path,
@@ -326,9 +332,9 @@ def test_whoever_covers_all_tracks_but_has_no_key_is_found(
     new = renew_manifest(version.place)
     moved = version.place.rename(version.place.with_name(new))
     with sqlite3.connect(root / "mlflow.db") as database:
-        change = "update model_versions set source = ?, storage_location = ? where name = 'tiny' and version = ?"
+        change = "update model_versions set source = ?, storage_location = ? where name = 'shallow' and version = ?"
         database.execute(change, (str(moved), str(moved), int(version.number)))
-    version.client.set_model_version_tag("tiny", version.number, "digest", new)
+    version.client.set_model_version_tag("shallow", version.number, "digest", new)
     later = {"artifact": {"url": str(moved), "digest": new}, "model_version": version.number}
     version.client.log_text(version.run, json.dumps(record | later), "record.json")
     assert set(broken(settings, root, version)) == {"signature"}
@@ -341,13 +347,13 @@ def test_the_key_decides_who_must_have_signed(
     assert set(broken(settings, root, other)) == {"signature"}
     assert broken(settings, root, other, public_key=root / "other.pub.pem") == {}
     with pytest.raises(UserError, match="there is no public key"):
-        audit(settings, root, f"tiny/{other.number}", public_key=root / "absent.pem")
+        audit(settings, root, f"shallow/{other.number}", public_key=root / "absent.pem")
 
 
 def test_what_is_not_here_is_neither_right_nor_wrong(
     settings: params.Params, tmp_path: Path, version: Version, root: Path
 ) -> None:
-    found = audit(settings, tmp_path, f"tiny/{version.number}")
+    found = audit(settings, tmp_path, f"shallow/{version.number}")
     unknown = {check["name"]: check["detail"] for check in found["checks"] if check["ok"] is None}
     assert set(unknown) == {"signature", "source model", "data", "commit"}
     assert all(detail.startswith("not checked here: ") for detail in unknown.values())
@@ -365,7 +371,7 @@ def test_a_source_model_that_changed_since_is_named(settings: params.Params, roo
 
 
 def test_names_that_mean_nothing_are_refused(settings: params.Params, root: Path, version: Version) -> None:
-    for name in ("tiny", "tiny@", "a/b/3"):
+    for name in ("shallow", "shallow@", "a/b/3"):
         with pytest.raises(UserError, match="NAME@ALIAS or NAME/VERSION"):
             audit(settings, root, name)
     with pytest.raises(UserError, match="absent"):
