@@ -20,8 +20,12 @@ def main(endpoint: str) -> None:
         try:
             client.head_bucket(Bucket=bucket)
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-                raise
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status != 404:
+                sys.exit(
+                    f"error: {endpoint} answers {status} to these credentials for the bucket {bucket!r}: if it was"
+                    " started with others, stop it, and start it again"
+                )
             client.create_bucket(Bucket=bucket)
 
 

@@ -112,7 +112,8 @@ postgres_up() {
             || die "postgres did not start; $log says why"
     fi
     PGPASSWORD=$POSTGRES_PASSWORD "$bin/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U postgres -d postgres -q \
-        -v ON_ERROR_STOP=1 -f "$here/postgres.sql"
+        -v ON_ERROR_STOP=1 -f "$here/postgres.sql" \
+        || die "PostgreSQL in $data does not do what it should; if $home/.env is newer: docs/disaster-recovery.md, Lost passwords"
 }
 
 # --- the other parts, each started in a subshell so that it sees no secret but its own --------------------------------
