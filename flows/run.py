@@ -15,6 +15,7 @@ from elder.progress import say
 from elder.recipes import apply_method
 from elder.removal import outline
 from elder.stages import layers_to_keep
+from flows import reach
 from tasks import notify, registry, signing
 from tasks.manifest import hide_secrets
 from tasks.rundir import run_folder
@@ -109,7 +110,7 @@ def find_model(settings: Params) -> tuple[str, str | None]:
 
 
 def check(settings: Params, root: Path) -> None:
-    """Check what else can be checked before any work: methods, tasks, store, registry, signing key, webhook."""
+    """Check what else can be checked before any work: methods, tasks, store, registry, Prefect, key, webhook."""
     get_method(settings.select.method)
     for name in settings.evaluate.baselines:
         apply_method(settings, name)
@@ -117,5 +118,6 @@ def check(settings: Params, root: Path) -> None:
     check_tasks(settings.evaluate.tasks, root / folder if folder else None)
     configured_store(settings.store, root).check()
     registry.check(settings.registry, settings.store)
+    reach.prefect(settings, root)
     signing.check(settings.signing, root)
     notify.check(settings.notify)

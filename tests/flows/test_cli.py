@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from elder.errors import UserError
@@ -57,6 +58,12 @@ def test_an_unreachable_store_is_refused_before_any_work(here: Path, monkeypatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     said = refusal("--set", "store.url=s3://bucket/x", "--set", "store.endpoint=http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in said
+    assert not (here / "runs").exists()
+
+
+def test_an_absent_prefect_server_is_refused_before_any_work(here: Path) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert "the Prefect server at http://127.0.0.1:9/api does not answer; start it, or unset" in refusal()
     assert not (here / "runs").exists()
 
 
