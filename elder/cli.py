@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from elder import compare_cli, stage_cli
 from elder.errors import UserError
 from elder.params import Params, load_params, validate
-from elder.progress import quiet_libraries, say
+from elder.progress import prepare_libraries, say
 
 
 class PlainErrors(TyperGroup):
@@ -268,7 +268,7 @@ def _settings(path: Path | None, overrides: list[str] | None, given: dict[str, A
     calibration = given.get("calibration")
     if calibration is not None and not Path(calibration).is_file():
         raise UserError(f"there is no calibration file {str(calibration)!r}; give the path of a plain UTF-8 text")
-    quiet_libraries()
+    prepare_libraries()
     values = {
         "model.name": given["model"],
         "model.device": given.get("device"),

@@ -39,7 +39,7 @@ from elder.evaluate import evaluate_by_block, folder_digest
 from elder.harness import lm_eval_version
 from elder.model import DTYPES, Loaded, block_length, load_model, parameter_count
 from elder.params import Params
-from elder.progress import quiet_libraries, say
+from elder.progress import prepare_libraries, say
 from elder.saving import write_json
 from elder.stages import STAGES, SYNTHETIC
 
@@ -162,7 +162,7 @@ def read_result(one: Measurement, folder: Path) -> dict[str, Any]:
 
 def measure(one: Measurement, folder: Path) -> None:
     """Measure one row or the dense model, and write it down."""
-    quiet_libraries()
+    prepare_libraries()
     if one.row == DENSE:
         loaded = load_model(one.settings.model)
         record = dict.fromkeys(BUDGET, 0) | {"removed": [], "num_layers": loaded.num_layers, "search": []}

@@ -13,7 +13,7 @@ import yaml
 
 from elder.errors import UserError, nearest
 from elder.params import Params
-from elder.progress import quiet_libraries, say
+from elder.progress import prepare_libraries, say
 
 PRESETS = Path(__file__).parent / "presets"
 METHODS = "default,sleb,shortgpt,elder"
@@ -52,7 +52,7 @@ def compare(
     from elder.cli import read_params, show
 
     chosen, preset_values = read_preset(preset)
-    quiet_libraries()
+    prepare_libraries()
     values = {"model.name": model, "evaluate.task_data": str(task_data) if task_data else None}
     base = read_params(params, [*preset_values, *(overrides or [])], values)
     if layers is not None and ratios is not None:

@@ -67,7 +67,7 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
             step()
 
 
-def quiet_libraries() -> None:
+def prepare_libraries() -> None:
     """Keep progress bars and notices of other libraries off the terminal, and idle threads off the processor."""
     import os
     import warnings

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from elder.params import Params, load_params
-from elder.progress import quiet_libraries
+from elder.progress import prepare_libraries
 
 app = typer.Typer(no_args_is_help=True)
 ParamsFile = Annotated[Path, typer.Option("--params", help="All parameters, as YAML.")]
@@ -107,7 +107,7 @@ def _end_with_stdin() -> None:
 
 
 def _read(params: Path) -> Params:
-    quiet_libraries()
+    prepare_libraries()
     return load_params(params)
 
 

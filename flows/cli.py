@@ -12,7 +12,7 @@ from elder.cli import LISTENERS, AsJson, Overrides, ParamsFile, app, read_params
 from elder.errors import UserError
 from elder.model import RESOLVERS
 from elder.params import Params
-from elder.progress import quiet_libraries
+from elder.progress import prepare_libraries
 
 Checks = list[dict[str, Any]]
 
@@ -69,7 +69,7 @@ def project_root() -> Path:
 
 def prepare_environment() -> None:
     """Set what the libraries should do unless the user says otherwise: no telemetry, no chatter, results kept."""
-    quiet_libraries()
+    prepare_libraries()
     defaults = {
         "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are said once, by this command
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,8 @@ def find_run(registry: params.Registry, run_id: str) -> tuple[str, str] | None:
 
 
 def created_at(record: dict[str, Any]) -> int:
-    """Return when a record was made, in ms since 1970: now, if it does not say."""
-    made = datetime.fromisoformat(record["created"]) if "created" in record else datetime.now(UTC)
-    return int(made.timestamp() * 1000)
+    """Return when a record was made, in ms since 1970."""
+    return int(datetime.fromisoformat(record["created"]).timestamp() * 1000)
 
 
 def log_record(registry: params.Registry, mlflow_run: str, record: dict[str, Any]) -> None:

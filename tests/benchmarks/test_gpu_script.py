@@ -35,7 +35,7 @@ STAGES = {
 def _as_it_was() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "quiet_libraries", lambda: None)  # it would hide warnings from the other tests
+        patch.setattr(gpu, "prepare_libraries", lambda: None)  # it would hide warnings from the other tests
         yield
     torch.use_deterministic_algorithms(deterministic)
 

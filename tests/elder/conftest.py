@@ -126,7 +126,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("elder.cli.quiet_libraries", lambda: None)  # it would hide warnings from the other tests
+    monkeypatch.setattr("elder.cli.prepare_libraries", lambda: None)  # it would hide warnings from the other tests
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield folder
     torch.use_deterministic_algorithms(deterministic)

@@ -21,7 +21,7 @@ from elder.recipes import apply_method
 def run(model_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Compress the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elder.cli.quiet_libraries", lambda: None)
+    monkeypatch.setattr("elder.cli.prepare_libraries", lambda: None)
 
     def compress(*arguments: str) -> Result:
         given = ["compress", str(model_folder), "--calibration", str(text_file), "--samples", "16", "--seq-len", "32"]

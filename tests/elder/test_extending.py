@@ -30,7 +30,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / Path(EXAMPLE).name).write_text(code[1], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elder.cli.quiet_libraries", lambda: None)  # it would hide warnings from the other tests
+    monkeypatch.setattr("elder.cli.prepare_libraries", lambda: None)  # it would hide warnings from the other tests
     deterministic = torch.are_deterministic_algorithms_enabled()
     known = set(METHODS)
     importlib.import_module("norm_ratio")

@@ -14,6 +14,7 @@ from elder.errors import UserError
 from tasks import parts, s3
 from tasks.manifest import Unreachable, fingerprint
 from tasks.store import open_store
+from tests.tasks.refusing import refuse
 
 SIZE = 5 * 1024 * 1024  # the least that S3 allows for a part
 pytestmark = pytest.mark.usefixtures("credentials")
@@ -171,19 +172,10 @@ def test_an_upload_that_somebody_else_completed_is_no_failure(server, bucket, mo
 
 
 def test_who_may_not_list_uploads_begins_anew(server, bucket, model, monkeypatch):
-    from botocore.exceptions import ClientError
-
     client, name = bucket
     store, source = open_store(f"s3://{name}", server, "us-east-1"), model / "model.safetensors"
     client.create_multipart_upload(Bucket=name, Key="models/big/file")
-    call = store.client._make_api_call
-
-    def refuse(operation, *args, **kwargs):
-        if operation == "ListMultipartUploads":
-            raise ClientError({"Error": {"Code": "AccessDenied"}}, operation)
-        return call(operation, *args, **kwargs)
-
-    monkeypatch.setattr(store.client, "_make_api_call", refuse)
+    refuse(monkeypatch, store, "AccessDenied", {"ListMultipartUploads"})
     assert store._send(source, "models/big/file", fingerprint(source)) == 3 * SIZE + 7
     assert store._measure("models/big/file") == fingerprint(source)
 

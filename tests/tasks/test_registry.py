@@ -37,6 +37,7 @@ ROW = {
 }
 RECORD = {
     "run_id": "20261124-021500-ab12cd34",
+    "created": "2026-11-24T02:15:00+00:00",
     "seconds": 12.5,
     "model": {"name": "tiny", "revision": None, "digest": "d" * 64, "num_layers": 3},
     "method": "default",

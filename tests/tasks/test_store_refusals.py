@@ -11,6 +11,7 @@ from elder.errors import UserError
 from tasks import s3
 from tasks.manifest import Unreachable, hide_secrets, without_secrets
 from tasks.store import open_store
+from tests.tasks.refusing import refuse
 
 SECRET = "wJalrXUtnFEMIsecret"
 pytestmark = pytest.mark.usefixtures("credentials")
@@ -59,18 +60,9 @@ def test_check_refuses_before_any_work(server, tmp_path, monkeypatch):
 
 
 def test_check_proves_that_writing_is_allowed(server, monkeypatch):
-    from botocore.exceptions import ClientError
-
     boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket="read-only")
     store, refused = open_store("s3://read-only/x", server, "us-east-1"), set()
-    call = store.client._make_api_call
-
-    def refuse(operation, *args, **kwargs):
-        if operation in refused:
-            raise ClientError({"Error": {"Code": "AccessDenied", "Message": SECRET}}, operation)
-        return call(operation, *args, **kwargs)
-
-    monkeypatch.setattr(store.client, "_make_api_call", refuse)
+    refuse(monkeypatch, store, "AccessDenied", refused, SECRET)
     refused.add("PutObject")
     with pytest.raises(UserError) as caught:
         store.check()
@@ -124,18 +116,9 @@ def test_no_credentials(server, folder, tmp_path, monkeypatch):
 
 def test_publish_without_the_right_to_list(server, folder, monkeypatch):
     """S3 then answers 403, not 404, when asked about an object that is not there."""
-    from botocore.exceptions import ClientError
-
     boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket="no-list")
     store = open_store("s3://no-list", server, "us-east-1")
-    call = store.client._make_api_call
-
-    def refuse(operation, *args, **kwargs):
-        if operation == "HeadObject":
-            raise ClientError({"Error": {"Code": "403"}}, operation)
-        return call(operation, *args, **kwargs)
-
-    monkeypatch.setattr(store.client, "_make_api_call", refuse)
+    refuse(monkeypatch, store, "403", {"HeadObject"})
     published = store.publish(folder, "tiny")
     assert store.verify(published.url) == []
 
@@ -151,14 +134,8 @@ def test_publish_without_the_right_to_list(server, folder, monkeypatch):
 )
 def test_refusals_of_the_server(server, folder, monkeypatch, code, said):
     """The text of an answer may hold anything: only its code is shown."""
-    from botocore.exceptions import ClientError
-
     store = open_store("s3://bucket/x", server, "us-east-1")
-
-    def refuse(operation, *args, **kwargs):
-        raise ClientError({"Error": {"Code": code, "Message": SECRET}}, operation)
-
-    monkeypatch.setattr(store.client, "_make_api_call", refuse)
+    refuse(monkeypatch, store, code, None, SECRET)
     with pytest.raises(UserError, match=said) as caught:
         store.publish(folder, "tiny")
     assert SECRET not in str(caught.value)
