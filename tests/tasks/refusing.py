@@ -12,7 +12,7 @@ from tasks.store import Store
 def refuse(
     monkeypatch: pytest.MonkeyPatch, store: Store, code: str, operations: Collection[str] | None, message: str = ""
 ) -> None:
-    """Have the store's client fail with S3's error ``code`` in these operations, looked at anew each time; None: all."""
+    """Have the store's client fail with S3's error ``code`` in these operations, read anew at each call; None: all."""
     call = store.client._make_api_call
 
     def answer(name: str, *args: Any, **kwargs: Any) -> Any:
