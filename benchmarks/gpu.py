@@ -26,7 +26,7 @@ from elder.environment import environment
 from elder.errors import UserError
 from elder.forward import seed_everything
 from elder.model import device_of
-from elder.progress import quiet_libraries, say
+from elder.progress import prepare_libraries, say
 
 Stage = Callable[[], dict[str, Any]]
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="folder of books, for the part train; without it that part is left")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-train", help="for the part train's checkpoint")
     args = parser.parse_args()
-    quiet_libraries()
+    prepare_libraries()
     seed_everything(0)
     try:
         if args.part == "train" and args.text is None:
