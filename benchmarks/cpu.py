@@ -18,7 +18,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from elder.environment import CPU_SETTINGS, KEEP_MEMORY, SPIN_BRIEFLY
+from elder.process import CPU_SETTINGS, KEEP_MEMORY, SPIN_BRIEFLY
 
 ROUNDS = 2
 MODEL = "models/novels-llama"
@@ -31,10 +31,12 @@ def work() -> float:
 
     from elder import params
     from elder.data import choose_blocks
-    from elder.model import load_model
-    from elder.recover import recover
+    from elder.model.load import load_model
+    from elder.training.recover import recover
 
-    dense, student = (load_model(params.Model(name=MODEL), dtype) for dtype in (None, torch.float32))
+    dense, student = (
+        load_model(params.Model(name=MODEL), dtype) for dtype in (None, torch.float32)
+    )
     blocks = choose_blocks(Path("data/calibration.txt"), dense.tokenizer, 16, 256, 0)
     settings = params.Recover(epochs=5, batch=4, lr=1e-3, synthetic=0)
     started = time.perf_counter()
@@ -53,10 +55,15 @@ def measure(neighbours: int) -> dict[str, dict]:
         for _ in range(ROUNDS):
             for name, extra in SETTINGS.items():
                 command = [sys.executable, __file__, "work"]
-                done = subprocess.run(command, env=os.environ | extra, capture_output=True, text=True, check=True)
+                done = subprocess.run(
+                    command, env=os.environ | extra, capture_output=True, text=True, check=True
+                )
                 seconds[name].append(round(float(done.stdout), 2))
     best = {name: min(values) for name, values in seconds.items()}
-    return {"seconds": seconds, "faster": {name: round(best["default"] / value, 2) for name, value in best.items()}}
+    return {
+        "seconds": seconds,
+        "faster": {name: round(best["default"] / value, 2) for name, value in best.items()},
+    }
 
 
 def main() -> None:

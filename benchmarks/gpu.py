@@ -22,16 +22,19 @@ from gpu_report import TRAINED, Results, flops_per_token
 from gpu_stages import ROOT, WEIGHTS, Bench, Shape, shape_of, stages_of
 from transformers import LlamaConfig
 
+from elder.device import device_of
 from elder.environment import environment
 from elder.errors import UserError
-from elder.forward import seed_everything
-from elder.model import device_of
-from elder.progress import prepare_libraries, say
+from elder.model.forward import seed_everything
+from elder.process import prepare_libraries
+from elder.progress import say
 
 Stage = Callable[[], dict[str, Any]]
 
 
-def train_sister(bench: Bench, text: Path, work: Path, earlier: dict[str, Any]) -> dict[str, Any]:
+def train_sister(
+    bench: Bench, text: Path, work: Path, earlier: dict[str, Any]
+) -> dict[str, Any]:
     """Train the larger sister with models/train.py, which keeps a checkpoint; a call that runs out of time goes on.
 
     Args:
@@ -43,24 +46,42 @@ def train_sister(bench: Bench, text: Path, work: Path, earlier: dict[str, Any]) 
     work.mkdir(parents=True, exist_ok=True)
     config = work / "config.json"
     config.write_text(json.dumps(bench.shape.sister))
-    command = [sys.executable, ROOT / "models/train.py", "--text", text, "--config", config, "--output", work]
+    command = [
+        sys.executable,
+        ROOT / "models/train.py",
+        "--text",
+        text,
+        "--config",
+        config,
+        "--output",
+        work,
+    ]
     started = time.monotonic()
     try:
         done = subprocess.run(
-            [*command, "--device", str(bench.device)], stdout=sys.stderr, timeout=max(1.0, bench.ends - started)
+            [*command, "--device", str(bench.device)],
+            stdout=sys.stderr,
+            timeout=max(1.0, bench.ends - started),
         )
     except subprocess.TimeoutExpired:
         done = None
     seconds = earlier.get("seconds", 0.0) + time.monotonic() - started
     if done is None:
-        return {"seconds": seconds, "error": f"stopped after {seconds:.0f} s; the same command goes on"}
+        return {
+            "seconds": seconds,
+            "error": f"stopped after {seconds:.0f} s; the same command goes on",
+        }
     if done.returncode:
-        return {"error": f"models/train.py ended with status {done.returncode}; its last lines say why"}
+        return {
+            "error": f"models/train.py ended with status {done.returncode}; its last lines say why"
+        }
     record = json.loads((work / "model" / "training.json").read_text())
     tokens = record["log"][-1]["tokens"]
     shape, data = record["config"]["model"], record["config"]["data"]
     config = LlamaConfig(**{**shape, "vocab_size": data["vocab_size"]})
-    flops = tokens * flops_per_token(config, data["context"], shape["num_hidden_layers"], 1, TRAINED)
+    flops = tokens * flops_per_token(
+        config, data["context"], shape["num_hidden_layers"], 1, TRAINED
+    )
     return {
         "seconds": seconds,
         "model_flops": flops,
@@ -97,7 +118,9 @@ def run_part(args: argparse.Namespace, shape: Shape, device: torch.device) -> No
     results, bench = Results(args.out, about), Bench(shape, device, args.seconds)
     if args.part == "train":
         earlier = results.tree["stages"].get("train", {})
-        stages: dict[str, Stage] = {"train": partial(train_sister, bench, args.text, args.work, earlier)}
+        stages: dict[str, Stage] = {
+            "train": partial(train_sister, bench, args.text, args.work, earlier)
+        }
     else:
         stages = stages_of(args.part, bench)
     waiting = {name: stage for name, stage in stages.items() if not results.done(name)}
@@ -114,14 +137,35 @@ def run_part(args: argparse.Namespace, shape: Shape, device: torch.device) -> No
 
 def main() -> None:
     """Parse the arguments and run one part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["select", "regularise", "recover", "speed", "train"])
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "build/gpu")), help="for results")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ.get("OUT", ROOT / "build/gpu")),
+        help="for results",
+    )
     parser.add_argument("--shape", choices=["7b", "tiny"], default="7b")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--seconds", type=float, default=480, help="time to fill; a part ends within ten minutes")
-    parser.add_argument("--text", type=Path, help="folder of books, for the part train; without it that part is left")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-train", help="for the part train's checkpoint")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=480,
+        help="time to fill; a part ends within ten minutes",
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        help="folder of books, for the part train; without it that part is left",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "build/gpu-train",
+        help="for the part train's checkpoint",
+    )
     args = parser.parse_args()
     prepare_libraries()
     seed_everything(0)
@@ -131,7 +175,9 @@ def main() -> None:
             return
         shape, device = shape_of(args.shape), device_of(args.device)
         if args.shape == "7b" and device.type == "cpu":
-            raise UserError("there is no GPU here, and LLaMA2-7B's shape needs one; give --shape tiny to try the code")
+            raise UserError(
+                "there is no GPU here, and LLaMA2-7B's shape needs one; give --shape tiny to try the code"
+            )
         run_part(args, shape, device)
     except UserError as error:
         say(f"error: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from elder.errors import UserError
-from elder.saving import write_json
+from elder.files import write_json
 
 # dense bf16 FLOP/s of the tensor cores, by a part of the device's name: NVIDIA's data sheets; the first that fits holds
 PEAKS = {
@@ -38,7 +38,11 @@ def peak_flops(device: str) -> float | None:
 
 
 def flops_per_token(
-    config: LlamaConfig, seq_len: int, layers: float, heads: float = 1, times: tuple[int, int] = FORWARD
+    config: LlamaConfig,
+    seq_len: int,
+    layers: float,
+    heads: float = 1,
+    times: tuple[int, int] = FORWARD,
 ) -> float:
     """Return the model FLOPs of one token.
 
@@ -63,7 +67,9 @@ def sleb_passes(layers: int, removed: list[int]) -> tuple[int, int]:
     for number in range(len(removed)):
         alive = [index for index in range(layers) if index not in removed[:number]]
         candidates = [index for index in alive if 0 < index < layers - 1]
-        passed += len(alive) + sum(index > candidate for candidate in candidates for index in alive)
+        passed += len(alive) + sum(
+            index > candidate for candidate in candidates for index in alive
+        )
         heads += 1 + len(candidates)
     return passed, heads
 
@@ -74,7 +80,9 @@ class Results:
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self.folder, self.path = folder, folder / "results.json"
         folder.mkdir(parents=True, exist_ok=True)
-        self.tree: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.tree: dict[str, Any] = (
+            json.loads(self.path.read_text()) if self.path.exists() else {}
+        )
         for key in ("shape", "device"):
             if self.tree and self.tree[key] != about[key]:
                 raise UserError(
@@ -90,7 +98,10 @@ class Results:
 
     def put(self, stage: str, record: dict[str, Any]) -> None:
         """Keep the record of a stage, and the summary."""
-        self.tree["stages"][stage] = {**record, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.tree["stages"][stage] = {
+            **record,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         write_json(self.path, self.tree)
         (self.folder / "summary.md").write_text(summary(self.tree), encoding="utf-8")
 
@@ -99,10 +110,15 @@ def summary(tree: dict[str, Any]) -> str:
     """Return all results as Markdown."""
     stages = tree["stages"]
     lines = [f"# {tree['title']}, on {tree['device']}", ""]
-    lines += [f"{tree['date']}, `{tree['command']}`, torch {tree['packages']['torch']}, weights {tree['weights']}.", ""]
+    lines += [
+        f"{tree['date']}, `{tree['command']}`, torch {tree['packages']['torch']}, weights {tree['weights']}.",
+        "",
+    ]
     timed = {name: record for name, record in stages.items() if "seconds" in record}
     if timed:
-        lines += ["| stage | blocks measured | seconds measured | seconds for all blocks | peak memory, GB | MFU |"]
+        lines += [
+            "| stage | blocks measured | seconds measured | seconds for all blocks | peak memory, GB | MFU |"
+        ]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
         lines += [_stage_row(name, record) for name, record in timed.items()]
         lines += ["", FORMULA, ""]
@@ -114,14 +130,20 @@ def summary(tree: dict[str, Any]) -> str:
         ]
         lines += [row for record in fast.values() for row in _speed_rows(record)]
         lines += [""]
-    lines += [f"- {name}: {record['error']}" for name, record in stages.items() if "error" in record]
-    lines += [f"- {name}: {record['note']}" for name, record in stages.items() if "note" in record]
+    lines += [
+        f"- {name}: {record['error']}" for name, record in stages.items() if "error" in record
+    ]
+    lines += [
+        f"- {name}: {record['note']}" for name, record in stages.items() if "note" in record
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _stage_row(name: str, record: dict[str, Any]) -> str:
     mfu = "" if record.get("mfu") is None else f"{record['mfu']:.0%}"
-    memory = "" if "peak_memory_bytes" not in record else f"{record['peak_memory_bytes'] / 1e9:.1f}"
+    memory = (
+        "" if "peak_memory_bytes" not in record else f"{record['peak_memory_bytes'] / 1e9:.1f}"
+    )
     blocks, whole = "", ""
     if "blocks" in record:
         scaled = record["blocks"] < record["blocks_in_all"]
@@ -131,7 +153,9 @@ def _stage_row(name: str, record: dict[str, Any]) -> str:
 
 
 def _speed_rows(record: dict[str, Any]) -> list[str]:
-    dense, pruned, ratio, published = (record[key] for key in ("dense", "pruned", "ratio", "published"))
+    dense, pruned, ratio, published = (
+        record[key] for key in ("dense", "pruned", "ratio", "published")
+    )
     share = f"{record['removed']} of {record['layers']}"
 
     def row(what: str, key: str, scale: float, value: float, said: float | None) -> str:
@@ -140,6 +164,12 @@ def _speed_rows(record: dict[str, Any]) -> list[str]:
 
     return [
         row("prompt, ms", "prompt_ms", 1, ratio["prompt_speedup"], published["prompt_speedup"]),
-        row("generation, tokens/s", "tokens_per_second", 1, ratio["throughput"], published["throughput"]),
+        row(
+            "generation, tokens/s",
+            "tokens_per_second",
+            1,
+            ratio["throughput"],
+            published["throughput"],
+        ),
         row("peak memory, GB", "peak_memory_bytes", 1e-9, ratio["memory"], None),
     ]

@@ -19,15 +19,15 @@ from gpu_report import FORWARD, FROZEN, TRAINED, flops_per_token, peak_flops, sl
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from elder import params
-from elder.bench import compare
+from elder.compression.stages import select_layers
+from elder.device import peak_memory_bytes
 from elder.environment import environment
-from elder.forward import peak_memory_bytes
-from elder.layers import remove_layers
-from elder.model import Loaded, parameter_count
+from elder.evaluation.speed import compare
+from elder.model.layers import remove_layers
+from elder.model.load import Loaded, parameter_count
 from elder.progress import say
-from elder.recover import recover
-from elder.regularise import regularise
-from elder.stages import select_layers
+from elder.training.recover import recover
+from elder.training.regularise import regularise
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
@@ -68,7 +68,12 @@ def shape_of(name: str) -> Shape:
     """Return LLaMA2-7B with the papers' protocol, or something that a CPU does in seconds."""
     sister = json.loads((ROOT / "models/novels-llama-24/train.json").read_text())
     protocol = params.Speed(
-        prompt_tokens=2048, prompt_iterations=50, batch=64, generate_prompt=64, new_tokens=128, generate_iterations=10
+        prompt_tokens=2048,
+        prompt_iterations=50,
+        batch=64,
+        generate_prompt=64,
+        new_tokens=128,
+        generate_iterations=10,
     )
     if name == "7b":
         config = LlamaConfig(
@@ -89,9 +94,19 @@ def shape_of(name: str) -> Shape:
         max_position_embeddings=64,
     )
     protocol = params.Speed(
-        prompt_tokens=32, prompt_iterations=2, batch=2, generate_prompt=4, new_tokens=4, generate_iterations=2
+        prompt_tokens=32,
+        prompt_iterations=2,
+        batch=2,
+        generate_prompt=4,
+        new_tokens=4,
+        generate_iterations=2,
     )
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     sister["model"] |= small | {"num_hidden_layers": 2}
     sister["data"] |= {"context": 32, "vocab_size": 300}
     sister["recipe"] |= {"steps": 4, "batch": 2, "warmup": 1, "evaluate_every": 2}
@@ -109,7 +124,12 @@ class Bench:
     """
 
     def __init__(self, shape: Shape, device: torch.device, seconds: float) -> None:
-        self.shape, self.device, self.ends, self.stages_left = shape, device, time.monotonic() + seconds, 1
+        self.shape, self.device, self.ends, self.stages_left = (
+            shape,
+            device,
+            time.monotonic() + seconds,
+            1,
+        )
         self.layers = shape.config.num_hidden_layers
         self.peak = peak_flops(environment(str(device))["device"])
 
@@ -117,7 +137,9 @@ class Bench:
         """Return a dense model with random weights, the same ones each time, made on the device itself."""
         torch.manual_seed(SEED)
         with self.device:
-            return AutoModelForCausalLM.from_config(copy.deepcopy(self.shape.config), dtype=dtype).eval()
+            return AutoModelForCausalLM.from_config(
+                copy.deepcopy(self.shape.config), dtype=dtype
+            ).eval()
 
     def spread(self, share: float) -> list[int]:
         """Return evenly spread layers that make up a share of all; which ones changes neither time nor memory."""
@@ -141,7 +163,9 @@ class Bench:
         """
         shape = self.shape
         generator = torch.Generator().manual_seed(SEED)
-        blocks = torch.randint(shape.config.vocab_size, (shape.samples, shape.seq_len), generator=generator)
+        blocks = torch.randint(
+            shape.config.vocab_size, (shape.samples, shape.seq_len), generator=generator
+        )
         per_block = self._timed(run, blocks[:unit])[0] / unit
         left = 0.9 * (self.ends - time.monotonic()) / self.stages_left
         count = min(shape.samples, max(1, int(left / per_block / unit)) * unit)
@@ -159,7 +183,9 @@ class Bench:
             "mfu": flops / seconds / self.peak if self.peak else None,
         }
 
-    def _timed(self, run: Callable[[torch.Tensor], float], blocks: torch.Tensor) -> tuple[float, float]:
+    def _timed(
+        self, run: Callable[[torch.Tensor], float], blocks: torch.Tensor
+    ) -> tuple[float, float]:
         self._synchronise()
         started = time.perf_counter()
         flops = run(blocks)
@@ -170,9 +196,13 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def flops(self, tokens: int, layers: float, heads: float = 1, times: tuple[int, int] = FORWARD) -> float:
+    def flops(
+        self, tokens: int, layers: float, heads: float = 1, times: tuple[int, int] = FORWARD
+    ) -> float:
         """Return the model FLOPs of so many tokens; see `flops_per_token`."""
-        return tokens * flops_per_token(self.shape.config, self.shape.seq_len, layers, heads, times)
+        return tokens * flops_per_token(
+            self.shape.config, self.shape.seq_len, layers, heads, times
+        )
 
     def select(self, method: str) -> dict[str, Any]:
         """Choose a quarter of the layers; elder with the published lambda1 and half an epoch a round."""
@@ -220,7 +250,9 @@ class Bench:
             spent = recover(student, dense, blocks, settings, SEED, WEIGHTS)
             times = FROZEN if rank else TRAINED
             left = student.config.num_hidden_layers
-            return self.flops(spent.tokens_seen, left, 1, times) + self.flops(spent.tokens_seen, self.layers)
+            return self.flops(spent.tokens_seen, left, 1, times) + self.flops(
+                spent.tokens_seen, self.layers
+            )
 
         return self._noted(self.measure(run, self.shape.batch), student, rank)
 
@@ -237,7 +269,11 @@ class Bench:
         return {"batch": self.shape.batch, "adapter_rank": rank, "gradient_checkpointing": True}
 
     def _noted(self, record: dict[str, Any], model: Any, rank: int) -> dict[str, Any]:
-        what = f"adapters of rank {rank} on bf16 weights" if rank else "all weights, in float32, with Adam"
+        what = (
+            f"adapters of rank {rank} on bf16 weights"
+            if rank
+            else "all weights, in float32, with Adam"
+        )
         batch = f"batch {self.shape.batch} x {self.shape.seq_len} tokens"
         note = f"{what}; {batch}; gradient checkpointing; {parameter_count(model):,} parameters"
         return {**record, "adapter_rank": rank, "note": note}
@@ -246,21 +282,40 @@ class Bench:
         """Time prompt and generation of the dense model and of one with a share of its layers less, in turns."""
         dense, pruned = self.build(), self.build()
         remove_layers(pruned, self.spread(share))
-        both = [Loaded(model, None, "random weights", None, WEIGHTS) for model in (dense, pruned)]
+        both = [
+            Loaded(model, None, "random weights", None, WEIGHTS) for model in (dense, pruned)
+        ]
         found = compare(*both, self.shape.speed)
-        return {**found, "layers": self.layers, "removed": len(self.spread(share)), "published": PUBLISHED[share]}
+        return {
+            **found,
+            "layers": self.layers,
+            "removed": len(self.spread(share)),
+            "published": PUBLISHED[share],
+        }
 
 
 def stages_of(part: str, bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return the stages of a part by name; those that train all weights only where they fit."""
     with torch.device("meta"):
-        parameters = parameter_count(AutoModelForCausalLM.from_config(copy.deepcopy(bench.shape.config)))
-    ranks = {"adapters": bench.shape.rank} | ({"all weights": 0} if bench.fits(parameters) else {})
+        parameters = parameter_count(
+            AutoModelForCausalLM.from_config(copy.deepcopy(bench.shape.config))
+        )
+    ranks = {"adapters": bench.shape.rank} | (
+        {"all weights": 0} if bench.fits(parameters) else {}
+    )
     if part == "select":
-        return {f"select, {method}": partial(bench.select, method) for method in ("shortgpt", "elder", "sleb")}
+        return {
+            f"select, {method}": partial(bench.select, method)
+            for method in ("shortgpt", "elder", "sleb")
+        }
     if part == "regularise":
-        return {f"regularise, {name}": partial(bench.regularise, rank) for name, rank in ranks.items()}
+        return {
+            f"regularise, {name}": partial(bench.regularise, rank)
+            for name, rank in ranks.items()
+        }
     if part == "recover":
-        training = {f"recover, {name}": partial(bench.recover, rank) for name, rank in ranks.items()}
+        training = {
+            f"recover, {name}": partial(bench.recover, rank) for name, rank in ranks.items()
+        }
         return {"remove": bench.remove, **training}
     return {f"speed, {share:.0%}": partial(bench.speed, share) for share in PUBLISHED}

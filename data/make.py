@@ -17,7 +17,10 @@ HELD_OUT = ("emma", "the-adventures-of-sherlock-holmes")  # never seen by the re
 OUT_OF_DOMAIN = "the-adventures-of-sherlock-holmes"
 RESERVE = 0.02  # the end of each novel that models/train.py leaves out
 CALIBRATION_SHARE = 0.65  # of each reserved end; the rest is the in-domain evaluation text
-END_MATTER = ("THE END", "FOOTNOTES")  # what follows is by editors and transcribers, not by the novelist
+END_MATTER = (
+    "THE END",
+    "FOOTNOTES",
+)  # what follows is by editors and transcribers, not by the novelist
 
 PAIRS, SEED = 100, 0
 PARADIGMS = (
@@ -76,8 +79,12 @@ def write_texts(books: Path) -> None:
     """Write the calibration text and the two evaluation texts."""
     novels = [path for path in sorted(books.glob("*.txt")) if path.stem not in HELD_OUT]
     parts = [split_lines(reserved_lines(path.read_text(encoding="utf-8"))) for path in novels]
-    (HERE / "calibration.txt").write_text("\n".join(first for first, _ in parts), encoding="utf-8")
-    (HERE / "in_domain.txt").write_text("\n".join(second for _, second in parts), encoding="utf-8")
+    (HERE / "calibration.txt").write_text(
+        "\n".join(first for first, _ in parts), encoding="utf-8"
+    )
+    (HERE / "in_domain.txt").write_text(
+        "\n".join(second for _, second in parts), encoding="utf-8"
+    )
     (HERE / "held_out.txt").write_bytes((books / f"{OUT_OF_DOMAIN}.txt").read_bytes())
 
 
@@ -86,7 +93,10 @@ def write_paradigm(source: Path, folder: Path) -> None:
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     chosen = sorted(random.Random(f"{SEED} {source.stem}").sample(range(len(rows)), PAIRS))
     fields = ("sentence_good", "sentence_bad", "linguistics_term", "pairID")
-    lines = [json.dumps({field: rows[i][field] for field in fields}, ensure_ascii=False) for i in chosen]
+    lines = [
+        json.dumps({field: rows[i][field] for field in fields}, ensure_ascii=False)
+        for i in chosen
+    ]
     (folder / source.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / f"{source.stem}.yaml").write_text(
         f"include: _template_yaml\ntask: blimp_{source.stem}\n"
@@ -118,9 +128,15 @@ def print_table() -> None:
 
 def main() -> None:
     """Parse the arguments and write everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--books", type=Path, required=True, help="folder of the 15 novels, UTF-8 .txt")
-    parser.add_argument("--blimp", type=Path, required=True, help="folder of BLiMP's .jsonl files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--books", type=Path, required=True, help="folder of the 15 novels, UTF-8 .txt"
+    )
+    parser.add_argument(
+        "--blimp", type=Path, required=True, help="folder of BLiMP's .jsonl files"
+    )
     args = parser.parse_args()
     write_texts(args.books)
     write_tasks(args.blimp)

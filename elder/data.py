@@ -3,7 +3,6 @@
 Long files are streamed: a text is tokenised in pieces of whole lines, so it may be larger than memory.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
 PIECE = 1 << 18  # characters tokenised at once
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def read_pieces(path: Path) -> Iterator[str]:
     """Yield a UTF-8 text in pieces of whole lines.
 
@@ -31,7 +24,9 @@ def read_pieces(path: Path) -> Iterator[str]:
         UserError: if the file is missing, empty or not UTF-8.
     """
     if not path.is_file():
-        raise UserError(f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text")
+        raise UserError(
+            f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text"
+        )
     piece: list[str] = []
     size = 0
     try:
@@ -56,11 +51,16 @@ def _flat_ids(path: Path, tokenizer: "PreTrainedTokenizerBase") -> Iterator[list
         empty = empty and not piece.strip()
         yield tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
     if empty:
-        raise UserError(f"the text file {str(path)!r} is empty; it must hold at least one block of text")
+        raise UserError(
+            f"the text file {str(path)!r} is empty; it must hold at least one block of text"
+        )
 
 
 def evaluation_blocks(
-    path: Path, tokenizer: "PreTrainedTokenizerBase", seq_len: int, max_tokens: int | None = None
+    path: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    seq_len: int,
+    max_tokens: int | None = None,
 ) -> torch.Tensor:
     """Cut a text into consecutive blocks in reading order; the tail shorter than a block is left out.
 
@@ -172,5 +172,8 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
     """
     positions = range(step * batch, (step + 1) * batch)
     epochs = {position // count for position in positions}
-    orders = {e: torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + e)) for e in epochs}
+    orders = {
+        e: torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + e))
+        for e in epochs
+    }
     return torch.stack([orders[position // count][position % count] for position in positions])

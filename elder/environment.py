@@ -19,13 +19,6 @@ PACKAGES = (
     "boto3",
 )
 
-# For processes that work on a CPU; a user's own values win. glibc would give every large tensor back to the system and
-# ask for it again. GNU OpenMP's threads would spin while they wait for each other, which takes from one another what a
-# busy machine has left. `benchmarks/cpu.py` measures both. Other libraries do not look at these.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "1000"}
-CPU_SETTINGS = KEEP_MEMORY | SPIN_BRIEFLY
-
 
 def environment(device: str = "auto") -> dict[str, Any]:
     """Return the packages that are installed, the platform, the device used and the number of threads.
@@ -38,7 +31,7 @@ def environment(device: str = "auto") -> dict[str, Any]:
     """
     import torch
 
-    from elder.model import device_of
+    from elder.device import device_of
 
     used = device_of(device)
     packages = {}
@@ -51,6 +44,8 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "packages": packages,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(used)
+        if used.type == "cuda"
+        else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }

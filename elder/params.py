@@ -3,13 +3,9 @@
 ``params.yaml`` holds the same sections; ``--set section.key=value`` overrides one value.
 """
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
-
-from elder.errors import UserError, nearest
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
 
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0)]
@@ -20,29 +16,46 @@ class Section(BaseModel):
     """A frozen group of parameters that refuses unknown keys."""
 
     # YAML reads an all-digit revision as a number, and 1e-3 as a string: both mean what the field says
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class Model(Section):
     """Which model is compressed, and how it is loaded."""
 
-    name: str = Field("models/novels-llama", description="folder, Hub id, s3:// prefix or models:/name@alias")
+    name: str = Field(
+        "models/novels-llama", description="folder, Hub id, s3:// prefix or models:/name@alias"
+    )
     revision: str | None = Field(None, description="Hub revision: a commit, tag or branch")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: as the checkpoint")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: as the checkpoint"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model"
+    )
 
 
 class Calibration(Section):
     """The text that layers are judged and trained on."""
 
-    source: str = Field("data/calibration.txt", description="UTF-8 text file, folder saved by datasets, or Hub dataset")
-    config: str | None = Field(None, description="configuration of a Hub dataset, such as wikitext-2-raw-v1")
+    source: str = Field(
+        "data/calibration.txt",
+        description="UTF-8 text file, folder saved by datasets, or Hub dataset",
+    )
+    config: str | None = Field(
+        None, description="configuration of a Hub dataset, such as wikitext-2-raw-v1"
+    )
     split: str = Field("train", description="split of a dataset")
     column: str = Field("text", description="text column of a dataset")
-    revision: str | None = Field(None, description="Hub revision of the dataset; pinned and recorded")
+    revision: str | None = Field(
+        None, description="Hub revision of the dataset; pinned and recorded"
+    )
     samples: int = Field(128, ge=2, description="calibration blocks")
-    seq_len: int | Auto = Field("auto", description="tokens in a block; auto: 2048, or the model's context if shorter")
+    seq_len: int | Auto = Field(
+        "auto", description="tokens in a block; auto: 2048, or the model's context if shorter"
+    )
     seed: int = Field(0, ge=0, description="seed of the choice of blocks and of all training")
 
     @field_validator("seq_len")
@@ -56,54 +69,109 @@ class Calibration(Section):
 class Select(Section):
     """Which layers go. ``layers`` wins over ``ratio``."""
 
-    method: str = Field("elder", description="a selection method; an unknown name lists them all")
+    method: str = Field(
+        "elder", description="a selection method; an unknown name lists them all"
+    )
     layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
     ratio: float = Field(0.25, gt=0, lt=1, description="remove round(ratio x layers) layers")
     protect: tuple[int, ...] = Field((), description="layers never offered for removal")
-    forward_batch: int = Field(8, ge=1, description="blocks in a batch where layers are only looked at")
-    place: Literal["residual", "output"] = Field("residual", description="what a layer weight scales (elder)")
-    solver: Literal["proximal", "subgradient"] = Field("proximal", description="how |S| is minimised (elder)")
-    iterative: bool = Field(True, description="learn the weights anew for each removed layer (elder)")
-    lambda1: Strength | Auto = Field(0.05, description="strength of |S|; auto: chosen on held-out blocks (elder)")
-    lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
-    epochs: float = Field(0.3, gt=0, description="passes over the calibration blocks, all rounds together (elder)")
-    batch: int = Field(1, ge=1, description="blocks in a batch where weights are learnt (elder, shortened-taylor)")
-    shortlist: int = Field(
-        4, ge=1, description="lightest layers of which the least missed goes; 1: the lightest (elder)"
+    forward_batch: int = Field(
+        8, ge=1, description="blocks in a batch where layers are only looked at"
     )
-    merge_layers: int = Field(4, ge=2, description="layers that become one in a merge, C (laco)")
-    merge_range: tuple[int, int] | None = Field(None, description="merges stay within [L, H); null: [1, layers) (laco)")
-    merge_interval: int = Field(2, ge=1, description="how far below a merge the next is tried, I (laco)")
-    merge_samples: int = Field(16, ge=1, description="calibration blocks that judge a merge (laco)")
+    place: Literal["residual", "output"] = Field(
+        "residual", description="what a layer weight scales (elder)"
+    )
+    solver: Literal["proximal", "subgradient"] = Field(
+        "proximal", description="how |S| is minimised (elder)"
+    )
+    iterative: bool = Field(
+        True, description="learn the weights anew for each removed layer (elder)"
+    )
+    lambda1: Strength | Auto = Field(
+        0.05, description="strength of |S|; auto: chosen on held-out blocks (elder)"
+    )
+    lr: float = Field(0.05, gt=0, description="learning rate of the layer weights (elder)")
+    epochs: float = Field(
+        0.3, gt=0, description="passes over the calibration blocks, all rounds together (elder)"
+    )
+    batch: int = Field(
+        1,
+        ge=1,
+        description="blocks in a batch where weights are learnt (elder, shortened-taylor)",
+    )
+    shortlist: int = Field(
+        4,
+        ge=1,
+        description="lightest layers of which the least missed goes; 1: the lightest (elder)",
+    )
+    merge_layers: int = Field(
+        4, ge=2, description="layers that become one in a merge, C (laco)"
+    )
+    merge_range: tuple[int, int] | None = Field(
+        None, description="merges stay within [L, H); null: [1, layers) (laco)"
+    )
+    merge_interval: int = Field(
+        2, ge=1, description="how far below a merge the next is tried, I (laco)"
+    )
+    merge_samples: int = Field(
+        16, ge=1, description="calibration blocks that judge a merge (laco)"
+    )
 
 
 class Training(Section):
     """What regularisation and recovery have in common."""
 
-    epochs: float = Field(0.0, ge=0, description="passes over the calibration blocks; 0: skip this step")
+    epochs: float = Field(
+        0.0, ge=0, description="passes over the calibration blocks; 0: skip this step"
+    )
     batch: int = Field(8, ge=1, description="blocks in a batch")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices inside the layers")
-    lr: Rate | Auto = Field("auto", description="peak learning rate; auto: chosen on held-out blocks")
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices inside the layers"
+    )
+    lr: Rate | Auto = Field(
+        "auto", description="peak learning rate; auto: chosen on held-out blocks"
+    )
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    adapter_rank: int = Field(0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights")
-    gradient_checkpointing: bool = Field(False, description="less memory, more time: compute each layer twice")
+    adapter_rank: int = Field(
+        0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="less memory, more time: compute each layer twice"
+    )
 
 
 class Regularise(Training):
     """Stage 2: shrink what the selected layers add, so that it moves elsewhere before they go."""
 
-    norm: Literal["l2", "l1"] = Field("l2", description="norm of a layer's output minus its input, for each token")
-    relative: bool = Field(False, description="divide that norm by the norm of the input: free of scale")
-    lambda2: Strength | Auto = Field("auto", description="strength; auto: chosen on held-out blocks")
-    anneal: float = Field(0.0, ge=0, le=1, description="share of the steps in which the layers fade out; 0: they stay")
+    norm: Literal["l2", "l1"] = Field(
+        "l2", description="norm of a layer's output minus its input, for each token"
+    )
+    relative: bool = Field(
+        False, description="divide that norm by the norm of the input: free of scale"
+    )
+    lambda2: Strength | Auto = Field(
+        "auto", description="strength; auto: chosen on held-out blocks"
+    )
+    anneal: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps in which the layers fade out; 0: they stay",
+    )
 
 
 class Compensate(Section):
     """Mend the shallower model without training it."""
 
-    method: str = Field("none", description="none, or a compensation; an unknown name lists them all")
-    ridge: float = Field(0.1, gt=0, description="pull of the map towards the identity, in mean squares (linear)")
+    method: str = Field(
+        "none", description="none, or a compensation; an unknown name lists them all"
+    )
+    ridge: float = Field(
+        0.1, gt=0, description="pull of the map towards the identity, in mean squares (linear)"
+    )
     batch: int = Field(8, ge=1, description="blocks in a batch")
 
 
@@ -113,26 +181,48 @@ class Recover(Training):
     mode: Literal["none", "train", "distil"] = Field(
         "distil", description="loss: next token, or the dense model's logits"
     )
-    epochs: float = Field(6.3, ge=0, description="passes over the calibration blocks, the search for lr included")
+    epochs: float = Field(
+        6.3, ge=0, description="passes over the calibration blocks, the search for lr included"
+    )
     batch: int = Field(4, ge=1, description="blocks in a batch")
-    optimizer: Literal["adamw", "muon"] = Field("muon", description="muon: for the matrices inside the layers")
-    next_token: float = Field(0.0, ge=0, le=1, description="share of next-token loss beside that of logits (distil)")
-    hidden: Strength = Field(0.0, description="weight of the match of the kept layers' hidden states (distil)")
-    synthetic: int = Field(4, ge=0, description="blocks that the dense model writes for each of calibration (distil)")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "muon", description="muon: for the matrices inside the layers"
+    )
+    next_token: float = Field(
+        0.0, ge=0, le=1, description="share of next-token loss beside that of logits (distil)"
+    )
+    hidden: Strength = Field(
+        0.0, description="weight of the match of the kept layers' hidden states (distil)"
+    )
+    synthetic: int = Field(
+        4,
+        ge=0,
+        description="blocks that the dense model writes for each of calibration (distil)",
+    )
 
 
 class Evaluate(Section):
     """What is measured on the dense and on the pruned model, under one protocol."""
 
-    in_domain: str = Field("data/in_domain.txt", description="text like the calibration text, disjoint from it")
+    in_domain: str = Field(
+        "data/in_domain.txt", description="text like the calibration text, disjoint from it"
+    )
     out_of_domain: str = Field("data/held_out.txt", description="text from elsewhere")
-    seq_len: int | Auto = Field("auto", description="tokens in a block; auto: as in calibration")
-    max_tokens: int | None = Field(32_768, ge=1, description="tokens of each text at most; null: the whole text")
+    seq_len: int | Auto = Field(
+        "auto", description="tokens in a block; auto: as in calibration"
+    )
+    max_tokens: int | None = Field(
+        32_768, ge=1, description="tokens of each text at most; null: the whole text"
+    )
     tasks: tuple[str, ...] = Field(("blimp",), description="lm-eval tasks or groups")
-    task_data: str | None = Field("data/tasks", description="folder of task definitions or of local datasets")
+    task_data: str | None = Field(
+        "data/tasks", description="folder of task definitions or of local datasets"
+    )
     limit: int | None = Field(None, ge=1, description="items of each task at most")
     batch: int = Field(16, ge=1, description="blocks in a batch")
-    baselines: tuple[str, ...] = Field(("shortgpt", "sleb"), description="methods shown beside, without training")
+    baselines: tuple[str, ...] = Field(
+        ("shortgpt", "sleb"), description="methods shown beside, without training"
+    )
 
 
 class Speed(Section):
@@ -151,16 +241,36 @@ class Speed(Section):
 class Gate(Section):
     """What a candidate must hold to be registered. A limit of null switches its rule off."""
 
-    mode: Literal["on", "dry-run", "off"] = Field("on", description="dry-run: judge and record, but never refuse")
-    max_perplexity_ratio_in_domain: float | None = Field(1.5, gt=0, description="pruned over dense")
-    max_perplexity_ratio_out_of_domain: float | None = Field(1.5, gt=0, description="pruned over dense")
-    max_task_mean_loss: float | None = Field(0.05, description="loss of the mean over tasks, beyond its standard error")
-    max_task_loss: float | None = Field(0.15, description="loss of any single task, beyond its standard error")
-    min_prompt_speedup: float | None = Field(1.0, gt=0, description="dense prompt latency over pruned")
-    max_memory_ratio: float | None = Field(1.0, gt=0, description="peak memory, pruned over dense")
-    max_repetition: float | None = Field(0.1, description="share of repeated 4-grams in own text, pruned less dense")
-    check_generation: bool = Field(True, description="greedy generation with and without the cache must agree")
-    check_loads: bool = Field(True, description="must load and run in plain transformers, without this project")
+    mode: Literal["on", "dry-run", "off"] = Field(
+        "on", description="dry-run: judge and record, but never refuse"
+    )
+    max_perplexity_ratio_in_domain: float | None = Field(
+        1.5, gt=0, description="pruned over dense"
+    )
+    max_perplexity_ratio_out_of_domain: float | None = Field(
+        1.5, gt=0, description="pruned over dense"
+    )
+    max_task_mean_loss: float | None = Field(
+        0.05, description="loss of the mean over tasks, beyond its standard error"
+    )
+    max_task_loss: float | None = Field(
+        0.15, description="loss of any single task, beyond its standard error"
+    )
+    min_prompt_speedup: float | None = Field(
+        1.0, gt=0, description="dense prompt latency over pruned"
+    )
+    max_memory_ratio: float | None = Field(
+        1.0, gt=0, description="peak memory, pruned over dense"
+    )
+    max_repetition: float | None = Field(
+        0.1, description="share of repeated 4-grams in own text, pruned less dense"
+    )
+    check_generation: bool = Field(
+        True, description="greedy generation with and without the cache must agree"
+    )
+    check_loads: bool = Field(
+        True, description="must load and run in plain transformers, without this project"
+    )
     max_champion_ratio: float | None = Field(
         1.02, gt=0, description="perplexity out of domain over the present champion's"
     )
@@ -185,24 +295,37 @@ class Registry(Section):
 class Signing(Section):
     """How a published model is signed, in the format of OpenSSF Model Signing."""
 
-    private_key: str | None = Field("keys/signing.pem", description="EC key, made on first use; null: sign nothing")
-    keyless: bool = Field(False, description="sign with an identity, through Sigstore, instead of the key")
-    identity: str | None = Field(None, description="who must have signed, such as ci@example.org (keyless, audit)")
-    issuer: str | None = Field(None, description="who vouches for that: URL of its OIDC issuer (keyless, audit)")
+    private_key: str | None = Field(
+        "keys/signing.pem", description="EC key, made on first use; null: sign nothing"
+    )
+    keyless: bool = Field(
+        False, description="sign with an identity, through Sigstore, instead of the key"
+    )
+    identity: str | None = Field(
+        None, description="who must have signed, such as ci@example.org (keyless, audit)"
+    )
+    issuer: str | None = Field(
+        None, description="who vouches for that: URL of its OIDC issuer (keyless, audit)"
+    )
 
 
 class Energy(Section):
     """Whether a run's energy is measured; nothing is sent anywhere."""
 
-    measure: bool = Field(True, description="estimate what the whole machine takes during a run, with codecarbon")
-    country: str | None = Field(None, description="ISO 3166 code, such as DEU: its electricity's CO2; null: kWh alone")
+    measure: bool = Field(
+        True, description="estimate what the whole machine takes during a run, with codecarbon"
+    )
+    country: str | None = Field(
+        None, description="ISO 3166 code, such as DEU: its electricity's CO2; null: kWh alone"
+    )
 
 
 class Notify(Section):
     """Whom to tell how a run ended."""
 
     webhook: SecretStr | None = Field(
-        None, description="address that gets a JSON object; never recorded; null: ELDER_WEBHOOK, where that is set"
+        None,
+        description="address that gets a JSON object; never recorded; null: ELDER_WEBHOOK, where that is set",
     )
     events: tuple[Literal["success", "refusal", "failure"], ...] = Field(
         ("success", "refusal", "failure"), description="which ends to tell"
@@ -230,99 +353,3 @@ class Params(Section):
     notify: Notify = Notify()
     signing: Signing = Signing()
     energy: Energy = Energy()
-
-
-def load_params(
-    path: Path | None = None, overrides: list[str] | None = None, values: dict[str, Any] | None = None
-) -> Params:
-    """Read ``params.yaml`` and apply ``section.key=value`` overrides.
-
-    Args:
-        path: a YAML file with any of the sections; None takes the defaults.
-        overrides: values are read as YAML, so ``null``, ``[0, 11]`` and ``1e-3`` mean what they say.
-        values: {"section.key": value}, laid over all; None values are left out.
-
-    Returns:
-        The frozen parameters.
-
-    Raises:
-        UserError: with every fault, one a line, and the nearest valid name for each unknown one.
-    """
-    tree = _read_sections(path) if path else {}
-    for text in overrides or []:
-        key, equals, value = text.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not (equals and dot and name):
-            raise UserError(f"--set {text!r} is not of the form section.key=value, such as select.ratio=0.25")
-        _section(tree, section)[name] = _scalar(value)
-    for key, value in (values or {}).items():
-        section, _, name = key.partition(".")
-        if value is not None:
-            _section(tree, section)[name] = value
-    return validate(tree)
-
-
-def validate(tree: dict[str, Any]) -> Params:
-    """Check a tree of sections; list all faults at once."""
-    try:
-        return Params.model_validate(tree)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_fault(fault)}" for fault in error.errors())
-        raise UserError(f"the parameters have {error.error_count()} fault(s):\n{faults}") from None
-
-
-def read_yaml(path: Path, what: str, cure: str) -> Any:
-    """Return what a YAML file holds.
-
-    Args:
-        path: the file.
-        what: it is, for a sentence that refuses it.
-        cure: what to do where it is missing.
-
-    Raises:
-        UserError: if it is missing, cannot be read or is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {what} {str(path)!r}; {cure}") from None
-    except OSError as error:
-        raise UserError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _read_sections(path: Path) -> dict[str, Any]:
-    tree = read_yaml(path, "parameter file", "name one with --params")
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{str(path)!r} must hold sections of keys and values, such as 'select:' and below it 'ratio: 0.25'"
-        )
-    return {key: {} if value is None else value for key, value in tree.items()}
-
-
-def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    section = tree.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise UserError(f"section {name!r} must hold keys and values, not {section!r}")
-    return section
-
-
-def _scalar(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _fault(fault: Any) -> str:
-    """Turn one pydantic error into one line that names the key, the value and what is allowed."""
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path[:2])
-    if fault["type"] == "extra_forbidden":
-        section = Params.model_fields.get(path[0]) if len(path) > 1 else None
-        fields = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-        return f"{key}: unknown key, {nearest(path[-1], fields)}"
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return f"{key} = {fault['input']!r}: {message}"

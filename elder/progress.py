@@ -1,13 +1,19 @@
 """Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -32,13 +38,17 @@ class Meter:
         """Count steps, and show what is left."""
         self.done += steps
         if self.bar and self.task is not None:
-            self.bar.update(self.task, advance=steps, description=f"{self.label} {note}".strip())
+            self.bar.update(
+                self.task, advance=steps, description=f"{self.label} {note}".strip()
+            )
             return
         now = time.monotonic()
         if now - self.last_line >= LINE_EVERY:
             self.last_line = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            say(f"{self.label} {self.done}/{self.total}, about {left:.0f} s left{', ' + note if note else ''}")
+            say(
+                f"{self.label} {self.done}/{self.total}, about {left:.0f} s left{', ' + note if note else ''}"
+            )
 
 
 @contextmanager
@@ -65,18 +75,3 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             step()
-
-
-def prepare_libraries() -> None:
-    """Keep progress bars and notices of other libraries off the terminal, and idle threads off the processor."""
-    import os
-    import warnings
-
-    from elder.environment import SPIN_BRIEFLY
-
-    for name, value in SPIN_BRIEFLY.items():  # read when torch is imported
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore")

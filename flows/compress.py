@@ -9,21 +9,24 @@ import yaml
 from prefect import flow
 
 from elder import __version__
-from elder.params import Model, Params, load_params
+from elder.params import Model, Params
+from elder.settings import load_params
 from tasks.baseline import baseline, baseline_key
-from tasks.champion import present_champion
 from tasks.data import prepare_data
-from tasks.energy import Meter
-from tasks.lineage import lineage
-from tasks.manifest import without_secrets
+from tasks.errors import without_secrets
+from tasks.provenance.energy import Meter
+from tasks.provenance.lineage import lineage
 from tasks.record import dense_key, judge, publish, register, report, row, settle
-from tasks.rundir import close_run, file_stamps, forget_other_inputs
-from tasks.slots import bury, ensure_gpu_limit
+from tasks.registry.champion import present_champion
+from tasks.run.folder import close_run, file_stamps, forget_other_inputs
+from tasks.run.slots import bury, ensure_gpu_limit
 from tasks.stage import compression_stage, evaluate, evaluate_dense, measure_speed, save
 
 
 @flow(name="compress", flow_run_name="{run_id}")
-def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, revision: str | None) -> dict[str, Any]:
+def compress(
+    run_id: str, run_dir: Path, root: Path, method: str, model: str, revision: str | None
+) -> dict[str, Any]:
     """Make one shallower model and bring it to the registry.
 
     Args:
@@ -45,11 +48,21 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
     bury(run_id)
     found = settings.model.model_copy(update={"name": model, "revision": revision})
     data = prepare_data(settings.model_copy(update={"model": found}), root, run_dir / "data")
-    origin = lineage(root) | {"data": data["digests"], "dvc_lock_sha256": data["dvc_lock_sha256"]}
+    origin = lineage(root) | {
+        "data": data["digests"],
+        "dvc_lock_sha256": data["dvc_lock_sha256"],
+    }
     stamps = file_stamps(Path(model)) if Path(model).is_dir() else revision
-    inputs = {"data": data["digests"], "model": stamps, "code": [__version__, origin["git_commit"]]}
+    inputs = {
+        "data": data["digests"],
+        "model": stamps,
+        "code": [__version__, origin["git_commit"]],
+    }
     forget_other_inputs(run_dir, inputs)
-    params, blocks = _write_params(settings, found, run_dir), run_dir / "data" / "calibration.safetensors"
+    params, blocks = (
+        _write_params(settings, found, run_dir),
+        run_dir / "data" / "calibration.safetensors",
+    )
 
     work = run_dir / "work"
     for stages in ("learn", "regularise", "remove,compensate", "recover"):
@@ -58,9 +71,15 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
     record = save(work, params, blocks, folder, method)
 
     key = dense_key(record["model"]["digest"], settings, data["digests"], root)
-    dense = row("dense", "dense", evaluate_dense(key, model, params, run_dir / "dense.json"), {}, [])
+    dense = row(
+        "dense", "dense", evaluate_dense(key, model, params, run_dir / "dense.json"), {}, []
+    )
     candidate = row(
-        method, "candidate", evaluate(method, folder, params, run_dir / "candidate.json"), record, record["removed"]
+        method,
+        "candidate",
+        evaluate(method, folder, params, run_dir / "candidate.json"),
+        record,
+        record["removed"],
     )
     others = [name for name in dict.fromkeys(settings.evaluate.baselines) if name != method]
     rows = [dense, candidate]
@@ -82,7 +101,9 @@ def compress(run_id: str, run_dir: Path, root: Path, method: str, model: str, re
         "gate": gate,
         "energy": meter.stop(),
         "data": {"source": data["source"], "stages": data["stages"]},
-        "lineage": record["lineage"] | origin | {"params": without_secrets(settings.model_dump(mode="json"))},
+        "lineage": record["lineage"]
+        | origin
+        | {"params": without_secrets(settings.model_dump(mode="json"))},
     }
     record = settle(record, run_dir / "settled.json")
     published = publish(folder, record, settings, root)
@@ -98,7 +119,9 @@ def _write_params(settings: Params, model: Model, run_dir: Path) -> Path:
     """Write the parameters that the stages read: with the model that was found and the run's own copy of the texts."""
     tree = without_secrets(settings.model_dump(mode="json"))
     tree["model"] = model.model_dump(mode="json")
-    tree["evaluate"] |= {name: str(run_dir / "data" / f"{name}.txt") for name in ("in_domain", "out_of_domain")}
+    tree["evaluate"] |= {
+        name: str(run_dir / "data" / f"{name}.txt") for name in ("in_domain", "out_of_domain")
+    }
     path = run_dir / "stages.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path

@@ -6,13 +6,15 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
-from elder.recipes import DEFAULT
-from flows.cli import prepare_environment, project_root
+from elder.compression.recipes import DEFAULT
+from flows.environment import prepare_environment, project_root
 from flows.run import read_settings, reasons, refused, run_compression
 
 
 @flow(name="nightly")
-def nightly(params: str = "params.yaml", overrides: list[str] | None = None, method: str | None = None) -> State[Any]:
+def nightly(
+    params: str = "params.yaml", overrides: list[str] | None = None, method: str | None = None
+) -> State[Any]:
     """Compress the model of a parameter file and bring the result to the registry.
 
     Args:
@@ -30,7 +32,8 @@ def nightly(params: str = "params.yaml", overrides: list[str] | None = None, met
     record = run_compression(settings, root, method or DEFAULT)
     if refused(record):
         return Completed(
-            name="Refused", message=f"the gate refused run {record['run_id']}: {' '.join(reasons(record))}"
+            name="Refused",
+            message=f"the gate refused run {record['run_id']}: {' '.join(reasons(record))}",
         )
     name, version = settings.registry.name, record["model_version"]
     return Completed(message=f"run {record['run_id']} registered {name} version {version}")

@@ -12,12 +12,12 @@ from prefect.input import RunInput
 from prefect.states import Completed, State
 from pydantic import Field
 
-from elder.cli import read_params
 from elder.params import Params
-from flows.cli import prepare_environment
-from tasks.history import Entry
-from tasks.promotion import Plan, Refused, carry_out, plan_promotion
-from tasks.record import try_again
+from elder.settings import read_params
+from flows.environment import prepare_environment
+from tasks.registry.history import Entry
+from tasks.registry.promotion import Plan, Refused, carry_out, plan_promotion
+from tasks.retry import try_again
 
 HOUR = 3600
 
@@ -61,14 +61,23 @@ def promote(
         try:
             answer = pause_flow_run(form(plan), timeout=int(hours * HOUR), poll_interval=5)
         except FlowPauseTimeout:
-            return Completed(name="Expired", message=f"nobody answered within {hours:g} hours; nothing was changed")
+            return Completed(
+                name="Expired",
+                message=f"nobody answered within {hours:g} hours; nothing was changed",
+            )
         if not answer.approve:
-            return Completed(name="Declined", message=f"{answer.by}: {answer.reason}; nothing was changed")
-        check(settings, root, name, str(version), force)  # the bytes once more: the answer may have taken a day
+            return Completed(
+                name="Declined", message=f"{answer.by}: {answer.reason}; nothing was changed"
+            )
+        check(
+            settings, root, name, str(version), force
+        )  # the bytes once more: the answer may have taken a day
         entry = decide(settings, root, plan, answer.by, answer.reason)
     except Refused as refusal:
         return Completed(name="Refused", message=str(refusal))
-    return Completed(message=f"{name}: champion is version {entry.version}, it was {entry.previous or 'none'}")
+    return Completed(
+        message=f"{name}: champion is version {entry.version}, it was {entry.previous or 'none'}"
+    )
 
 
 def form(plan: Plan) -> type[Decision]:

@@ -5,25 +5,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from elder.cli import read_params
+from elder.compression.recipes import apply_method
+from elder.compression.stages import layers_to_keep
+from elder.device import device_of
 from elder.errors import UserError
-from elder.harness import check_tasks
-from elder.methods import get_method
-from elder.model import check_model, device_of, resolve, split_revision
+from elder.evaluation.tasks import check_tasks
+from elder.model.load import check_model, resolve, split_revision
+from elder.model.removal import outline
 from elder.params import Params
 from elder.progress import say
-from elder.recipes import apply_method
-from elder.removal import outline
-from elder.stages import layers_to_keep
-from flows import reach
-from tasks import notify, registry, signing
-from tasks.manifest import hide_secrets
-from tasks.rundir import run_folder
-from tasks.store import configured_store
-from tasks.turn import turn
+from elder.selection import get_method
+from elder.settings import read_params
+from flows.checks import reach
+from tasks.errors import hide_secrets
+from tasks.provenance import signing
+from tasks.registry import mlflow as registry
+from tasks.run import notify
+from tasks.run.folder import run_folder
+from tasks.run.turn import turn
+from tasks.store.open import configured_store
 
 
-def read_settings(params: Path | None, overrides: list[str] | None, method: str | None) -> Params:
+def read_settings(
+    params: Path | None, overrides: list[str] | None, method: str | None
+) -> Params:
     """Return the parameters of a run: the file, ``section.key=value`` overrides, and a method's recipe over them."""
     return apply_method(read_params(params, overrides, {}), method, overrides)
 
@@ -41,19 +46,31 @@ def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]
     try:
         record = _run(settings, root, method, told)
     except Exception as error:
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        said = (
+            str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        )
         notify.notify(settings.notify, "failure", told | {"error": hide_secrets(said)})
         raise
     found = summary(record)
-    gate = {"mode": record["gate"]["mode"], "passed": record["gate"]["passed"], "reasons": reasons(record)}
+    gate = {
+        "mode": record["gate"]["mode"],
+        "passed": record["gate"]["passed"],
+        "reasons": reasons(record),
+    }
     told |= {"version": found["model_version"], "gate": gate, "perplexity": found["perplexity"]}
-    notify.notify(settings.notify, "refusal" if refused(record) else "success", told | {"report": found["report"]})
+    notify.notify(
+        settings.notify,
+        "refusal" if refused(record) else "success",
+        told | {"report": found["report"]},
+    )
     return record
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a run's record comes down to; perplexities are those out of domain, None where not finite."""
-    found = {row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]}
+    found = {
+        row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]
+    }
     finite = {kind: value if math.isfinite(value) else None for kind, value in found.items()}
     return {
         "run_id": record["run_id"],
@@ -91,7 +108,11 @@ def _run(settings: Params, root: Path, method: str, told: dict[str, Any]) -> dic
             return compress(run_id, run_dir, root, method, model, revision)
         except BaseException as error:
             with suppress(UserError):  # the first failure is the one to tell
-                registry.end_failed(settings.registry, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+                registry.end_failed(
+                    settings.registry,
+                    run_id,
+                    "FAILED" if isinstance(error, Exception) else "KILLED",
+                )
             raise
 
 

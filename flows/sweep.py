@@ -17,15 +17,16 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
+from elder.compression.recipes import DEFAULT
 from elder.errors import UserError, nearest
-from elder.params import Params, read_yaml
+from elder.files import write_json
+from elder.params import Params
 from elder.progress import say
-from elder.recipes import DEFAULT
-from elder.saving import write_json
-from flows.cli import prepare_environment, project_root
+from elder.settings import read_yaml
+from flows.environment import prepare_environment, project_root
 from flows.run import check, find_model, read_settings, run_compression, summary
-from tasks.manifest import hide_secrets
-from tasks.rundir import finished_record
+from tasks.errors import hide_secrets
+from tasks.run.folder import finished_record
 
 Row = dict[str, Any]
 
@@ -41,12 +42,18 @@ class Cell:
 
 def label(values: dict[str, Any]) -> str:
     """Write the values of a cell as a person would."""
-    return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+    return ", ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
+    )
 
 
 @flow(name="sweep")
 def sweep(
-    file: str, params: str | None = "params.yaml", overrides: list[str] | None = None, again: bool = False
+    file: str,
+    params: str | None = "params.yaml",
+    overrides: list[str] | None = None,
+    again: bool = False,
 ) -> State[Any]:
     """Run a grid as `run_sweep` does; the state says what became of it, and is a failure if that of any cell was."""
     root = project_root()
@@ -54,13 +61,19 @@ def sweep(
     rows = run_sweep(Path(file), Path(params) if params else None, overrides, root, again)
     failed = [f"{label(row['cell'])}: {row['error']}" for row in rows if row["error"]]
     if failed:
-        return Failed(message=f"{len(failed)} of {len(rows)} cells failed: {'; '.join(failed)}", data=rows)
+        return Failed(
+            message=f"{len(failed)} of {len(rows)} cells failed: {'; '.join(failed)}", data=rows
+        )
     passed = sum(bool(row["gate_passed"]) for row in rows)
     return Completed(message=f"{passed} of {len(rows)} cells passed the gate", data=rows)
 
 
 def run_sweep(
-    file: Path, params: Path | None, overrides: list[str] | None, root: Path, again: bool = False
+    file: Path,
+    params: Path | None,
+    overrides: list[str] | None,
+    root: Path,
+    again: bool = False,
 ) -> list[Row]:
     """Run the cells of a grid that are not done, and return a row for each cell.
 
@@ -84,7 +97,9 @@ def run_sweep(
             find_model(settings)
             check(settings, root)
         except UserError as error:
-            raise UserError(f"cell {number} of {len(cells)} ({label(cell.values)}) cannot run: {error}") from None
+            raise UserError(
+                f"cell {number} of {len(cells)} ({label(cell.values)}) cannot run: {error}"
+            ) from None
     mark = root / "runs" / f".sweep-{hashlib.sha256(repr(cells).encode()).hexdigest()[:8]}.json"
     since = _round(mark) if again else ""
     rows = []
@@ -100,7 +115,13 @@ def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> Ro
 
     All that a sweep on other machines would have to send there.
     """
-    row: Row = {"cell": cell.values, "run_id": None, "version": None, "perplexity": None, "gate_passed": None}
+    row: Row = {
+        "cell": cell.values,
+        "run_id": None,
+        "version": None,
+        "perplexity": None,
+        "gate_passed": None,
+    }
     try:
         settings = read_settings(params, list(cell.overrides), cell.method)
         method = cell.method or DEFAULT
@@ -110,7 +131,9 @@ def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> Ro
         else:
             say(f"done by run {record['run_id']}")
     except Exception as error:
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        said = (
+            str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        )
         say(f"failed: {said}")
         return row | {"error": hide_secrets(said)}
     found = summary(record)
@@ -140,15 +163,21 @@ def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
 def _read_grid(file: Path) -> dict[str, list[Any]]:
     tree = read_yaml(file, "sweep file", "give the path of a YAML file")
     if not isinstance(tree, dict) or not tree:
-        raise UserError(f"{str(file)!r} must hold keys with lists of values, such as 'select.ratio: [0.17, 0.25]'")
+        raise UserError(
+            f"{str(file)!r} must hold keys with lists of values, such as 'select.ratio: [0.17, 0.25]'"
+        )
     grid: dict[str, list[Any]] = json.loads(json.dumps(tree, default=str))  # YAML has dates
     for key, values in grid.items():
         section, dot, name = key.partition(".")
         if key != "method" and not (dot and name):
             hint = nearest(section, ["method", *Params.model_fields])
-            raise UserError(f"{key!r} in {str(file)!r} is neither 'method' nor section.key; {hint}")
+            raise UserError(
+                f"{key!r} in {str(file)!r} is neither 'method' nor section.key; {hint}"
+            )
         if not isinstance(values, list) or not values:
-            raise UserError(f"{key} = {values!r} in {str(file)!r} must be a list of values, such as [{values!r}]")
+            raise UserError(
+                f"{key} = {values!r} in {str(file)!r} must be a list of values, such as [{values!r}]"
+            )
     return grid
 
 

@@ -9,12 +9,17 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-BUCKETS = ("elder", "elder-mlflow")  # models and data of this project; artifacts of MLflow's runs
+BUCKETS = (
+    "elder",
+    "elder-mlflow",
+)  # models and data of this project; artifacts of MLflow's runs
 
 
 def main(endpoint: str) -> None:
     """Make each bucket, unless these credentials own it already."""
-    config = Config(s3={"addressing_style": "path"}, retries={"mode": "standard", "total_max_attempts": 8})
+    config = Config(
+        s3={"addressing_style": "path"}, retries={"mode": "standard", "total_max_attempts": 8}
+    )
     client = boto3.client("s3", endpoint_url=endpoint, config=config)
     for bucket in BUCKETS:
         try:

@@ -17,22 +17,34 @@ from typing import Annotated, Any
 
 import typer
 
-from elder.cli import Overrides, read_params, refuse
+from elder.cli.app import Overrides, refuse
 from elder.errors import UserError
 from elder.params import Params
-from elder.report import write_report
-from flows.cli import prepare_environment
+from elder.report.html import write_report
+from elder.settings import read_params
+from flows.environment import prepare_environment
 from flows.run import refused
-from tasks import registry
-from tasks.bom import BOM, RECORD
-from tasks.champion import CHAMPION, stored_record
-from tasks.history import Entry, read_log
-from tasks.manifest import MANIFEST, Unreachable, describe, plain_errors
-from tasks.promotion import history
-from tasks.store import Published, Store, configured_store
-from tasks.versions import by_digest, same_model
+from tasks.errors import Unreachable, plain_errors
+from tasks.provenance.bom import BOM, RECORD
+from tasks.registry import mlflow as registry
+from tasks.registry.champion import CHAMPION, stored_record
+from tasks.registry.history import Entry, read_log
+from tasks.registry.metrics import created_at
+from tasks.registry.promotion import history
+from tasks.registry.versions import by_digest, same_model
+from tasks.store.base import Published, Store
+from tasks.store.manifest import MANIFEST, describe
+from tasks.store.open import configured_store
 
-NEEDED = {"run_id", "created", "model", "method", "removed", "gate", "lineage"}  # what a registered record must say
+NEEDED = {
+    "run_id",
+    "created",
+    "model",
+    "method",
+    "removed",
+    "gate",
+    "lineage",
+}  # what a registered record must say
 
 
 def publish(folder: Path, settings: Params, root: Path) -> str:
@@ -48,16 +60,28 @@ def publish(folder: Path, settings: Params, root: Path) -> str:
         )
     try:
         with plain_errors(folder):
-            named = json.loads((folder / RECORD).read_bytes())["lineage"]["params"]["registry"]["name"]
-            parts = json.loads((folder / BOM).read_bytes())["metadata"]["component"]["components"]
+            named = json.loads((folder / RECORD).read_bytes())["lineage"]["params"]["registry"][
+                "name"
+            ]
+            parts = json.loads((folder / BOM).read_bytes())["metadata"]["component"][
+                "components"
+            ]
         listed = {part["name"]: part["hashes"][0]["content"] for part in parts}
     except (ValueError, KeyError, TypeError, IndexError):
-        raise UserError(f"{folder}: its {RECORD} or {BOM} cannot be read: name another folder") from None
+        raise UserError(
+            f"{folder}: its {RECORD} or {BOM} cannot be read: name another folder"
+        ) from None
     if named != name:
         raise UserError(f"{folder} is a model of {named!r}: give that name instead of {name!r}")
-    changed = [path for path, sha256 in listed.items() if path not in files or files[path].sha256 != sha256]
+    changed = [
+        path
+        for path, sha256 in listed.items()
+        if path not in files or files[path].sha256 != sha256
+    ]
     if changed:
-        raise UserError(f"{folder} is not what the run left: {', '.join(changed)} changed; name another folder")
+        raise UserError(
+            f"{folder} is not what the run left: {', '.join(changed)} changed; name another folder"
+        )
     return configured_store(settings.store, root).publish(folder, name).url
 
 
@@ -76,15 +100,24 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
     records, lines = _records(settings, store)
     if not (records or lines or log):
         others = sorted({path.partition("/")[0] for path in store.paths("models")})
-        raise UserError(f"{store.url} holds no model {name!r}: it has {', '.join(others) or 'no models at all'}")
+        raise UserError(
+            f"{store.url} holds no model {name!r}: it has {', '.join(others) or 'no models at all'}"
+        )
     registry.check(settings.registry, settings.store)
     there = by_digest(settings.registry)
     held = {version: digest for digest, version in there.items()}
     for entry in log:
-        same_model(settings.registry, entry.version, held.get(entry.version, entry.digest), entry.digest)
+        same_model(
+            settings.registry,
+            entry.version,
+            held.get(entry.version, entry.digest),
+            entry.digest,
+        )
     wanted = numbers([digest for digest, record in records.items() if not refused(record)], log)
     for digest in sorted(records, key=lambda digest: wanted.get(digest, 0)):
-        version = _fill(settings, store, digest, records[digest], there.get(digest), wanted.get(digest, 0))
+        version = _fill(
+            settings, store, digest, records[digest], there.get(digest), wanted.get(digest, 0)
+        )
         told = f"version {version}" if version else "refused by the gate"
         lines.append(f"run {records[digest]['run_id']}: {told}")
     log, fault = history(settings, root, name, whole=True)
@@ -129,24 +162,32 @@ def _records(settings: Params, store: Store) -> tuple[dict[str, dict[str, Any]],
             raise
         except UserError as error:
             lines.append(f"{folder}/{digest}: left out, {error}")
-    return dict(sorted(found.items(), key=lambda pair: registry.created_at(pair[1]))), lines
+    return dict(sorted(found.items(), key=lambda pair: created_at(pair[1]))), lines
 
 
 def _fill(
-    settings: Params, store: Store, digest: str, record: dict[str, Any], version: str | None, number: int
+    settings: Params,
+    store: Store,
+    digest: str,
+    record: dict[str, Any],
+    version: str | None,
+    number: int,
 ) -> str | None:
     """Record a run where MLflow does not know it, and register its model where it is not; returns the version."""
     named, url = settings.registry, f"{store.url}/models/{settings.registry.name}/{digest}"
     published = Published(url=url, digest=digest, files=store.manifest(url), uploaded_bytes=0)
     run, status = registry.find_run(named, record["run_id"]) or (None, None)
-    at = None if run else registry.created_at(record)
+    at = None if run else created_at(record)
     if run is None or status != "FINISHED":
         run = registry.start_run(named, record["run_id"], at=at)
         registry.log_record(named, run, record)
     if version is None:
         version = _register(settings, run, record, published, number)
     if RECORD not in registry.attached(named, run):
-        told = record | {"artifact": published.model_dump(exclude={"uploaded_bytes"}), "model_version": version}
+        told = record | {
+            "artifact": published.model_dump(exclude={"uploaded_bytes"}),
+            "model_version": version,
+        }
         with tempfile.TemporaryDirectory() as folder:
             write_report(told, Path(folder) / "report.html")
             registry.log_files(named, run, told, Path(folder) / "report.html")
@@ -155,7 +196,9 @@ def _fill(
     return version
 
 
-def _register(settings: Params, run: str, record: dict[str, Any], published: Published, number: int) -> str | None:
+def _register(
+    settings: Params, run: str, record: dict[str, Any], published: Published, number: int
+) -> str | None:
     """Register a model under its number; a number below it, whose model is gone, stays empty, as MLflow reuses none."""
     named = settings.registry
     version = registry.register(named, run, record, published)
@@ -181,7 +224,9 @@ def _ending(settings: Params, log: list[Entry]) -> str:
 
 def main(
     name: Annotated[str, typer.Argument(help="The registered model's name.")],
-    folder: Annotated[list[Path] | None, typer.Option(help="Model folder to publish first; repeatable.")] = None,
+    folder: Annotated[
+        list[Path] | None, typer.Option(help="Model folder to publish first; repeatable.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Fill a registry that was lost from the store, and a store from the folders of runs."""

@@ -26,23 +26,41 @@ END = "<|endoftext|>"
 
 def read_books(folder: Path, held_out: list[str], reserve: float) -> dict[str, str]:
     """Return {name: text}, without the held-out books and without the last `reserve` share of each other one."""
-    books = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
+    books = {
+        path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))
+    }
     missing = set(held_out) - set(books)
     if missing:
-        raise SystemExit(f"{folder} has no {sorted(missing)}: these are named as held out, so they must be there")
-    return {name: text[: int(len(text) * (1 - reserve))] for name, text in books.items() if name not in held_out}
+        raise SystemExit(
+            f"{folder} has no {sorted(missing)}: these are named as held out, so they must be there"
+        )
+    return {
+        name: text[: int(len(text) * (1 - reserve))]
+        for name, text in books.items()
+        if name not in held_out
+    }
 
 
-def train_tokenizer(books: dict[str, str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    books: dict[str, str], vocab_size: int, context: int
+) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on the training text only."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(books.values(), vocab_size=vocab_size, special_tokens=[END], show_progress=False)
+    bpe.train_from_iterator(
+        books.values(), vocab_size=vocab_size, special_tokens=[END], show_progress=False
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=context
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=context,
     )
 
 
-def batch_at(tokens: torch.Tensor, step: int, batch: int, context: int, seed: int) -> torch.Tensor:
+def batch_at(
+    tokens: torch.Tensor, step: int, batch: int, context: int, seed: int
+) -> torch.Tensor:
     """Return the (batch, context) blocks of one step: every epoch shifts the blocks and shuffles them anew."""
     per_epoch = (len(tokens) - context) // context // batch
     epoch, index = divmod(step, per_epoch)
@@ -61,24 +79,36 @@ def next_token_loss(model, ids: torch.Tensor, autocast: torch.dtype | None) -> t
 
 
 @torch.no_grad()
-def perplexity(model, tokens: torch.Tensor, context: int, device, autocast, blocks: int | None = None) -> float:
+def perplexity(
+    model, tokens: torch.Tensor, context: int, device, autocast, blocks: int | None = None
+) -> float:
     """Return the perplexity in separate blocks of `context` tokens, weighting each block the same."""
     model.eval()
     rows = tokens[: len(tokens) // context * context].view(-1, context)[:blocks].long()
-    losses = [next_token_loss(model, chunk.to(device), autocast).item() * len(chunk) for chunk in rows.split(16)]
+    losses = [
+        next_token_loss(model, chunk.to(device), autocast).item() * len(chunk)
+        for chunk in rows.split(16)
+    ]
     model.train()
     return math.exp(sum(losses) / len(rows))
 
 
 def make_optimizers(model, recipe: dict) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices inside the layers and AdamW for embeddings and norms."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    embeddings = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding)
+    }
     parameters = list(model.parameters())
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embeddings]
     others = [p for p in parameters if p.ndim != 2 or id(p) in embeddings]
     return [
         torch.optim.Muon(
-            matrices, lr=recipe["muon_lr"], weight_decay=recipe["weight_decay"], adjust_lr_fn="match_rms_adamw"
+            matrices,
+            lr=recipe["muon_lr"],
+            weight_decay=recipe["weight_decay"],
+            adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(others, lr=recipe["adam_lr"], betas=(0.9, 0.95), weight_decay=0.0),
     ]
@@ -91,12 +121,23 @@ def rate(step: int, steps: int, warmup: int, decay: float) -> float:
 
 def save_checkpoint(folder: Path, step: int, model, optimizers, log: list) -> None:
     """Write model, optimizer state and log by rename, so that an interruption leaves the last checkpoint whole."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight" or not tied(model)}
+    tensors = {
+        f"model.{k}": v
+        for k, v in model.state_dict().items()
+        if k != "lm_head.weight" or not tied(model)
+    }
     meta = {"step": str(step), "log": json.dumps(log)}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "checkpoint.new", metadata=meta)
+            tensors |= {
+                f"optimizer.{i}.{j}.{k}": torch.as_tensor(v).contiguous()
+                for k, v in state.items()
+            }
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        folder / "checkpoint.new",
+        metadata=meta,
+    )
     (folder / "checkpoint.new").rename(folder / "checkpoint.safetensors")
 
 
@@ -106,14 +147,18 @@ def load_checkpoint(folder: Path, model, optimizers) -> tuple[int, list]:
     if not path.exists():
         return 0, []
     tensors = load_file(path)
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+    model.load_state_dict(
+        {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False
+    )
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict] = {}
         for key, value in tensors.items():
             if key.startswith(f"optimizer.{i}."):
                 _, _, j, name = key.split(".", 3)
                 state.setdefault(int(j), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     with safe_open(path, "pt") as handle:
         meta = handle.metadata()
     return int(meta["step"]), json.loads(meta["log"])
@@ -126,10 +171,22 @@ def tied(model) -> bool:
 
 def main() -> None:
     """Parse the arguments and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, required=True, help="folder of UTF-8 .txt books")
-    parser.add_argument("--config", type=Path, required=True, help="JSON with the sections model, data and recipe")
-    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoint, log and the finished model")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="JSON with the sections model, data and recipe",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for checkpoint, log and the finished model",
+    )
     parser.add_argument("--steps", type=int, help="overrides recipe.steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -146,16 +203,27 @@ def main() -> None:
         tokenizer = train_tokenizer(books, data["vocab_size"], context)
         tokenizer.save_pretrained(args.output)
     tokenizer.model_max_length = int(1e12)  # whole books are encoded at once, then cut
-    train = torch.cat([torch.tensor(tokenizer.encode(text) + [tokenizer.eos_token_id]) for text in books.values()])
-    held = torch.tensor(tokenizer.encode((args.text / f"{data['evaluate']}.txt").read_text(encoding="utf-8")))
+    train = torch.cat(
+        [
+            torch.tensor(tokenizer.encode(text) + [tokenizer.eos_token_id])
+            for text in books.values()
+        ]
+    )
+    held = torch.tensor(
+        tokenizer.encode((args.text / f"{data['evaluate']}.txt").read_text(encoding="utf-8"))
+    )
 
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(vocab_size=len(tokenizer), max_position_embeddings=context, **config["model"]),
+        AutoConfig.for_model(
+            vocab_size=len(tokenizer), max_position_embeddings=context, **config["model"]
+        ),
         dtype=torch.float32,
     ).to(args.device)
     optimizers = make_optimizers(model, recipe)
     start, log = load_checkpoint(args.output, model, optimizers)
-    base = [[group["lr"] for group in opt.param_groups] for opt in make_optimizers(model, recipe)]
+    base = [
+        [group["lr"] for group in opt.param_groups] for opt in make_optimizers(model, recipe)
+    ]
     autocast = torch.bfloat16
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train):,} tokens, from step {start}",
@@ -205,7 +273,9 @@ def main() -> None:
         "log": log,
         "device": args.device,
         "torch": torch.__version__,
-        "text_sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in books.items()},
+        "text_sha256": {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in books.items()
+        },
     }
     (args.output / "model" / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.output / "model" / "README.md").write_text(card(record))
@@ -215,7 +285,8 @@ def card(record: dict) -> str:
     """Return the model card, in the Hub's format, from the record of the training."""
     data, recipe, shape = (record["config"][key] for key in ("data", "recipe", "model"))
     curve = "\n".join(
-        f"| {point['step']} | {point['tokens'] / 1e6:.1f} M | {point['perplexity']:.2f} |" for point in record["log"]
+        f"| {point['step']} | {point['tokens'] / 1e6:.1f} M | {point['perplexity']:.2f} |"
+        for point in record["log"]
     )
     books = ", ".join(sorted(record["text_sha256"]))
     left_out = " and ".join(f"`{name}`" for name in data["held_out"])

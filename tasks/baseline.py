@@ -10,9 +10,9 @@ from prefect import task
 
 import elder
 from elder.compensation import NONE
-from elder.evaluate import folder_digest
+from elder.compression.recipes import apply_method, recipe_of
+from elder.evaluation.perplexity import folder_digest
 from elder.params import Params
-from elder.recipes import apply_method, recipe_of
 from tasks.record import row
 from tasks.stage import compression_stage, evaluate
 
@@ -28,7 +28,11 @@ def baseline_key(name: str, dense_key: str, blocks: str, settings: Params) -> st
     """
     code = folder_digest(Path(elder.__file__).parent)
     recipe = recipe_of(apply_method(settings, name))
-    chosen = [recipe["select"], recipe["compensate"], settings.calibration.seed]  # nothing is trained
+    chosen = [
+        recipe["select"],
+        recipe["compensate"],
+        settings.calibration.seed,
+    ]  # nothing is trained
     return hashlib.sha256(repr([name, dense_key, blocks, chosen, code]).encode()).hexdigest()
 
 
@@ -39,18 +43,24 @@ def baseline_key(name: str, dense_key: str, blocks: str, settings: Params) -> st
     result_serializer="json",
     cache_key_fn=lambda _, arguments: f"elder-baseline-{arguments['key']}",
 )
-def baseline(key: str, name: str, settings: Params, run_dir: Path, params: Path, blocks: Path) -> dict[str, Any]:
+def baseline(
+    key: str, name: str, settings: Params, run_dir: Path, params: Path, blocks: Path
+) -> dict[str, Any]:
     """Return the row of another method without training, unless the very same one was measured before."""
     plain = apply_method(settings, name)
     place, work = run_dir / "baselines" / name, run_dir / "work"
     place.mkdir(parents=True, exist_ok=True)
     alike = plain.select == settings.select and not settings.regularise.epochs
-    folder = work / "remove"  # where the baseline is what the candidate was before its compensation and recovery
+    folder = (
+        work / "remove"
+    )  # where the baseline is what the candidate was before its compensation and recovery
     if not alike or plain.compensate.method != NONE:
         own, work = place / "params.yaml", place / "work"
         tree = yaml.safe_load(params.read_text(encoding="utf-8"))
         sections = ("select", "compensate", "recover")
-        tree |= {section: getattr(plain, section).model_dump(mode="json") for section in sections}
+        tree |= {
+            section: getattr(plain, section).model_dump(mode="json") for section in sections
+        }
         tree["regularise"]["epochs"] = 0
         own.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         compression_stage("learn,remove,compensate", work, own, blocks)

@@ -22,10 +22,14 @@ from prefect import task
 
 from elder.errors import UserError
 from elder.params import Params
-from tasks.manifest import without_secrets
+from tasks.errors import without_secrets
 
 PLACE = "build/data"
-DATA = ("calibration.safetensors", "in_domain.txt", "out_of_domain.txt")  # what the stages of a run read
+DATA = (
+    "calibration.safetensors",
+    "in_domain.txt",
+    "out_of_domain.txt",
+)  # what the stages of a run read
 
 
 @task(name="prepare data")
@@ -51,7 +55,9 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         RuntimeError: if DVC failed otherwise.
     """
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    with FileLock(root / ".dvc" / "tmp" / "elder.lock", mode=0o644):  # two at once can fail on DVC's own lock
+    with FileLock(
+        root / ".dvc" / "tmp" / "elder.lock", mode=0o644
+    ):  # two at once can fail on DVC's own lock
         pipeline, place = Path("dvc.yaml"), PLACE
         wanted = used_params(params, stages)
         if wanted != stated_params(root / "params.yaml", wanted):
@@ -135,9 +141,17 @@ def write_pipeline(params: Params, stages: dict[str, Any], root: Path, folder: P
 
 def run_dvc(arguments: list[str], root: Path) -> None:
     """Run DVC with this Python first on PATH; a stage's refusal becomes a UserError."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],  # held by the DVC of a run that was killed
+        [
+            sys.executable,
+            "-m",
+            "dvc",
+            "--wait-for-lock",
+            *arguments,
+        ],  # held by the DVC of a run that was killed
         cwd=root,
         env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
         stdin=subprocess.DEVNULL,
@@ -146,7 +160,9 @@ def run_dvc(arguments: list[str], root: Path) -> None:
         check=False,
     )
     if done.returncode:
-        refusal = re.search(r"^error: (.*?)(?=^ERROR: |\Z)", done.stderr, re.MULTILINE | re.DOTALL)
+        refusal = re.search(
+            r"^error: (.*?)(?=^ERROR: |\Z)", done.stderr, re.MULTILINE | re.DOTALL
+        )
         if refusal:
             raise UserError(refusal[1].strip())
         raise RuntimeError(f"dvc {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError
-from elder.params import Params, load_params
+from elder.params import Params
+from elder.settings import load_params
 from tasks import sources
 
 CONTEXT = 2048  # tokens of a block where nothing else limits it
@@ -34,7 +35,9 @@ def pin(params: Params, folder: Path) -> None:
     pins = {
         "text": sources.pin(params.calibration),
         "tokenizer": sources.pin_tokenizer(params.model.name, params.model.revision),
-        "evaluation": {name: sources.pin_text(getattr(params.evaluate, name)) for name in EVALUATION},
+        "evaluation": {
+            name: sources.pin_text(getattr(params.evaluate, name)) for name in EVALUATION
+        },
     }
     for name, pinned in pins.items():
         write_json(folder / "pins" / f"{name}.json", pinned)
@@ -49,7 +52,11 @@ def text(params: Params, folder: Path) -> None:
     else:
         needed = within_budget(sources.documents(calibration, pinned), character_budget(params))
         characters = write_text(target, needed, calibration.source)
-        pinned |= {"config": calibration.config, "split": calibration.split, "column": calibration.column}
+        pinned |= {
+            "config": calibration.config,
+            "split": calibration.split,
+            "column": calibration.column,
+        }
     record = pinned | {"characters": characters, "text_sha256": sources.digest([target])}
     write_json(folder / "source.json", record)
 
@@ -74,7 +81,11 @@ def blocks(params: Params, folder: Path) -> None:
     }
     with replacing(folder / "calibration.safetensors") as new:
         # One metadata key: safetensors writes several in an order that changes from process to process.
-        save_file({"ids": ids.to(torch.int32).contiguous()}, new, metadata={"calibration": json.dumps(made)})
+        save_file(
+            {"ids": ids.to(torch.int32).contiguous()},
+            new,
+            metadata={"calibration": json.dumps(made)},
+        )
 
 
 def evaluation(params: Params, folder: Path) -> None:
@@ -92,7 +103,10 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    options = {"trust_remote_code": params.model.trust_remote_code, "revision": pinned.get("revision")}
+    options = {
+        "trust_remote_code": params.model.trust_remote_code,
+        "revision": pinned.get("revision"),
+    }
     name, seq_len = str(Path(params.model.name).expanduser()), params.calibration.seq_len
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -100,7 +114,9 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
             config = AutoConfig.from_pretrained(name, **options).get_text_config()
             seq_len = min(CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the tokenizer of {name!r} cannot be loaded: {sources.one_line(error)}") from None
+        raise UserError(
+            f"the tokenizer of {name!r} cannot be loaded: {sources.one_line(error)}"
+        ) from None
     return tokenizer, int(seq_len)
 
 
@@ -165,7 +181,9 @@ def write_text(path: Path, pieces: Iterable[str], source: str) -> int:
             characters += handle.write(piece)
             empty = empty and not piece.strip()
         if empty:
-            raise UserError(f"the text {source!r} is empty; it must hold at least one block of text")
+            raise UserError(
+                f"the text {source!r} is empty; it must hold at least one block of text"
+            )
     return characters
 
 
@@ -197,7 +215,9 @@ STAGES: dict[str, Callable[[Params, Path], None]] = {
 
 def main() -> int:
     """Run one stage and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--output", type=Path, default=Path("build/data"))

@@ -9,23 +9,33 @@ from typing import Any
 from prefect import task
 
 from elder import params
-from elder.card import model_card
-from elder.errors import UserError
-from elder.evaluate import PROTOCOL, folder_digest
-from elder.gate import judge as judge_rules
-from elder.harness import lm_eval_version
-from elder.report import write_report
-from elder.saving import write_json
-from tasks import registry
-from tasks.bom import RECORD, write_bom
-from tasks.manifest import Unreachable, without_secrets
-from tasks.signing import SIGNATURE, sign
-from tasks.store import Published, configured_store
+from elder.evaluation.gate import judge as judge_rules
+from elder.evaluation.perplexity import PROTOCOL, folder_digest
+from elder.evaluation.tasks import lm_eval_version
+from elder.files import write_json
+from elder.report.card import model_card
+from elder.report.html import write_report
+from tasks.errors import without_secrets
+from tasks.provenance.bom import RECORD, write_bom
+from tasks.provenance.signing import SIGNATURE, sign
+from tasks.registry import mlflow as registry
+from tasks.retry import try_again
+from tasks.store.base import Published
+from tasks.store.open import configured_store
 
-BUDGET = ("tokens_seen", "tokens_generated", "optimizer_steps", "trainable_parameters", "seconds", "peak_memory_bytes")
+BUDGET = (
+    "tokens_seen",
+    "tokens_generated",
+    "optimizer_steps",
+    "trainable_parameters",
+    "seconds",
+    "peak_memory_bytes",
+)
 
 
-def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]) -> dict[str, Any]:
+def row(
+    name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]
+) -> dict[str, Any]:
     """Return one line of the comparison: what was measured, and the budget it took."""
     measured = {key: found[key] for key in ("perplexity", "tasks", "task_mean", "parameters")}
     protocol = dict(found["protocol"])
@@ -37,25 +47,24 @@ def row(name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], remo
 def dense_key(weights: str, settings: params.Params, data: dict[str, str], root: Path) -> str:
     """Return the digest of all that the dense model's results depend on: weights, texts, tasks and protocol."""
     chosen = settings.evaluate
-    protocol = chosen.model_dump(mode="json", exclude={"baselines", "in_domain", "out_of_domain", "task_data"})
-    tasks = folder_digest(root / chosen.task_data) if chosen.tasks and chosen.task_data else None
-    versions = [PROTOCOL, lm_eval_version(), *(version(name) for name in ("elder", "transformers", "torch"))]
-    texts = [data[name] for name in ("in_domain.txt", "out_of_domain.txt", "pins/tokenizer.json")]
+    protocol = chosen.model_dump(
+        mode="json", exclude={"baselines", "in_domain", "out_of_domain", "task_data"}
+    )
+    tasks = (
+        folder_digest(root / chosen.task_data) if chosen.tasks and chosen.task_data else None
+    )
+    versions = [
+        PROTOCOL,
+        lm_eval_version(),
+        *(version(name) for name in ("elder", "transformers", "torch")),
+    ]
+    texts = [
+        data[name] for name in ("in_domain.txt", "out_of_domain.txt", "pins/tokenizer.json")
+    ]
     kind = [settings.calibration.seq_len, settings.model.dtype, settings.model.device]
-    return hashlib.sha256(repr([weights, protocol, kind, texts, tasks, versions]).encode()).hexdigest()
-
-
-def try_again(_: Any, __: Any, state: Any) -> bool:
-    """Say whether a failed task is worth another try: not for what the user has to mend first."""
-    try:
-        state.result()
-    except Unreachable:
-        return True
-    except UserError:
-        return False
-    except Exception:
-        return True
-    return False
+    return hashlib.sha256(
+        repr([weights, protocol, kind, texts, tasks, versions]).encode()
+    ).hexdigest()
 
 
 @task(name="gate")
@@ -82,11 +91,16 @@ def settle(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 @task(name="store", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def publish(folder: Path, record: dict[str, Any], settings: params.Params, root: Path) -> Published:
+def publish(
+    folder: Path, record: dict[str, Any], settings: params.Params, root: Path
+) -> Published:
     """Put all that is known into the model folder, with its bill of materials, sign it, and put it into the store."""
     (folder / "README.md").write_text(model_card(record), encoding="utf-8")
     told = json.loads((folder / "elder.json").read_text(encoding="utf-8"))
-    write_json(folder / "elder.json", told | {key: record[key] for key in ("run_id", "model", "lineage")})
+    write_json(
+        folder / "elder.json",
+        told | {key: record[key] for key in ("run_id", "model", "lineage")},
+    )
     write_json(folder / RECORD, record)
     write_bom(folder, record, leave_out=(SIGNATURE,))
     sign(folder, settings.signing, root)
@@ -94,7 +108,9 @@ def publish(folder: Path, record: dict[str, Any], settings: params.Params, root:
 
 
 @task(name="register", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def register(record: dict[str, Any], published: Published, settings: params.Registry) -> tuple[str, str | None]:
+def register(
+    record: dict[str, Any], published: Published, settings: params.Registry
+) -> tuple[str, str | None]:
     """Record the run in MLflow and, where the gate lets it pass, register the model; returns (MLflow run, version)."""
     run = registry.start_run(settings, record["run_id"])
     registry.log_record(settings, run, record)
@@ -102,7 +118,9 @@ def register(record: dict[str, Any], published: Published, settings: params.Regi
 
 
 @task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def report(record: dict[str, Any], run_dir: Path, settings: params.Registry, mlflow_run: str) -> Path:
+def report(
+    record: dict[str, Any], run_dir: Path, settings: params.Registry, mlflow_run: str
+) -> Path:
     """Write record and report into the run's folder, attach both to the MLflow run and close it."""
     path = run_dir / "report.html"
     write_report(record, path)

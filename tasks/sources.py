@@ -14,10 +14,30 @@ from typing import Any
 from elder.errors import UserError, nearest
 from elder.params import Calibration
 
-TEXT_SUFFIXES = {".txt", ".text", ".md", ".raw", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst"}
+TEXT_SUFFIXES = {
+    ".txt",
+    ".text",
+    ".md",
+    ".raw",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".zst",
+}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-TOKENIZER_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.py")
+TOKENIZER_FILES = (
+    "config.json",
+    "*token*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
 
 
 def pin(calibration: Calibration) -> dict[str, Any]:
@@ -35,13 +55,19 @@ def pin(calibration: Calibration) -> dict[str, Any]:
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         if not files:
-            raise UserError(f"the calibration folder {source!r} is empty; it must hold a dataset")
+            raise UserError(
+                f"the calibration folder {source!r} is empty; it must hold a dataset"
+            )
         return {"kind": "folder", "source": source, "sha256": digest(files)}
     if looks_local(source):
         raise UserError(
             f"there is no calibration text {source!r}{similar(path)} Name a UTF-8 file, a folder or a Hub dataset"
         )
-    return {"kind": "hub", "source": source, "revision": hub_commit(source, calibration.revision, "dataset")}
+    return {
+        "kind": "hub",
+        "source": source,
+        "revision": hub_commit(source, calibration.revision, "dataset"),
+    }
 
 
 def pin_text(source: str) -> dict[str, Any]:
@@ -52,7 +78,9 @@ def pin_text(source: str) -> dict[str, Any]:
     """
     path = Path(source).expanduser()
     if not path.is_file():
-        raise UserError(f"there is no text file {source!r}{similar(path)} Give the path of a plain UTF-8 text")
+        raise UserError(
+            f"there is no text file {source!r}{similar(path)} Give the path of a plain UTF-8 text"
+        )
     return {"kind": "file", "source": source, "sha256": digest([path])}
 
 
@@ -79,7 +107,10 @@ def digest(files: list[Path]) -> str:
     if len(files) == 1:
         return digests[0]
     root = os.path.commonpath([str(file.parent) for file in files])
-    lines = [f"{value}  {file.relative_to(root).as_posix()}\n" for value, file in zip(digests, files, strict=True)]
+    lines = [
+        f"{value}  {file.relative_to(root).as_posix()}\n"
+        for value, file in zip(digests, files, strict=True)
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -93,10 +124,14 @@ def pin_tokenizer(name: str, revision: str | None) -> dict[str, Any]:
     if path.is_dir():
         files = sorted({file for pattern in TOKENIZER_FILES for file in path.glob(pattern)})
         if not any(file.name != "config.json" for file in files):
-            raise UserError(f"the model folder {name!r} holds no tokenizer; save one there with save_pretrained")
+            raise UserError(
+                f"the model folder {name!r} holds no tokenizer; save one there with save_pretrained"
+            )
         return {"kind": "folder", "source": name, "sha256": digest(files)}
     if looks_local(name):
-        raise UserError(f"there is no model folder {name!r}; name a folder with a checkpoint, or a Hub id")
+        raise UserError(
+            f"there is no model folder {name!r}; name a folder with a checkpoint, or a Hub id"
+        )
     return {"kind": "hub", "source": name, "revision": hub_commit(name, revision, "model")}
 
 
@@ -121,15 +156,21 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
     try:
         commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20).sha
     except GatedRepoError:
-        raise UserError(f"the Hub {kind} {name!r} is gated; accept its terms on the Hub and set HF_TOKEN") from None
+        raise UserError(
+            f"the Hub {kind} {name!r} is gated; accept its terms on the Hub and set HF_TOKEN"
+        ) from None
     except RevisionNotFoundError:
-        raise UserError(f"the Hub {kind} {name!r} has no revision {revision!r}; give a commit, tag or branch") from None
+        raise UserError(
+            f"the Hub {kind} {name!r} has no revision {revision!r}; give a commit, tag or branch"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"there is no file or folder {name!r} here and no such {kind} on the Hub; check the name, or set HF_TOKEN"
         ) from None
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(f"the Hub cannot be asked for the {kind} {name!r}: {one_line(error)}") from None
+        raise UserError(
+            f"the Hub cannot be asked for the {kind} {name!r}: {one_line(error)}"
+        ) from None
     except Exception as error:  # the HTTP client's own errors, whose classes depend on the version of huggingface_hub
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise
@@ -159,9 +200,13 @@ def documents(calibration: Calibration, pinned: dict[str, Any]) -> Iterator[str]
     column = calibration.column
     for row in rows:
         if column not in row:
-            raise UserError(f"{calibration.source!r} has no column {column!r}; {nearest(column, row)}")
+            raise UserError(
+                f"{calibration.source!r} has no column {column!r}; {nearest(column, row)}"
+            )
         if not isinstance(row[column], str):
-            raise UserError(f"column {column!r} of {calibration.source!r} holds {type(row[column]).__name__}, not text")
+            raise UserError(
+                f"column {column!r} of {calibration.source!r} holds {type(row[column]).__name__}, not text"
+            )
         yield row[column]
 
 
@@ -177,16 +222,28 @@ def open_split(calibration: Calibration, pinned: dict[str, Any]) -> Any:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             splits = datasets.load_from_disk(str(path))
         elif pinned["kind"] == "folder":
-            whole = {"sample_by": "document"} if {file.suffix for file in path.iterdir()} == {".txt"} else {}
-            splits = datasets.load_dataset(str(path), calibration.config, streaming=True, **whole)
+            whole = (
+                {"sample_by": "document"}
+                if {file.suffix for file in path.iterdir()} == {".txt"}
+                else {}
+            )
+            splits = datasets.load_dataset(
+                str(path), calibration.config, streaming=True, **whole
+            )
         else:
-            splits = datasets.load_dataset(source, calibration.config, revision=pinned["revision"], streaming=True)
-    except Exception as error:  # builders raise many kinds; each means that this is no readable dataset
+            splits = datasets.load_dataset(
+                source, calibration.config, revision=pinned["revision"], streaming=True
+            )
+    except (
+        Exception
+    ) as error:  # builders raise many kinds; each means that this is no readable dataset
         raise UserError(f"the dataset {source!r} cannot be read: {one_line(error)}") from None
     if not isinstance(splits, dict):  # a single Dataset saved without its split's name
         return splits
     if split not in splits:
-        raise UserError(f"{source!r} has no split {split!r}; {nearest(split, map(str, splits))}")
+        raise UserError(
+            f"{source!r} has no split {split!r}; {nearest(split, map(str, splits))}"
+        )
     return splits[split]
 
 

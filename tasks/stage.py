@@ -13,9 +13,9 @@ from typing import Any
 
 from prefect import task
 
-from elder.environment import CPU_SETTINGS
 from elder.errors import UserError
-from tasks.slots import gpu_slot
+from elder.process import CPU_SETTINGS
+from tasks.run.slots import gpu_slot
 
 
 def run_stage(*arguments: str | Path) -> None:
@@ -41,7 +41,9 @@ def run_stage(*arguments: str | Path) -> None:
             raise UserError(sentence.read_text(encoding="utf-8"))
     if status:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
-        raise RuntimeError(f"stage {arguments[0]} {how}; what it had finished is kept, run again to go on")
+        raise RuntimeError(
+            f"stage {arguments[0]} {how}; what it had finished is kept, run again to go on"
+        )
 
 
 @task(name="compression stage", task_run_name="{name}")
@@ -52,7 +54,9 @@ def compression_stage(name: str, work: Path, params: Path, calibration: Path) ->
 
 
 @task(name="save model")
-def save(work: Path, params: Path, calibration: Path, output: Path, method: str) -> dict[str, Any]:
+def save(
+    work: Path, params: Path, calibration: Path, output: Path, method: str
+) -> dict[str, Any]:
     """Save the shallower model; returns the record in its elder.json."""
     run_stage(
         *("finish", "--work", work, "--params", params, "--calibration", calibration),

@@ -31,7 +31,9 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
         wanted = wanted.model_copy(update={"revision": None})
     pinned = sources.pin(wanted)
     budget = character_budget(params) if name == params.calibration.source else None
-    key = json.dumps([pinned, wanted.config, wanted.split, wanted.column, budget], sort_keys=True)
+    key = json.dumps(
+        [pinned, wanted.config, wanted.split, wanted.column, budget], sort_keys=True
+    )
     readable = "-".join(Path(part).name for part in name.split(":"))
     path = folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.txt"
     if not path.is_file():

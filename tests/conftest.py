@@ -24,7 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any library reads it; processes that tests start inherit it."""
     os.environ.update(QUIET)
     os.environ.pop("PREFECT_API_URL", None)
-    os.environ["PREFECT_HOME"] = config.stash[HOME] = tempfile.mkdtemp(prefix="elder-tests-prefect-")
+    os.environ["PREFECT_HOME"] = config.stash[HOME] = tempfile.mkdtemp(
+        prefix="elder-tests-prefect-"
+    )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

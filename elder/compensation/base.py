@@ -9,8 +9,8 @@ import torch
 
 from elder import params
 from elder.errors import UserError, nearest
-from elder.forward import block_losses
-from elder.search import hold_out
+from elder.model.forward import block_losses
+from elder.training.search import hold_out
 
 NONE = "none"
 
@@ -54,7 +54,9 @@ class Gap:
         return list(range(self.start, self.stop))
 
 
-Compensation = Callable[[Repair], dict[str, Any]]  # changes the model in place; returns what it found, as plain JSON
+Compensation = Callable[
+    [Repair], dict[str, Any]
+]  # changes the model in place; returns what it found, as plain JSON
 COMPENSATIONS: dict[str, Compensation] = {}
 
 
@@ -79,7 +81,9 @@ def get_compensation(name: str) -> Compensation | None:
     if name == NONE:
         return None
     if name not in COMPENSATIONS:
-        raise UserError(f"there is no compensation {name!r}; {nearest(name, [*COMPENSATIONS, NONE])}")
+        raise UserError(
+            f"there is no compensation {name!r}; {nearest(name, [*COMPENSATIONS, NONE])}"
+        )
     return COMPENSATIONS[name]
 
 
@@ -101,7 +105,11 @@ def compensate(repair: Repair) -> dict[str, Any]:
 
     before = loss()
     found = compensation(repair)
-    return {"method": repair.settings.method, **found, "held_out_loss": {"before": before, "after": loss()}}
+    return {
+        "method": repair.settings.method,
+        **found,
+        "held_out_loss": {"before": before, "after": loss()},
+    }
 
 
 def gaps(removed: Sequence[int], count: int) -> list[Gap]:

@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from elder.compensation.base import Gap, Repair, gaps, register
 from elder.errors import UserError
-from elder.forward import logits_of
-from elder.layers import LayerControl, find_layers
+from elder.model.forward import logits_of
+from elder.model.layers import LayerControl, find_layers
 from elder.progress import say
-from elder.search import hold_out
+from elder.training.search import hold_out
 
 PROBE = 64.0  # how much a projection's output is enlarged in the check: 16-bit rounding of the stream drowns in it
 TOLERANCE = 0.05
@@ -40,10 +40,19 @@ def linear(repair: Repair) -> dict[str, Any]:
         UserError: for a family whose MLP does not write to the residual stream last, by one linear projection.
     """
     found = gaps(repair.removed, len(find_layers(repair.dense)))
-    sites = {gap: find_site(repair.model, gap.place - 1, repair.blocks[:1]) for gap in found if gap.place}
+    sites = {
+        gap: find_site(repair.model, gap.place - 1, repair.blocks[:1])
+        for gap in found
+        if gap.place
+    }
     records = []
     for gap in found:
-        record: dict[str, Any] = {"removed": gap.layers, "into": None, "folded": False, "held_out_error": None}
+        record: dict[str, Any] = {
+            "removed": gap.layers,
+            "into": None,
+            "folded": False,
+            "held_out_error": None,
+        }
         if gap in sites:
             record |= {"into": gap.start - 1} | close(repair, gap, sites[gap])
         records.append(record)
@@ -78,13 +87,22 @@ def close(repair: Repair, gap: Gap, site: Site) -> dict[str, Any]:
     """Solve for one gap's map, judge it on held-out blocks, and fold it in if it helps."""
     fit, held = (moments(repair, gap, site, part) for part in hold_out(repair.blocks))
     matrix = solve(fit, repair.settings.ridge)
-    error = {"before": held.error(torch.eye(len(matrix)).to(matrix)), "after": held.error(matrix)}
+    error = {
+        "before": held.error(torch.eye(len(matrix)).to(matrix)),
+        "after": held.error(matrix),
+    }
     folded = error["after"] < error["before"]
     if folded:
         fold(site.module, matrix)
-    layers = f"layers {gap.start} to {gap.stop - 1}" if gap.stop - gap.start > 1 else f"layer {gap.start}"
+    layers = (
+        f"layers {gap.start} to {gap.stop - 1}"
+        if gap.stop - gap.start > 1
+        else f"layer {gap.start}"
+    )
     fate = "folded" if folded else "left out"
-    say(f"linear map for {layers}: held-out error {error['before']:.4f} to {error['after']:.4f}, {fate}")
+    say(
+        f"linear map for {layers}: held-out error {error['before']:.4f} to {error['after']:.4f}, {fate}"
+    )
     return {"folded": folded, "held_out_error": error}
 
 
@@ -93,7 +111,9 @@ def moments(repair: Repair, gap: Gap, site: Site, blocks: torch.Tensor) -> Momen
     """Add up the normal equations batch by batch, so that no more than one batch of states is in memory."""
     sums: Moments | None = None
     for ids in blocks.split(repair.settings.batch):
-        state, written = run_to(repair.model, site.index, ids, site.module)  # (tokens, hidden) each
+        state, written = run_to(
+            repair.model, site.index, ids, site.module
+        )  # (tokens, hidden) each
         target, _ = run_to(repair.dense, gap.stop - 1, ids)
         m = site.gain * written
         rest = target - (state - m)
@@ -123,13 +143,17 @@ def solve(sums: Moments, ridge: float) -> torch.Tensor:
 @torch.no_grad()
 def fold(module: Any, matrix: torch.Tensor) -> None:
     """Make a projection put out y T in place of y; computed in float64, kept in the weight's own dtype."""
-    weight = module.weight.T if isinstance(module, nn.Linear) else module.weight  # (in, out); Conv1D keeps it so
+    weight = (
+        module.weight.T if isinstance(module, nn.Linear) else module.weight
+    )  # (in, out); Conv1D keeps it so
     weight.copy_(weight.double() @ matrix)
     if module.bias is not None:
         module.bias.copy_(module.bias.double() @ matrix)
 
 
-def run_to(model: Any, index: int, ids: torch.Tensor, module: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+def run_to(
+    model: Any, index: int, ids: torch.Tensor, module: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a model up to a layer; returns what the layer and a module in it put out, (tokens, features) float64 each.
 
     Without a module the layer's output is returned twice.
@@ -142,7 +166,9 @@ def run_to(model: Any, index: int, ids: torch.Tensor, module: Any = None) -> tup
             raise _ReachedError
 
     hook = (
-        module.register_forward_hook(lambda _, __, output: seen.append(output.clone())) if module is not None else None
+        module.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
+        if module is not None
+        else None
     )
     try:
         with LayerControl(find_layers(model)) as control:
@@ -181,7 +207,10 @@ def find_site(model: Any, index: int, ids: torch.Tensor) -> Site:
         if written.shape == plain.shape:
             change = (larger - plain) / (PROBE - 1)
             gain = ((change * written).sum() / written.square().sum()).item()
-            if abs(gain) > SMALLEST_GAIN and (change - gain * written).norm() <= TOLERANCE * (gain * written).norm():
+            if (
+                abs(gain) > SMALLEST_GAIN
+                and (change - gain * written).norm() <= TOLERANCE * (gain * written).norm()
+            ):
                 return Site(index, module, gain)
     raise UserError(
         f"{type(model).__name__} cannot be compensated by a linear map: layer {index} of the shallower model does not "

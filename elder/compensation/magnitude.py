@@ -18,12 +18,23 @@ from torch import nn
 
 from elder.compensation.base import Gap, Repair, gaps, register
 from elder.errors import UserError
-from elder.forward import logits_of
-from elder.layers import LayerControl, find_layers
+from elder.model.forward import logits_of
+from elder.model.layers import LayerControl, find_layers
 
 # the last projection of attention, of an MLP or of its experts, as the families of transformers name it; that nothing
 # else writes to the stream is checked by running the model
-WRITERS = {"o_proj", "out_proj", "dense", "c_proj", "wo", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
+WRITERS = {
+    "o_proj",
+    "out_proj",
+    "dense",
+    "c_proj",
+    "wo",
+    "down_proj",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "w2",
+}
 TOLERANCE = 0.2  # of that check: error over effect, the median over tokens; the norms' epsilon stays below it
 
 
@@ -39,7 +50,10 @@ def magnitude(repair: Repair) -> dict[str, Any]:
     scales = measure(repair.dense, found, repair.blocks, repair.settings.batch)
     fold(repair.model, {gap.place: scale for gap, scale in zip(found, scales, strict=True)})
     return {
-        "gaps": [{"removed": gap.layers, "scale": scale} for gap, scale in zip(found, scales, strict=True)],
+        "gaps": [
+            {"removed": gap.layers, "scale": scale}
+            for gap, scale in zip(found, scales, strict=True)
+        ],
         "tokens": repair.blocks.numel(),
     }
 
@@ -48,20 +62,29 @@ def magnitude(repair: Repair) -> dict[str, Any]:
 def measure(dense: Any, found: list[Gap], blocks: torch.Tensor, batch: int) -> list[float]:
     """Return alpha of each gap: the mean L2 norm of the dense state after its layers over that before them."""
     layers = find_layers(dense)
-    before, after = ({edge(gap): 0.0 for gap in found} for edge in (lambda g: g.start, lambda g: g.stop - 1))
+    before, after = (
+        {edge(gap): 0.0 for gap in found} for edge in (lambda g: g.start, lambda g: g.stop - 1)
+    )
 
     def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
         for sums, state in ((before, entering), (after, leaving)):
             if index in sums:
-                sums[index] += torch.linalg.vector_norm(state.float(), dim=-1).double().sum().item()
+                sums[index] += (
+                    torch.linalg.vector_norm(state.float(), dim=-1).double().sum().item()
+                )
 
     with LayerControl(layers) as control:
         control.observe = observe
         for ids in blocks.split(batch):
             logits_of(dense, ids)
-    scales = [after[gap.stop - 1] / before[gap.start] if before[gap.start] else math.nan for gap in found]
+    scales = [
+        after[gap.stop - 1] / before[gap.start] if before[gap.start] else math.nan
+        for gap in found
+    ]
     if not all(0 < scale < math.inf for scale in scales):
-        raise UserError("the hidden states of the dense model are not finite: load it with --dtype float32")
+        raise UserError(
+            "the hidden states of the dense model are not finite: load it with --dtype float32"
+        )
     return scales
 
 
@@ -87,7 +110,10 @@ def check_scaling(model: Any, ids: torch.Tensor) -> None:
     with LayerControl(layers) as control:
 
         def run(**steering: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            control.replay, control.weights = steering.get("replay", {}), steering.get("weights")
+            control.replay, control.weights = (
+                steering.get("replay", {}),
+                steering.get("weights"),
+            )
             logits = logits_of(model, ids).float()
             return states["leaving"].float(), logits
 
@@ -102,7 +128,11 @@ def check_scaling(model: Any, ids: torch.Tensor) -> None:
         last = torch.ones(len(layers), device=plain.device)
         last[-1] = 2.0
         _, undone = run(weights=last)
-        kept = [(p, p.detach().to("cpu", copy=True)) for layer in layers for p in writing_parameters(layer)]
+        kept = [
+            (p, p.detach().to("cpu", copy=True))
+            for layer in layers
+            for p in writing_parameters(layer)
+        ]
         fold(model, {0: 2.0})
         folded, _ = run()
         for parameter, value in kept:
@@ -120,7 +150,12 @@ def check_scaling(model: Any, ids: torch.Tensor) -> None:
 
 def off(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
     """Return the median over tokens of ||found - expected|| / ||scale||; a router's rare change of mind is no fault."""
-    return ((found - expected).norm(dim=-1) / scale.norm(dim=-1)).nan_to_num(math.inf).median().item()
+    return (
+        ((found - expected).norm(dim=-1) / scale.norm(dim=-1))
+        .nan_to_num(math.inf)
+        .median()
+        .item()
+    )
 
 
 def writing_parameters(layer: nn.Module) -> list[nn.Parameter]:
@@ -128,7 +163,9 @@ def writing_parameters(layer: nn.Module) -> list[nn.Parameter]:
     found = []
     for name, parameter in layer.named_parameters():
         *owners, last = name.split(".")
-        owner = owners[-1] if last in ("weight", "bias") and owners else last.removesuffix("_bias")
+        owner = (
+            owners[-1] if last in ("weight", "bias") and owners else last.removesuffix("_bias")
+        )
         if owner in WRITERS:
             found.append(parameter)
     return found

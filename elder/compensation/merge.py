@@ -11,8 +11,8 @@ import torch
 
 from elder.compensation.base import Repair, gaps, register
 from elder.errors import UserError
-from elder.layers import find_layers
-from elder.methods.laco import merged_weights
+from elder.model.layers import find_layers
+from elder.selection.laco import merged_weights
 
 
 @register("merge")
@@ -40,7 +40,14 @@ def merge(repair: Repair) -> dict[str, Any]:
                 )
     for gap in found:
         if gap.place:
-            merged = merged_weights(weights[gap.start - 1], [weights[index] for index in gap.layers])
+            merged = merged_weights(
+                weights[gap.start - 1], [weights[index] for index in gap.layers]
+            )
             for name, parameter in kept[gap.place - 1].named_parameters():
                 parameter.copy_(merged[name])
-    return {"gaps": [{"removed": g.layers, "into": g.start - 1 if g.place else None} for g in found], "tokens": 0}
+    return {
+        "gaps": [
+            {"removed": g.layers, "into": g.start - 1 if g.place else None} for g in found
+        ],
+        "tokens": 0,
+    }

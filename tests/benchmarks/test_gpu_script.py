@@ -17,7 +17,15 @@ SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
-from gpu_report import FROZEN, TRAINED, Results, flops_per_token, peak_flops, sleb_passes, summary  # noqa: E402
+from gpu_report import (  # noqa: E402
+    FROZEN,
+    TRAINED,
+    Results,
+    flops_per_token,
+    peak_flops,
+    sleb_passes,
+    summary,
+)
 from gpu_stages import Bench, shape_of  # noqa: E402
 
 from elder.errors import UserError  # noqa: E402
@@ -35,7 +43,9 @@ STAGES = {
 def _as_it_was() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "prepare_libraries", lambda: None)  # it would hide warnings from the other tests
+        patch.setattr(
+            gpu, "prepare_libraries", lambda: None
+        )  # it would hide warnings from the other tests
         yield
     torch.use_deterministic_algorithms(deterministic)
 
@@ -43,7 +53,11 @@ def _as_it_was() -> Iterator[None]:
 def run(part: str, out: Path, *options: str | Path) -> dict[str, Any]:
     """Run one part in this process; returns the records of all stages so far."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["gpu.py", part, "--shape", "tiny", "--out", str(out), *map(str, options)])
+        patch.setattr(
+            sys,
+            "argv",
+            ["gpu.py", part, "--shape", "tiny", "--out", str(out), *map(str, options)],
+        )
         gpu.main()
     return json.loads((out / "results.json").read_text())["stages"]
 
@@ -62,7 +76,9 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("books")
     text = (ROOT / "data" / "calibration.txt").read_text(encoding="utf-8")
     for index, name in enumerate(["emma", "the-adventures-of-sherlock-holmes", "another"]):
-        (folder / f"{name}.txt").write_text(text[index * 5000 : (index + 1) * 5000], encoding="utf-8")
+        (folder / f"{name}.txt").write_text(
+            text[index * 5000 : (index + 1) * 5000], encoding="utf-8"
+        )
     return folder
 
 
@@ -78,21 +94,36 @@ def out(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_part_gives_finite_figures_and_no_utilisation_on_a_cpu(out: Path) -> None:
     tree = json.loads((out / "results.json").read_text())
     assert list(tree["stages"]) == [name for names in STAGES.values() for name in names]
-    assert (tree["shape"], tree["date"][:2], "torch" in tree["packages"]) == ("tiny", "20", True)
+    assert (tree["shape"], tree["date"][:2], "torch" in tree["packages"]) == (
+        "tiny",
+        "20",
+        True,
+    )
     for name, record in tree["stages"].items():
         assert "error" not in record, record
         assert all(math.isfinite(value) for value in numbers(record)), name
         assert record.get("mfu") is None
         if "blocks" in record:
-            assert (record["blocks"], record["seconds_for_all_blocks"]) == (8, record["seconds"])
-            assert min(record["seconds"], record["peak_memory_bytes"], record["model_flops"]) > 0
-    regularised, recovered = (tree["stages"][f"{stage}, all weights"] for stage in ("regularise", "recover"))
+            assert (record["blocks"], record["seconds_for_all_blocks"]) == (
+                8,
+                record["seconds"],
+            )
+            assert (
+                min(record["seconds"], record["peak_memory_bytes"], record["model_flops"]) > 0
+            )
+    regularised, recovered = (
+        tree["stages"][f"{stage}, all weights"] for stage in ("regularise", "recover")
+    )
     # 3 and 6 epochs of 8 blocks of 32 tokens; a layer has 2176 weights, the head 1024; attention 1024 a layer
     forward = 2 * (8 * 2176 + 1024) + 8 * 1024
     assert regularised["model_flops"] == 3 * 8 * 32 * 3 * forward
     student = 2 * (6 * 2176 + 1024) + 6 * 1024
     assert recovered["model_flops"] == 6 * 8 * 32 * (3 * student + forward)
-    assert tree["stages"]["speed, 50%"]["ratio"]["parameters"] < tree["stages"]["speed, 25%"]["ratio"]["parameters"] < 1
+    assert (
+        tree["stages"]["speed, 50%"]["ratio"]["parameters"]
+        < tree["stages"]["speed, 25%"]["ratio"]["parameters"]
+        < 1
+    )
     assert [point["step"] for point in tree["stages"]["train"]["log"]] == [2, 4]
 
 
@@ -134,12 +165,16 @@ def test_an_interrupted_part_goes_on(tmp_path: Path) -> None:
 
 def test_a_stage_that_fails_is_said_and_tried_again(tmp_path: Path) -> None:
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bench, "regularise", full)
         records = run("regularise", tmp_path)
-    assert {record["error"] for record in records.values()} == {"out of memory: CUDA out of memory"}
+    assert {record["error"] for record in records.values()} == {
+        "out of memory: CUDA out of memory"
+    }
     assert "- regularise, adapters: out of memory" in (tmp_path / "summary.md").read_text()
     assert "error" not in run("regularise", tmp_path)["regularise, adapters"]
 
@@ -154,7 +189,9 @@ def test_less_time_measures_fewer_blocks_and_says_so(tmp_path: Path) -> None:
 
 def test_results_of_another_shape_are_left_alone(out: Path) -> None:
     about = json.loads((out / "results.json").read_text()) | {"shape": "7b"}
-    with pytest.raises(UserError, match="holds results of shape 'tiny', these would be of '7b'"):
+    with pytest.raises(
+        UserError, match="holds results of shape 'tiny', these would be of '7b'"
+    ):
         Results(out, about)
 
 
@@ -170,7 +207,10 @@ def test_flops_by_hand() -> None:
     assert flops_per_token(config, 32, 1, times=TRAINED) == 3 * 7424
     # LLaMA2-7B: 32 layers of 4096 x (4 x 4096 + 3 x 11008) = 202,375,168 weights, and a head of 131,072,000
     big = shape_of("7b").config
-    assert flops_per_token(big, 2048, 32) == 2 * (32 * 202_375_168 + 131_072_000) + 2 * 32 * 2048 * 4096
+    assert (
+        flops_per_token(big, 2048, 32)
+        == 2 * (32 * 202_375_168 + 131_072_000) + 2 * 32 * 2048 * 4096
+    )
 
 
 def test_passes_of_sleb_by_hand() -> None:
@@ -180,7 +220,12 @@ def test_passes_of_sleb_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("cpu", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("cpu", None),
+    ],
 )
 def test_peaks(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
@@ -191,12 +236,25 @@ def test_peaks(name: str, peak: float | None) -> None:
 
 def blocking(folder: Path, names: list[str]) -> dict[str, str]:
     """Return an environment in which Python finds none of these packages."""
-    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n")
+    (folder / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
+    )
     return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(folder)}
 
 
 def test_the_script_runs_where_little_more_than_torch_is_installed(tmp_path: Path) -> None:
-    absent = ["prefect", "mlflow", "dvc", "boto3", "lm_eval", "datasets", "matplotlib", "typer", "jinja2", "tasks"]
+    absent = [
+        "prefect",
+        "mlflow",
+        "dvc",
+        "boto3",
+        "lm_eval",
+        "datasets",
+        "matplotlib",
+        "typer",
+        "jinja2",
+        "tasks",
+    ]
     command = [SCRIPT, "regularise", "--shape", "tiny"]
     env = blocking(tmp_path, absent) | {"OUT": str(tmp_path / "out")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
@@ -222,11 +280,18 @@ def test_all_is_one_process_a_part(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [f"gpu.py {part} --x" for part in STAGES]
     done = subprocess.run([SCRIPT, "rest"], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: there is no part 'rest'; valid: select regularise recover speed train all\n"
+    assert (
+        done.stderr
+        == "error: there is no part 'rest'; valid: select regularise recover speed train all\n"
+    )
 
 
-def test_the_real_shape_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "select", "--device", "cpu", "--out", str(tmp_path / "out")])
+def test_the_real_shape_needs_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "select", "--device", "cpu", "--out", str(tmp_path / "out")]
+    )
     with pytest.raises(SystemExit) as caught:
         gpu.main()
     assert caught.value.code == 2

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
-from elder.cli import app
-from elder.model import Loaded
+from elder.cli.app import app
+from elder.model.load import Loaded
 
 VOCABULARY = 257  # the bytes, and the end of a text
 CONTEXT = 64
@@ -106,7 +106,9 @@ def trained(trained_model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def model_folder(
-    trained_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    trained_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return the trained model and its tokenizer, saved."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
@@ -126,7 +128,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("elder.cli.prepare_libraries", lambda: None)  # it would hide warnings from the other tests
+    monkeypatch.setattr(
+        "elder.cli.library.prepare_libraries", lambda: None
+    )  # it would hide warnings from the other tests
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield folder
     torch.use_deterministic_algorithms(deterministic)
@@ -137,7 +141,16 @@ def elder(here: Path, model_folder: Path, text_file: Path) -> Callable[..., Resu
     """Run a command on the tiny model with few and short calibration blocks; what is given comes last and wins."""
 
     def run(command: str, *arguments: str | Path, model: str | Path = model_folder) -> Result:
-        given = [command, str(model), "--calibration", str(text_file), "--samples", "16", "--seq-len", "32"]
+        given = [
+            command,
+            str(model),
+            "--calibration",
+            str(text_file),
+            "--samples",
+            "16",
+            "--seq-len",
+            "32",
+        ]
         if "--ratio" not in arguments:
             given += ["--layers", "2"]
         if command == "compress":

@@ -13,19 +13,58 @@ from torch import nn
 
 COUNT, GONE, KEPT = 6, (1, 4), (0, 2, 3, 5)
 IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-BASE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": COUNT, "num_attention_heads": 4}
+BASE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": COUNT,
+    "num_attention_heads": 4,
+}
 LONG = BASE | {"intermediate_size": 48, "max_position_embeddings": 64}
 COMMON = LONG | {"num_key_value_heads": 2}
 GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": COUNT, "n_head": 4, "n_positions": 64}
-NEO = {"vocab_size": 300, "hidden_size": 32, "num_layers": COUNT, "num_heads": 4, "max_position_embeddings": 64}
+NEO = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_layers": COUNT,
+    "num_heads": 4,
+    "max_position_embeddings": 64,
+}
 OPT = BASE | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
-MOE = COMMON | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
-LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16}
+MOE = COMMON | {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "head_dim": 8,
+}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+}
 DEEPSEEK = LONG | LATENT | ROUTED
 STATE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": COUNT, "state_size": 8}
-HYBRID = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_n_groups": 1, "mamba_d_head": 8, "mamba_expand": 2}
-LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+HYBRID = {
+    "mamba_d_state": 8,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_head": 8,
+    "mamba_expand": 2,
+}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -64,7 +103,9 @@ COMMONLY = {
         "LlamaConfig",
         COMMON
         | {"tie_word_embeddings": True}
-        | {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32, "rope_theta": 5e5}},
+        | {
+            "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32, "rope_theta": 5e5}
+        },
     ),
     "mistral": Family("Mistral", "MistralConfig", COMMON | {"sliding_window": 8}),
     # windows from layer 3 on: FFFSSS -> FFSS, so from layer 2 on
@@ -75,7 +116,12 @@ COMMONLY = {
         {"layer_types": [FULL, FULL, SLIDING, SLIDING], "max_window_layers": 2},
     ),
     # no windows at all: from layer 6 on, so from layer 4 on
-    "qwen3": Family("Qwen3", "Qwen3Config", COMMON | {"head_dim": 8, "max_window_layers": 6}, {"max_window_layers": 4}),
+    "qwen3": Family(
+        "Qwen3",
+        "Qwen3Config",
+        COMMON | {"head_dim": 8, "max_window_layers": 6},
+        {"max_window_layers": 4},
+    ),
     # SFSFSF -> SSFF
     "gemma2": Family(
         "Gemma 2",
@@ -88,15 +134,23 @@ COMMONLY = {
         "Gemma 3 (text)",
         "Gemma3TextConfig",
         COMMON | {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 3},
-        {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window_pattern": 2, "_sliding_window_pattern": 2},
+        {
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "sliding_window_pattern": 2,
+            "_sliding_window_pattern": 2,
+        },
     ),
     "phi": Family("Phi-1.5, Phi-2", "PhiConfig", LONG),
     "phi3": Family("Phi-3, Phi-4", "Phi3Config", COMMON | {"sliding_window": 8}),
     "opt": Family("OPT", "OPTConfig", OPT),
     "opt-post-norm": Family("OPT", "OPTConfig", OPT | {"do_layer_norm_before": False}),
-    "opt-projected": Family("OPT", "OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "opt-projected": Family(
+        "OPT", "OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
+    ),
     "gpt-neox": Family("GPT-NeoX, Pythia", "GPTNeoXConfig", LONG),
-    "gpt-neox-serial": Family("GPT-NeoX, Pythia", "GPTNeoXConfig", LONG | {"use_parallel_residual": False}),
+    "gpt-neox-serial": Family(
+        "GPT-NeoX, Pythia", "GPTNeoXConfig", LONG | {"use_parallel_residual": False}
+    ),
     "gpt2": Family("GPT-2", "GPT2Config", GPT2),
     # glglgl -> ggll
     "gpt-neo": Family(
@@ -108,14 +162,23 @@ COMMONLY = {
     ),
     "falcon": Family("Falcon", "FalconConfig", BASE),
     "falcon-40b": Family(
-        "Falcon", "FalconConfig", BASE | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
+        "Falcon",
+        "FalconConfig",
+        BASE | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
     ),
-    "bloom": Family("BLOOM", "BloomConfig", {"vocab_size": 300, "hidden_size": 32, "n_layer": COUNT, "n_head": 4}),
+    "bloom": Family(
+        "BLOOM",
+        "BloomConfig",
+        {"vocab_size": 300, "hidden_size": 32, "n_layer": COUNT, "n_head": 4},
+    ),
     "olmo2": Family("OLMo 2", "Olmo2Config", COMMON),
     "mixtral": Family("Mixtral", "MixtralConfig", COMMON | {"num_local_experts": 4}),
     # layers 0 and 3 without experts: they are 0 and 2 afterwards
     "qwen3-moe": Family(
-        "Qwen2-MoE, Qwen3-MoE", "Qwen3MoeConfig", MOE | {"mlp_only_layers": [0, 3]}, {"mlp_only_layers": [0, 2]}
+        "Qwen2-MoE, Qwen3-MoE",
+        "Qwen3MoeConfig",
+        MOE | {"mlp_only_layers": [0, 3]},
+        {"mlp_only_layers": [0, 2]},
     ),
     # experts in 1, 3, 5: of 0, 2, 3, 5 the last two, so none in 0 and 1
     "qwen3-moe-every-2nd": Family(
@@ -155,7 +218,11 @@ COMMONLY = {
         COMMON
         | {"no_rope_layer_interval": 3, "no_rope_layers": [1, 1, 0, 1, 1, 0, 1, 1]}
         | {"use_sliding_window": True, "sliding_window": 8},
-        {"no_rope_layers": [1, 0, 1, 0], "no_rope_layer_interval": 2, "layer_types": [FULL, SLIDING, FULL, SLIDING]},
+        {
+            "no_rope_layers": [1, 0, 1, 0],
+            "no_rope_layer_interval": 2,
+            "layer_types": [FULL, SLIDING, FULL, SLIDING],
+        },
     ),
     # LLLGLL -> LLGL, in which every 3rd is full
     "exaone4": Family(
@@ -190,7 +257,9 @@ OTHERS = {
     ),
     "gpt-j": Family("GPT-J, CodeGen", "GPTJConfig", GPT2 | {"rotary_dim": 4}),
     "gpt-1": Family("GPT", "OpenAIGPTConfig", GPT2),  # its layers return lists
-    "mpt": Family("MPT", "MptConfig", {"vocab_size": 300, "d_model": 32, "n_layers": COUNT, "n_heads": 4}),
+    "mpt": Family(
+        "MPT", "MptConfig", {"vocab_size": 300, "d_model": 32, "n_layers": COUNT, "n_heads": 4}
+    ),
     # every 3rd attends in full: LLFLLF -> LFLF
     "qwen3-next": Family(
         "Qwen3-Next, Qwen3.5",
@@ -200,17 +269,28 @@ OTHERS = {
     ),
     # attention in layers 2 and 4: 2 becomes 1, 4 goes; its layers return pairs
     "bamba": Family(
-        "Bamba", "BambaConfig", COMMON | HYBRID | {"attn_layer_indices": [2, 4]}, {"attn_layer_indices": [1]}
+        "Bamba",
+        "BambaConfig",
+        COMMON | HYBRID | {"attn_layer_indices": [2, 4]},
+        {"attn_layer_indices": [1]},
     ),
     "mamba": Family("Mamba, Falcon Mamba", "MambaConfig", STATE),
     "mamba2": Family(
-        "Mamba 2", "Mamba2Config", STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}
+        "Mamba 2",
+        "Mamba2Config",
+        STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
     ),
     # experts in layers 2 to 5: of 0, 2, 3, 5 those in 1 to 3
     "ernie-moe": Family(
         "ERNIE 4.5 MoE",
         "Ernie4_5_MoeConfig",
-        COMMON | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 2},
+        COMMON
+        | {
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 16,
+            "moe_layer_start_index": 2,
+        },
         {"moe_layer_start_index": 1, "moe_layer_end_index": 3},
     ),
     # two dense ones at the front, one of which stays; every 4th is full: SSSFSS -> SSFS, so every 3rd
@@ -218,14 +298,23 @@ OTHERS = {
         "AFMoE",
         "AfmoeConfig",
         MOE | {"num_dense_layers": 2, "num_shared_experts": 1, "sliding_window": 8},
-        {"num_dense_layers": 1, "global_attn_every_n_layers": 3, "layer_types": [SLIDING, SLIDING, FULL, SLIDING]},
+        {
+            "num_dense_layers": 1,
+            "global_attn_every_n_layers": 3,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING],
+        },
     ),
     # experts in 2 and 5: 1 and 3 afterwards, every 2nd; no rotary embedding in every 4th: 111011 -> 1101, every 3rd
     "llama4": Family(
         "Llama 4 (text)",
         "Llama4TextConfig",
         COMMON
-        | {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 8}
+        | {
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "attention_chunk_size": 8,
+        }
         | {"interleave_moe_layer_step": 3, "no_rope_layer_interval": 4},
         {"moe_layers": [1, 3], "interleave_moe_layer_step": 2}
         | {"no_rope_layers": [1, 1, 0, 1], "no_rope_layer_interval": 3},
@@ -234,12 +323,19 @@ OTHERS = {
 FAMILIES = COMMONLY | OTHERS
 # Configurations that say only some removals: a pattern without a list, or arithmetic that counts layers.
 PARTLY = {
-    "gpt2-inverse": Family("GPT-2", "GPT2Config", GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt2-inverse": Family(
+        "GPT-2", "GPT2Config", GPT2 | {"scale_attn_by_inverse_layer_idx": True}
+    ),
     "jamba": Family(
         "Jamba",
         "JambaConfig",
         COMMON
-        | {"num_experts": 2, "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 3}
+        | {
+            "num_experts": 2,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 3,
+        }
         | {"mamba_d_state": 8, "use_mamba_kernels": False},
     ),
     "diffllama": Family("DiffLlama", "DiffLlamaConfig", COMMON),
@@ -251,8 +347,17 @@ REFUSED = {
             "Gemma 3n",
             "Gemma3nTextConfig",
             COMMON
-            | {"head_dim": 8, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 300, "laurel_rank": 4}
-            | {"num_kv_shared_layers": 2, "sliding_window": 8, "layer_types": [SLIDING, FULL] * 3},
+            | {
+                "head_dim": 8,
+                "hidden_size_per_layer_input": 4,
+                "vocab_size_per_layer_input": 300,
+                "laurel_rank": 4,
+            }
+            | {
+                "num_kv_shared_layers": 2,
+                "sliding_window": 8,
+                "layer_types": [SLIDING, FULL] * 3,
+            },
         ),
         "read the keys and values of earlier ones",
     ),
@@ -261,7 +366,12 @@ REFUSED = {
             "Gemma 4",
             "Gemma4TextConfig",
             COMMON
-            | {"head_dim": 8, "global_head_dim": 16, "num_kv_shared_layers": 0, "sliding_window": 8}
+            | {
+                "head_dim": 8,
+                "global_head_dim": 16,
+                "num_kv_shared_layers": 0,
+                "sliding_window": 8,
+            }
             | {"hidden_size_per_layer_input": 0},
         ),
         "configures its layers one by one",
@@ -271,17 +381,30 @@ REFUSED = {
             "Zamba, Zamba2",
             "Zamba2Config",
             BASE
-            | {"mamba_d_state": 8, "n_mamba_heads": 4, "mamba_headdim": 16, "use_mamba_kernels": False}
+            | {
+                "mamba_d_state": 8,
+                "n_mamba_heads": 4,
+                "mamba_headdim": 16,
+                "use_mamba_kernels": False,
+            }
             | {"layers_block_type": ["mamba", "hybrid"] * 3, "max_position_embeddings": 64},
         ),
         "its layers 1 and 3 share weights",
     ),
     "rwkv": (
-        Family("RWKV", "RwkvConfig", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": COUNT}),
+        Family(
+            "RWKV",
+            "RwkvConfig",
+            {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": COUNT},
+        ),
         "halves the hidden state after every few layers",
     ),
     "xlstm": (
-        Family("xLSTM", "xLSTMConfig", {"vocab_size": 300, "hidden_size": 32, "num_blocks": COUNT, "num_heads": 4}),
+        Family(
+            "xLSTM",
+            "xLSTMConfig",
+            {"vocab_size": 300, "hidden_size": 32, "num_blocks": COUNT, "num_heads": 4},
+        ),
         "were not found",
     ),
     "bert": (

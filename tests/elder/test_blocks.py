@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from elder import data
-from elder.data import choose_blocks, evaluation_blocks, file_digest, read_pieces
+from elder.data import choose_blocks, evaluation_blocks, read_pieces
 from elder.errors import UserError
+from elder.files import file_digest
 
 
 @pytest.fixture
@@ -25,14 +26,18 @@ def decoded(blocks: torch.Tensor, tokenizer: Any) -> list[str]:
     return [tokenizer.decode(row) for row in blocks]
 
 
-def test_evaluation_blocks_come_in_reading_order_without_the_tail(text: Path, tokenizer: Any) -> None:
+def test_evaluation_blocks_come_in_reading_order_without_the_tail(
+    text: Path, tokenizer: Any
+) -> None:
     found = evaluation_blocks(text, tokenizer, 10)
     assert found.dtype == torch.int64
     assert decoded(found, tokenizer) == [f"line {number:4d}\n" for number in range(10)]
     assert len(evaluation_blocks(text, tokenizer, 10, max_tokens=39)) == 3
 
 
-def test_a_text_read_in_small_pieces_is_the_same(text: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_read_in_small_pieces_is_the_same(
+    text: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = evaluation_blocks(text, tokenizer, 7)
     chosen = choose_blocks(text, tokenizer, 5, 7, seed=3)
     monkeypatch.setattr(data, "PIECE", 15)
@@ -53,7 +58,9 @@ def test_chosen_blocks_are_different_blocks_of_the_text(text: Path, tokenizer: A
 
 
 def test_every_block_is_as_likely_in_every_place(text: Path, tokenizer: Any) -> None:
-    rows = [decoded(choose_blocks(text, tokenizer, 3, 10, seed), tokenizer) for seed in range(400)]
+    rows = [
+        decoded(choose_blocks(text, tokenizer, 3, 10, seed), tokenizer) for seed in range(400)
+    ]
     often = Counter(block for row in rows for block in row)
     first = Counter(row[0] for row in rows)
     # 400 x 3 / 10 = 120 with a standard deviation of 9, and 400 / 10 = 40 with one of 6
@@ -71,7 +78,9 @@ def test_every_block_is_as_likely_in_every_place(text: Path, tokenizer: Any) -> 
         (b"caf\xe9 " * 20, "is not UTF-8 text"),
     ],
 )
-def test_texts_that_cannot_be_used(tmp_path: Path, tokenizer: Any, content: bytes | None, sentence: str) -> None:
+def test_texts_that_cannot_be_used(
+    tmp_path: Path, tokenizer: Any, content: bytes | None, sentence: str
+) -> None:
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)
@@ -105,4 +114,6 @@ def test_blocks_chosen_earlier_are_read_as_they_are(tmp_path: Path, tokenizer: A
 def test_a_digest_is_sha256(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
-    assert file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from elder.cli import read_params
 from elder.errors import UserError, nearest
-from elder.params import Params, load_params
+from elder.params import Params
+from elder.settings import load_params, read_params
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,9 @@ def test_an_unknown_key_names_the_nearest(override: str, sentence: str) -> None:
 
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text("select: {ratio: 1, place: middle, protcet: [0]}\ngate: {mode: maybe}\nmodle: {}\n")
+    path.write_text(
+        "select: {ratio: 1, place: middle, protcet: [0]}\ngate: {mode: maybe}\nmodle: {}\n"
+    )
     with pytest.raises(UserError, match=r"5 fault\(s\)") as caught:
         load_params(path)
     lines = str(caught.value).splitlines()[1:]
@@ -78,7 +80,11 @@ def test_an_override_of_another_form_is_refused(text: str) -> None:
 def test_options_go_over_overrides_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("select: {layers: 1, ratio: 0.1}\ncalibration: {seed: 1}\nstore:\n")
-    made = load_params(path, ["select.layers=2", "calibration.seed=2"], {"select.layers": 3, "select.ratio": None})
+    made = load_params(
+        path,
+        ["select.layers=2", "calibration.seed=2"],
+        {"select.layers": 3, "select.ratio": None},
+    )
     assert (made.select.layers, made.select.ratio, made.calibration.seed) == (3, 0.1, 2)
     assert made.store == Params().store
 
@@ -108,10 +114,16 @@ def test_the_nearest_word() -> None:
     assert nearest("zzz", ["ratio", "layers"]) == "valid: layers, ratio"
 
 
-def test_elder_set_lies_between_the_file_and_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elder_set_lies_between_the_file_and_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("store: {url: file, region: file}\nregistry: {name: file}\n")
     monkeypatch.setenv("ELDER_SET", "store.url=machine  store.region=machine")
     settings = read_params(path, ["store.url=command"], {})
-    assert (settings.store.url, settings.store.region, settings.registry.name) == ("command", "machine", "file")
+    assert (settings.store.url, settings.store.region, settings.registry.name) == (
+        "command",
+        "machine",
+        "file",
+    )
     assert load_params(path).store.url == "file"  # what a run has written down stays as it is

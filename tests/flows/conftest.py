@@ -44,8 +44,15 @@ def make_model(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    plain = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<|end|>", *alphabet])}, merges=[]))
-    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    plain = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(["<|end|>", *alphabet])}, merges=[]
+        )
+    )
+    plain.pre_tokenizer, plain.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -68,7 +75,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the project, with short texts, a small model, and parameters for a short run."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("tasks", "elder", "flows", ".dvc", "data/tasks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"))
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", "cache", "tmp"),
+        )
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     for name in ("calibration", "in_domain", "held_out"):

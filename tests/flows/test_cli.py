@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from elder.errors import UserError
-from flows.cli import app
+from flows.cli.run import app
 
 
 @pytest.fixture
@@ -46,38 +46,58 @@ def refusal(*arguments: str) -> str:
         ("registry.tracking_uri=mlruns", "name sqlite:///FILE"),
     ],
 )
-def test_a_wrong_parameter_is_refused_before_any_work(here: Path, override: str, said: str) -> None:
+def test_a_wrong_parameter_is_refused_before_any_work(
+    here: Path, override: str, said: str
+) -> None:
     assert re.search(said, refusal("--set", override))
     assert not (here / "runs").exists()
     assert not (here / "build").exists()
 
 
-def test_an_unreachable_store_is_refused_before_any_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.s3.ATTEMPTS", 1)
+def test_an_unreachable_store_is_refused_before_any_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.s3.ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    said = refusal("--set", "store.url=s3://bucket/x", "--set", "store.endpoint=http://127.0.0.1:9")
+    said = refusal(
+        "--set", "store.url=s3://bucket/x", "--set", "store.endpoint=http://127.0.0.1:9"
+    )
     assert "http://127.0.0.1:9 cannot be reached" in said
     assert not (here / "runs").exists()
 
 
 def test_an_absent_prefect_server_is_refused_before_any_work(here: Path) -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        assert "the Prefect server at http://127.0.0.1:9/api does not answer; start it, or unset" in refusal()
+        assert (
+            "the Prefect server at http://127.0.0.1:9/api does not answer; start it, or unset"
+            in refusal()
+        )
     assert not (here / "runs").exists()
 
 
-def test_a_folder_without_dvc_yaml_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_dvc_yaml_is_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "there is no dvc.yaml here" in refusal()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_itself_ends_with_one_sentence(here: Path) -> None:
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", "--set", "gate.mode=maybe"]
+    command = [
+        sys.executable,
+        "-c",
+        "from flows.cli import main; main()",
+        "run",
+        "--set",
+        "gate.mode=maybe",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: the parameters have 1 fault(s):\n  gate.mode = 'maybe'")
+    assert done.stderr.startswith(
+        "error: the parameters have 1 fault(s):\n  gate.mode = 'maybe'"
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -89,7 +109,9 @@ def test_doctor_names_each_part(here: Path) -> None:
     assert list(checks) == parts.split(", ")
     assert checks["model"]["detail"] == "models/tiny, llama of 4 layers"
 
-    missing = CliRunner().invoke(app, ["doctor", "--json", "--set", "calibration.source=data/absent.txt"])
+    missing = CliRunner().invoke(
+        app, ["doctor", "--json", "--set", "calibration.source=data/absent.txt"]
+    )
     assert missing.exit_code == 1
     parts = {check["name"]: check for check in json.loads(missing.stdout)["checks"]}
     assert [name for name, check in parts.items() if not check["ok"]] == ["calibration"]
@@ -99,18 +121,25 @@ def test_doctor_names_each_part(here: Path) -> None:
 def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elder.cli import read_params
-    from elder.model import resolve
-    from tasks import models, registry
-    from tasks.store import open_store
+    from elder.model.load import resolve
+    from elder.settings import read_params
+    from tasks.registry import mlflow as registry
+    from tasks.store import models
+    from tasks.store.open import open_store
 
     first = open_store("a store").publish(here / "models" / "tiny", "tiny")
     asked = []
-    monkeypatch.setattr(registry, "source_of", lambda uri, section: asked.append(section.tracking_uri) or first.url)
+    monkeypatch.setattr(
+        registry,
+        "source_of",
+        lambda uri, section: asked.append(section.tracking_uri) or first.url,
+    )
     read_params(None, ["registry.tracking_uri=sqlite:///other.db"], {})
     folder = Path(resolve("models:/tiny@champion"))
     assert asked == ["sqlite:///other.db"]
     assert folder == here / models.PLACE / first.digest[:16]
-    assert (folder / "model.safetensors").read_bytes() == (here / "models/tiny/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        here / "models/tiny/model.safetensors"
+    ).read_bytes()
     with pytest.raises(UserError, match="is no published model"):
         models.fetch(str(here / "models" / "tiny"), read_params(None, None, {}))

@@ -10,8 +10,9 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from elder.errors import UserError
-from elder.params import Params, load_params
-from flows import reach
+from elder.params import Params
+from elder.settings import load_params
+from flows.checks import reach
 
 SECRET = "hunter2"
 CLOSED = "127.0.0.1:9"  # nobody listens on the port of the discard protocol
@@ -60,9 +61,15 @@ def said(part: Callable[[Params, Path], str], root: Path, **values: str) -> str:
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        (f"postgresql+psycopg://elder:{SECRET}@{CLOSED}/mlflow", "the database cannot be reached; start it"),
+        (
+            f"postgresql+psycopg://elder:{SECRET}@{CLOSED}/mlflow",
+            "the database cannot be reached; start it",
+        ),
         (f"mysql://elder:{SECRET}@{CLOSED}/mlflow", "the database's driver is missing"),
-        (f"postgresql+absent://elder:{SECRET}@{CLOSED}/mlflow", "the database's driver is missing"),
+        (
+            f"postgresql+absent://elder:{SECRET}@{CLOSED}/mlflow",
+            "the database's driver is missing",
+        ),
     ],
 )
 def test_a_database_that_cannot_be_used(tmp_path: Path, uri: str, sentence: str) -> None:
@@ -71,15 +78,21 @@ def test_a_database_that_cannot_be_used(tmp_path: Path, uri: str, sentence: str)
 
 def test_an_mlflow_server_that_does_not_know_the_user(serve: Serve, tmp_path: Path) -> None:
     values = {"registry.tracking_uri": serve({}), "store.url": "s3://bucket/x"}
-    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said(reach.registry, tmp_path, **values)
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said(
+        reach.registry, tmp_path, **values
+    )
 
 
 def test_a_prefect_server_that_is_down_or_closed(serve: Serve, tmp_path: Path) -> None:
     with temporary_settings({PREFECT_API_URL: f"http://{CLOSED}/api"}):
-        assert "does not answer; start it, or unset PREFECT_API_URL" in said(reach.prefect, tmp_path)
+        assert "does not answer; start it, or unset PREFECT_API_URL" in said(
+            reach.prefect, tmp_path
+        )
         assert "while the Prefect server does not answer" in said(reach.worker, tmp_path)
     with temporary_settings({PREFECT_API_URL: serve({"/api/health": (200, True)}) + "/api"}):
-        assert "lets nobody in without its PREFECT_API_AUTH_STRING; set it" in said(reach.prefect, tmp_path)
+        assert "lets nobody in without its PREFECT_API_AUTH_STRING; set it" in said(
+            reach.prefect, tmp_path
+        )
 
 
 @pytest.mark.parametrize(
@@ -95,10 +108,15 @@ def test_a_prefect_server_that_is_down_or_closed(serve: Serve, tmp_path: Path) -
     ],
 )
 def test_the_work_pool(serve: Serve, tmp_path: Path, status: str | None, sentence: str) -> None:
-    ids = {name: f"00000000-0000-0000-0000-00000000000{i}" for i, name in enumerate(("id", "default_queue_id"))}
+    ids = {
+        name: f"00000000-0000-0000-0000-00000000000{i}"
+        for i, name in enumerate(("id", "default_queue_id"))
+    }
     pool = {"name": "elder", "type": "process", "status": status} | ids
     answer = (200, pool) if status else (404, {"exception_message": "not found"})
-    with temporary_settings({PREFECT_API_URL: serve({"/api/work_pools/elder": answer}) + "/api"}):
+    with temporary_settings(
+        {PREFECT_API_URL: serve({"/api/work_pools/elder": answer}) + "/api"}
+    ):
         if status in ("NOT_READY", "PAUSED"):
             assert sentence in said(reach.worker, tmp_path)
         else:
@@ -112,14 +130,18 @@ def test_the_work_pool(serve: Serve, tmp_path: Path, status: str | None, sentenc
         ("nonsense://elder", "correct .dvc/config"),
     ],
 )
-def test_the_data_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, sentence: str) -> None:
+def test_the_data_remote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, sentence: str
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     (tmp_path / ".dvc").mkdir()
     config = tmp_path / ".dvc" / "config"
     config.write_text("[core]\n    no_scm = true\n")
     assert reach.data_remote(Params(), tmp_path).startswith("no DVC remote")
-    config.write_text(f"[core]\n    no_scm = true\n    remote = data\n['remote \"data\"']\n    url = {url}\n")
+    config.write_text(
+        f"[core]\n    no_scm = true\n    remote = data\n['remote \"data\"']\n    url = {url}\n"
+    )
     assert sentence in said(reach.data_remote, tmp_path)
 
 

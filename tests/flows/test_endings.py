@@ -11,9 +11,11 @@ from prefect.states import State
 from elder.errors import UserError
 from elder.params import Params
 from flows import nightly, run
-from tasks.turn import HOLDER, LOCK
+from tasks.run.turn import HOLDER, LOCK
 
-REASON = "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
+REASON = (
+    "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
+)
 
 
 def record(mode: str, passed: bool) -> dict[str, Any]:
@@ -27,7 +29,10 @@ def record(mode: str, passed: bool) -> dict[str, Any]:
         "model_version": "7" if passed or mode != "on" else None,
         "gate": {"mode": mode, "passed": passed, "rules": rules},
         "report": "runs/r1/report.html",
-        "rows": [{"kind": kind, "perplexity": {"out_of_domain": {"perplexity": ppl}}} for kind, ppl in values.items()],
+        "rows": [
+            {"kind": kind, "perplexity": {"out_of_domain": {"perplexity": ppl}}}
+            for kind, ppl in values.items()
+        ],
         "removed": [1],
         "seconds": 2.5,
     }
@@ -37,14 +42,20 @@ def record(mode: str, passed: bool) -> dict[str, Any]:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Return what a webhook would be told."""
     got: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(run.notify, "notify", lambda _, event, message: got.append((event, message)))
+    monkeypatch.setattr(
+        run.notify, "notify", lambda _, event, message: got.append((event, message))
+    )
     return got
 
 
-def end(monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any] | BaseException) -> dict[str, Any]:
+def end(
+    monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any] | BaseException
+) -> dict[str, Any]:
     """Run with the flow replaced by its end."""
 
-    def stand_in(settings: Params, root: Path, method: str, told: dict[str, Any]) -> dict[str, Any]:
+    def stand_in(
+        settings: Params, root: Path, method: str, told: dict[str, Any]
+    ) -> dict[str, Any]:
         told["run_id"] = "r1"
         if isinstance(ending, BaseException):
             raise ending
@@ -56,10 +67,19 @@ def end(monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any] | BaseException)
 
 @pytest.mark.parametrize(
     ("mode", "passed", "event", "version"),
-    [("on", True, "success", "7"), ("on", False, "refusal", None), ("dry-run", False, "success", "7")],
+    [
+        ("on", True, "success", "7"),
+        ("on", False, "refusal", None),
+        ("dry-run", False, "success", "7"),
+    ],
 )
 def test_an_end_is_told_with_what_matters(
-    monkeypatch: pytest.MonkeyPatch, told: list, mode: str, passed: bool, event: str, version: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    told: list,
+    mode: str,
+    passed: bool,
+    event: str,
+    version: str | None,
 ) -> None:
     end(monkeypatch, record(mode, passed))
     message = {
@@ -76,8 +96,14 @@ def test_an_end_is_told_with_what_matters(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (UserError("postgresql://me:hunter2@db/x cannot be reached"), "postgresql://***@db/x cannot be reached"),
-        (RuntimeError("stage learn was killed by signal 9"), "RuntimeError: stage learn was killed by signal 9"),
+        (
+            UserError("postgresql://me:hunter2@db/x cannot be reached"),
+            "postgresql://***@db/x cannot be reached",
+        ),
+        (
+            RuntimeError("stage learn was killed by signal 9"),
+            "RuntimeError: stage learn was killed by signal 9",
+        ),
     ],
 )
 def test_a_failure_is_told_without_its_secrets(
@@ -85,10 +111,14 @@ def test_a_failure_is_told_without_its_secrets(
 ) -> None:
     with pytest.raises(type(error)):
         end(monkeypatch, error)
-    assert told == [("failure", {"run_id": "r1", "name": Params().registry.name, "error": said})]
+    assert told == [
+        ("failure", {"run_id": "r1", "name": Params().registry.name, "error": said})
+    ]
 
 
-def test_a_run_holds_the_projects_turn(monkeypatch: pytest.MonkeyPatch, told: list, tmp_path: Path) -> None:
+def test_a_run_holds_the_projects_turn(
+    monkeypatch: pytest.MonkeyPatch, told: list, tmp_path: Path
+) -> None:
     def stand_in(run_id: str, *_: object) -> dict[str, Any]:
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
@@ -116,7 +146,12 @@ def test_an_interruption_is_no_failure(monkeypatch: pytest.MonkeyPatch, told: li
     ],
 )
 def test_a_refusal_has_a_state_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str, passed: bool, name: str, said: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mode: str,
+    passed: bool,
+    name: str,
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dvc.yaml").touch()

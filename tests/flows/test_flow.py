@@ -16,10 +16,10 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from elder.data import file_digest
-from elder.params import validate
-from tasks.audit import audit
-from tasks.store import open_store
+from elder.files import file_digest
+from elder.settings import validate
+from tasks.audit.run import audit
+from tasks.store.open import open_store
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
 PATIENCE = 600  # seconds that a run may take on a machine with much else to do
@@ -35,13 +35,20 @@ print(model.config.num_hidden_layers, out.shape[1])
 """
 
 
-def start(project: Path, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen:
+def start(
+    project: Path, *overrides: str, env: dict[str, str] | None = None
+) -> subprocess.Popen:
     """Start ``elder run --json``; output goes to files, since a killed run's server would hold a pipe open."""
     flags = [flag for override in overrides for flag in ("--set", override)]
     with (project / "stdout").open("w") as out, (project / "stderr").open("w") as err:
         command = [*COMMAND, "run", "--json", *flags]
         return subprocess.Popen(
-            command, cwd=project, stdout=out, stderr=err, env=os.environ | (env or {}), start_new_session=True
+            command,
+            cwd=project,
+            stdout=out,
+            stderr=err,
+            env=os.environ | (env or {}),
+            start_new_session=True,
         )
 
 
@@ -51,7 +58,9 @@ def finish(project: Path, process: subprocess.Popen) -> SimpleNamespace:
     out, err = ((project / name).read_text() for name in ("stdout", "stderr"))
     assert out.count("\n") == 1, err
     found = json.loads(out)
-    return SimpleNamespace(status=status, json=found, stderr=err, folder=project / "runs" / found["run_id"])
+    return SimpleNamespace(
+        status=status, json=found, stderr=err, folder=project / "runs" / found["run_id"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +75,24 @@ def record_of(run: SimpleNamespace) -> dict[str, Any]:
 def load_elsewhere(project: Path, uri: str, env: dict[str, str] | None = None) -> str:
     """Load a registered model with transformers alone, in a process that cannot see this project's copy."""
     command = [sys.executable, "-P", "-c", LOAD, uri]
-    done = subprocess.run(command, cwd=project, env=os.environ | (env or {}), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=project, env=os.environ | (env or {}), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
 
 def test_stdout_is_one_json_object_with_the_promised_fields(first: SimpleNamespace) -> None:
     assert first.status == 0, first.stderr
-    assert set(first.json) == {"run_id", "model_version", "gate", "report", "perplexity", "removed", "seconds"}
+    assert set(first.json) == {
+        "run_id",
+        "model_version",
+        "gate",
+        "report",
+        "perplexity",
+        "removed",
+        "seconds",
+    }
     assert first.json["model_version"] == "1"
     assert first.json["gate"]["passed"] is True
     assert set(first.json["perplexity"]) == {"dense", "pruned"}
@@ -99,8 +118,14 @@ def test_the_run_folder_tells_the_whole_run(first: SimpleNamespace, project: Pat
     lineage = record["lineage"]
     lock = project / "dvc.lock"
     assert lineage["dvc_lock_sha256"] == file_digest(lock)
-    md5 = {out["path"]: out["md5"] for s in yaml.safe_load(lock.read_text())["stages"].values() for out in s["outs"]}
-    assert lineage["data"]["calibration.safetensors"] == md5["build/data/calibration.safetensors"]
+    md5 = {
+        out["path"]: out["md5"]
+        for s in yaml.safe_load(lock.read_text())["stages"].values()
+        for out in s["outs"]
+    }
+    assert (
+        lineage["data"]["calibration.safetensors"] == md5["build/data/calibration.safetensors"]
+    )
     assert lineage["params"]["select"]["layers"] == 1
     assert lineage["params"]["evaluate"]["in_domain"] == "data/in_domain.txt"
     assert record["champion"] is None
@@ -112,10 +137,18 @@ def test_the_run_folder_tells_the_whole_run(first: SimpleNamespace, project: Pat
     assert first.json["report"] == str(first.folder / "report.html")
 
 
-def test_the_store_holds_a_verified_model_with_card_and_record(first: SimpleNamespace, project: Path) -> None:
+def test_the_store_holds_a_verified_model_with_card_and_record(
+    first: SimpleNamespace, project: Path
+) -> None:
     artifact, store = record_of(first)["artifact"], open_store(str(project / "store"))
     assert store.verify(artifact["url"]) == []
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "elder.json"} <= set(artifact["files"])
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "elder.json",
+    } <= set(artifact["files"])
     stored = Path(artifact["url"])
     card = (stored / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
@@ -125,12 +158,16 @@ def test_the_store_holds_a_verified_model_with_card_and_record(first: SimpleName
     assert told["removed"] == first.json["removed"]
 
 
-def test_the_registered_version_loads_in_plain_transformers(first: SimpleNamespace, project: Path) -> None:
+def test_the_registered_version_loads_in_plain_transformers(
+    first: SimpleNamespace, project: Path
+) -> None:
     # 4 layers less 1; "It was" is 6 bytes, and 3 new tokens
     assert load_elsewhere(project, "models:/tiny@challenger") == "3 9"
 
 
-def test_mlflow_has_metrics_with_errors_and_a_closed_run(first: SimpleNamespace, project: Path) -> None:
+def test_mlflow_has_metrics_with_errors_and_a_closed_run(
+    first: SimpleNamespace, project: Path
+) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
@@ -140,19 +177,35 @@ def test_mlflow_has_metrics_with_errors_and_a_closed_run(first: SimpleNamespace,
     assert run.data.tags["run_id"] == first.json["run_id"]
     dense = record_of(first)["rows"][0]["perplexity"]["in_domain"]
     assert run.data.metrics["dense/perplexity/in_domain"] == pytest.approx(dense["perplexity"])
-    assert run.data.metrics["dense/perplexity/in_domain_stderr"] == pytest.approx(dense["stderr"])
+    assert run.data.metrics["dense/perplexity/in_domain_stderr"] == pytest.approx(
+        dense["stderr"]
+    )
     rules = {rule["rule"]: rule for rule in record_of(first)["gate"]["rules"]}
-    assert {"worst task", "memory", "repetition", "plain transformers", "champion"} <= set(rules)
+    assert {"worst task", "memory", "repetition", "plain transformers", "champion"} <= set(
+        rules
+    )
     assert run.data.metrics["gate/memory"] == pytest.approx(rules["memory"]["value"])
     assert run.data.metrics["gate_limit/repetition"] == 0.1
     passed = {f"gate_passed/{name}": 1.0 for name in rules}
-    assert passed == {name: value for name, value in run.data.metrics.items() if name.startswith("gate_passed/")}
-    assert {"record.json", "report.html"} <= {item.path for item in client.list_artifacts(version.run_id)}
+    assert passed == {
+        name: value
+        for name, value in run.data.metrics.items()
+        if name.startswith("gate_passed/")
+    }
+    assert {"record.json", "report.html"} <= {
+        item.path for item in client.list_artifacts(version.run_id)
+    }
 
 
 def command(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run another command of ``elder`` in the project."""
-    return subprocess.run([*COMMAND, *arguments, "--json"], cwd=project, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments, "--json"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_an_audit_of_the_version_finds_nothing(first: SimpleNamespace, project: Path) -> None:
@@ -174,7 +227,11 @@ def test_the_version_can_be_made_again(first: SimpleNamespace, project: Path) ->
     done = command(project, "reproduce", "tiny/1", "--output", "again")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert (found["same_layers"], found["same_weights"], found["same_machine"]) == (True, True, True)
+    assert (found["same_layers"], found["same_weights"], found["same_machine"]) == (
+        True,
+        True,
+        True,
+    )
     assert {domain: one["within"] for domain, one in found["metrics"].items()} == {
         "in_domain": True,
         "out_of_domain": True,
@@ -194,7 +251,10 @@ def bucket() -> Iterator[tuple[str, dict[str, str]]]:
     login = {name.lower(): value for name, value in keys.items()}
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **login)
     client.create_bucket(Bucket="models")
-    yield endpoint, keys | {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+    yield (
+        endpoint,
+        keys | {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"},
+    )
     server.stop()
 
 
@@ -221,14 +281,24 @@ def wait_for(condition: Any, seconds: float) -> bool:
 
 
 @pytest.fixture(scope="module")
-def second(first: SimpleNamespace, project: Path, bucket: tuple[str, dict[str, str]]) -> SimpleNamespace:
+def second(
+    first: SimpleNamespace, project: Path, bucket: tuple[str, dict[str, str]]
+) -> SimpleNamespace:
     """Run the same with its store on S3, kill it after the layers were removed, and start it again."""
     endpoint, env = bucket
-    settings = ["store.url=s3://models/night", f"store.endpoint={endpoint}", "store.region=us-east-1"]
+    settings = [
+        "store.url=s3://models/night",
+        f"store.endpoint={endpoint}",
+        "store.region=us-east-1",
+    ]
     killed = start(project, *settings, env=env)
 
     def marks() -> list[Path]:
-        return [path for path in (project / "runs").glob("*/work/remove.json") if first.folder not in path.parents]
+        return [
+            path
+            for path in (project / "runs").glob("*/work/remove.json")
+            if first.folder not in path.parents
+        ]
 
     try:
         assert wait_for(marks, PATIENCE), (project / "stderr").read_text()
@@ -255,7 +325,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert other["curve"] == one["curve"]
 
 
-def test_dense_model_and_baselines_are_not_measured_again(first: SimpleNamespace, second: SimpleNamespace) -> None:
+def test_dense_model_and_baselines_are_not_measured_again(
+    first: SimpleNamespace, second: SimpleNamespace
+) -> None:
     for name in ("dense.json", "baselines/shortgpt/evaluation.json"):
         assert (first.folder / name).is_file()
         assert not (second.folder / name).exists()
@@ -265,7 +337,10 @@ def test_dense_model_and_baselines_are_not_measured_again(first: SimpleNamespace
 
 
 def test_the_same_flow_publishes_to_s3(
-    second: SimpleNamespace, project: Path, bucket: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    second: SimpleNamespace,
+    project: Path,
+    bucket: tuple[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     endpoint, env = bucket
     for name, value in env.items():
@@ -273,9 +348,15 @@ def test_the_same_flow_publishes_to_s3(
     record = record_of(second)
     assert second.json["model_version"] == "2"
     assert record["artifact"]["url"].startswith("s3://models/night/models/tiny/")
-    assert open_store("s3://models/night", endpoint, "us-east-1").verify(record["artifact"]["url"]) == []
+    assert (
+        open_store("s3://models/night", endpoint, "us-east-1").verify(record["artifact"]["url"])
+        == []
+    )
     assert load_elsewhere(project, "models:/tiny@challenger", env) == "3 9"
-    tree = {"store": {"endpoint": endpoint}, "registry": {"tracking_uri": f"sqlite:///{project}/mlflow.db"}}
+    tree = {
+        "store": {"endpoint": endpoint},
+        "registry": {"tracking_uri": f"sqlite:///{project}/mlflow.db"},
+    }
     audited = audit(validate(tree), project, "tiny@challenger")
     assert audited["ok"], audited
     assert audited["version"] == "2"
@@ -286,13 +367,21 @@ def refused(second: SimpleNamespace, project: Path) -> SimpleNamespace:
     """Run with a limit that no model of fewer layers holds, little else, and a champion that was given tasks."""
     from mlflow import MlflowClient
 
-    MlflowClient(f"sqlite:///{project}/mlflow.db").set_registered_model_alias("tiny", "champion", "1")
+    MlflowClient(f"sqlite:///{project}/mlflow.db").set_registered_model_alias(
+        "tiny", "champion", "1"
+    )
     little = ["evaluate.tasks=[]", "evaluate.baselines=[]", "recover.mode=none"]
-    limits = ["gate.max_task_mean_loss=null", "gate.max_task_loss=null", "gate.max_perplexity_ratio_out_of_domain=0.5"]
+    limits = [
+        "gate.max_task_mean_loss=null",
+        "gate.max_task_loss=null",
+        "gate.max_perplexity_ratio_out_of_domain=0.5",
+    ]
     return finish(project, start(project, *little, *limits))
 
 
-def test_the_gate_refuses_says_why_and_registers_nothing(refused: SimpleNamespace, project: Path) -> None:
+def test_the_gate_refuses_says_why_and_registers_nothing(
+    refused: SimpleNamespace, project: Path
+) -> None:
     from mlflow import MlflowClient
 
     assert refused.status == 1
@@ -300,12 +389,19 @@ def test_the_gate_refuses_says_why_and_registers_nothing(refused: SimpleNamespac
     rules = {rule["rule"]: rule for rule in refused.json["gate"]["rules"]}
     assert rules["perplexity out of domain"]["passed"] is False
     assert "exceeds the most allowed, 0.5" in rules["perplexity out of domain"]["reason"]
-    assert "exceeds the most allowed, 0.5" in (refused.folder / "report.html").read_text(encoding="utf-8")
+    assert "exceeds the most allowed, 0.5" in (refused.folder / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert rules["champion"]["passed"] is False
-    assert "the champion, version 1: it was measured under another protocol" in rules["champion"]["reason"]
+    assert (
+        "the champion, version 1: it was measured under another protocol"
+        in rules["champion"]["reason"]
+    )
     assert "(candidate: [])" in rules["champion"]["reason"]
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    assert {str(version.version) for version in client.search_model_versions("name = 'tiny'")} == {"1", "2"}
+    assert {
+        str(version.version) for version in client.search_model_versions("name = 'tiny'")
+    } == {"1", "2"}
     assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "2"
     runs = client.search_runs([client.get_experiment_by_name("elder").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}

@@ -17,7 +17,8 @@ from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from elder import params
-from tasks import promotion, registry
+from tasks.registry import mlflow as registry
+from tasks.registry import promotion
 from tests.flows.waiting import wait_for
 from tests.tasks.registered import record, register, settings_for
 
@@ -36,7 +37,9 @@ for values in json.loads(sys.argv[1]):
 def running(command: list[str], place: Path, url: str) -> Iterator[Callable[[], Any]]:
     """Start a process that prints a JSON a line; yields what reads the next one. It does not outlive a failed check."""
     env = os.environ | {"PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=place, env=env, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout
             lines = process.stdout
@@ -59,7 +62,17 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClie
         except OSError:
             return False
 
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+    ]
     with (tmp_path_factory.mktemp("logs") / "server").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -82,7 +95,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> params.Params:
     plan = promotion.plan_promotion(made, place, "tiny", "1")
     promotion.carry_out(made, place, plan, "anna@host", "it is the first")
     sections = ("store", "registry")
-    (place / "params.yaml").write_text(json.dumps({name: getattr(made, name).model_dump() for name in sections}))
+    (place / "params.yaml").write_text(
+        json.dumps({name: getattr(made, name).model_dump() for name in sections})
+    )
     return made
 
 
@@ -110,9 +125,16 @@ def paused(client: SyncPrefectClient, seen: list[Any]) -> Any:
     return found
 
 
-def test_only_an_approval_moves_the_champion(client: SyncPrefectClient, settings: params.Params) -> None:
+def test_only_an_approval_moves_the_champion(
+    client: SyncPrefectClient, settings: params.Params
+) -> None:
     asked = {"name": "tiny", "version": 2}
-    command = [sys.executable, "-c", FLOWS, json.dumps([asked, asked | {"hours": 0.001}, asked, asked])]
+    command = [
+        sys.executable,
+        "-c",
+        FLOWS,
+        json.dumps([asked, asked | {"hours": 0.001}, asked, asked]),
+    ]
     url = str(client.api_url).rstrip("/")
     seen: list[Any] = []
     with running(command, Path(settings.store.url).parent, url) as next_end:
@@ -125,17 +147,29 @@ def test_only_an_approval_moves_the_champion(client: SyncPrefectClient, settings
             "Declined",
             "ben: not before the holidays; nothing was changed",
         ]
-        assert next_end()[:2] in (["COMPLETED", "Expired"], ["FAILED", "Failed"])  # the server may look first
+        assert next_end()[:2] in (
+            ["COMPLETED", "Expired"],
+            ["FAILED", "Failed"],
+        )  # the server may look first
         assert [version for version, *_ in champions(settings)] == ["1"]
 
         run = paused(client, seen)
-        for wrong in ({"approve": "perhaps"}, {"approve": True, "reason": "better"}, {"approve": True, "reason": ""}):
+        for wrong in (
+            {"approve": "perhaps"},
+            {"approve": True, "reason": "better"},
+            {"approve": True, "reason": ""},
+        ):
             with pytest.raises(RuntimeError, match="Cannot resume this run"):
                 resume_flow_run(run.id, run_input=wrong)
         assert [version for version, *_ in champions(settings)] == ["1"]
-        resume_flow_run(run.id, run_input={"approve": True, "reason": "better on our texts", "by": "ben"})
+        resume_flow_run(
+            run.id, run_input={"approve": True, "reason": "better on our texts", "by": "ben"}
+        )
         assert next_end() == ["COMPLETED", "Completed", "tiny: champion is version 2, it was 1"]
-        assert champions(settings) == [("1", "anna@host", "it is the first"), ("2", "ben", "better on our texts")]
+        assert champions(settings) == [
+            ("1", "anna@host", "it is the first"),
+            ("2", "ben", "better on our texts"),
+        ]
 
         kind, _, said = next_end()  # the same once more
         assert kind == "FAILED"

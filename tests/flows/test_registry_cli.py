@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from elder import params
-from flows import registry_cli
-from flows.cli import app
-from tasks import registry
+from flows.cli import registry as registry_cli
+from flows.cli.run import app
+from tasks.registry import mlflow as registry
 from tests.tasks.registered import record, register, settings_for
 
 
@@ -44,7 +44,12 @@ def call(*arguments: str, status: int = 0, keys: str = "") -> tuple[str, str]:
 def test_the_whole_story_in_json(name: str) -> None:
     yes = ("--json", "--yes", "--reason")
     first = json.loads(call("promote", name, "1", *yes, "it is the first")[0])
-    assert (first["name"], first["version"], first["previous"], first["by"]) == (name, "1", None, "anna@host")
+    assert (first["name"], first["version"], first["previous"], first["by"]) == (
+        name,
+        "1",
+        None,
+        "anna@host",
+    )
     second = json.loads(call("promote", name, "2", *yes, "better")[0])
     assert (second["version"], second["previous"], second["number"]) == ("2", "1", 2)
     back = json.loads(call("rollback", name, *yes, "bad")[0])
@@ -59,7 +64,14 @@ def test_the_whole_story_in_json(name: str) -> None:
 def test_history_is_a_table(name: str) -> None:
     assert call("history", name)[0] == f"{name}: nothing was ever promoted\n"
     empty = json.loads(call("history", name, "--json")[0])
-    assert empty == {"name": name, "version": None, "previous": None, "by": None, "at": None, "entries": []}
+    assert empty == {
+        "name": name,
+        "version": None,
+        "previous": None,
+        "by": None,
+        "at": None,
+        "entries": [],
+    }
     call("promote", name, "1", "--yes", "--reason", "it is [bold]the first[/bold]")
     lines = call("history", name)[0].splitlines()
     assert lines[0].strip() == f"{name}: champion is version 1"
@@ -71,7 +83,9 @@ def test_a_check_that_says_no_is_status_1(name: str) -> None:
     call("promote", name, "1", "--yes", "--reason", "it is the first")
     out, err = call("promote", name, "3", "--json", "--yes", "--reason", "mine", status=1)
     assert out == ""
-    assert err.startswith(f"refused: version 3 of {name} was not promoted. The perplexity out of domain")
+    assert err.startswith(
+        f"refused: version 3 of {name} was not promoted. The perplexity out of domain"
+    )
     out, _ = call("promote", name, "3", "--yes", "--reason", "mine", "--force")
     assert f"{name}: champion is version 3 (was version 1), by anna@host at " in out
     assert "Forced: The perplexity out of domain" in out
@@ -84,7 +98,10 @@ def test_somebody_is_asked_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPa
     assert "{" not in out  # the runner echoes keys there
     assert f"{name}: champion would be version 2, now it is 1" in err
     lines = [line.split() for line in err.splitlines() if line.startswith("version")]
-    assert lines == [["version", "2", "9", "18.00", "19.00", "0.750"], ["version", "1", "9", "19.00", "20.00", "0.750"]]
+    assert lines == [
+        ["version", "2", "9", "18.00", "19.00", "0.750"],
+        ["version", "1", "9", "19.00", "20.00", "0.750"],
+    ]
     assert "nothing was changed" in err
     assert json.loads(call("history", name, "--json")[0])["version"] == "1"
     out, err = call("promote", name, "2", "--json", keys="y\nbetter on our texts\n")
@@ -97,11 +114,16 @@ def test_somebody_is_asked_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPa
         (("promote", "tiny", "1"), "there is no terminal to ask on: give --yes --reason TEXT"),
         (("rollback", "tiny", "--reason", "x"), "there is no terminal to ask on"),
         (("rollback", "tiny", "--yes"), "--yes was given without a reason"),
-        (("promote", "absent", "1", "--yes", "--reason", "x"), "there is no registry sqlite:///mlflow.db here"),
+        (
+            ("promote", "absent", "1", "--yes", "--reason", "x"),
+            "there is no registry sqlite:///mlflow.db here",
+        ),
         (("history", "tiny"), "there is no registry sqlite:///mlflow.db here"),
     ],
 )
-def test_wrong_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = call(*arguments, status=2)
     assert out == ""
@@ -115,4 +137,7 @@ def test_names_that_mean_nothing(name: str) -> None:
     for arguments in (("absent", "1"), (name, "9"), (name, "one")):
         out, err = call("promote", *arguments, "--yes", "--reason", "x", status=2)
         assert (out, err.count("\n")) == ("", 1)
-    assert "no champion to go back to" in call("rollback", name, "--yes", "--reason", "x", status=2)[1]
+    assert (
+        "no champion to go back to"
+        in call("rollback", name, "--yes", "--reason", "x", status=2)[1]
+    )

@@ -20,7 +20,12 @@ from tests.flows.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900  # seconds that anything here may take on a machine with much else to do
-LITTLE = ["evaluate.tasks=[]", "evaluate.baselines=[]", "gate.max_task_mean_loss=null", "gate.max_task_loss=null"]
+LITTLE = [
+    "evaluate.tasks=[]",
+    "evaluate.baselines=[]",
+    "gate.max_task_mean_loss=null",
+    "gate.max_task_loss=null",
+]
 LITTLE += ["recover.mode=none", "energy.measure=false", "signing.private_key=null"]
 LIMIT = "gate.max_perplexity_ratio_out_of_domain=0.5"
 
@@ -46,7 +51,9 @@ def stop(process: subprocess.Popen) -> int:
 def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """Start a Prefect server, and the receiver that docs/nightly.md shows, for the copy of the project."""
     blocks = (ROOT / "docs" / "nightly.md").read_text(encoding="utf-8").split("```")
-    script = next(block for block in blocks if block.startswith("python\n")).removeprefix("python\n")
+    script = next(block for block in blocks if block.startswith("python\n")).removeprefix(
+        "python\n"
+    )
     logs, ports = tmp_path_factory.mktemp("logs"), (free_port(), free_port())
     (logs / "receiver.py").write_text(script)
     env = os.environ | {
@@ -62,7 +69,12 @@ def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     def start(name: str, *command: str) -> subprocess.Popen:
         with (logs / name).open("w") as log:
             process = subprocess.Popen(
-                command, cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=project,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         started.append(process)
         return process
@@ -73,7 +85,9 @@ def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         except OSError:
             return False
 
-    start("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0]))
+    start(
+        "server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0])
+    )
     start("receiver", sys.executable, str(logs / "receiver.py"), str(ports[1]))
     try:
         wait_for(health, "Prefect server", PATIENCE)
@@ -88,7 +102,12 @@ def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def prefect(place: SimpleNamespace, *arguments: str) -> str:
     """Run a command of docs/nightly.md; returns what it printed."""
     done = subprocess.run(
-        ["prefect", *arguments], cwd=place.project, env=place.env, capture_output=True, text=True, timeout=PATIENCE
+        ["prefect", *arguments],
+        cwd=place.project,
+        env=place.env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -106,7 +125,10 @@ def flow_runs(place: SimpleNamespace, deployment: str) -> list[Any]:
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: place.env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
+    with (
+        temporary_settings({PREFECT_API_URL: place.env["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+    ):
         named = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
         return client.read_flow_runs(deployment_filter=named, sort=FlowRunSort.START_TIME_ASC)
 
@@ -127,10 +149,16 @@ def test_all_deployments_are_there_with_schedule_and_limit(deployed: SimpleNames
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         found = {one.name: one for one in client.read_deployments()}
     assert set(found) == {"nightly", "weekly-sweep", "promotion"}
-    for name, cron in (("nightly", "0 2 * * *"), ("weekly-sweep", "0 4 * * 0"), ("promotion", None)):
+    for name, cron in (
+        ("nightly", "0 2 * * *"),
+        ("weekly-sweep", "0 4 * * 0"),
+        ("promotion", None),
+    ):
         assert [one.schedule.cron for one in found[name].schedules] == ([cron] if cron else [])
         limit, options = found[name].global_concurrency_limit, found[name].concurrency_options
-        expected = (1, "ENQUEUE") if cron else (None, None)  # an unanswered form must not hold up the next promotion
+        expected = (
+            (1, "ENQUEUE") if cron else (None, None)
+        )  # an unanswered form must not hold up the next promotion
         assert (limit and limit.limit, options and options.collision_strategy) == expected
         assert found[name].work_pool_name == "elder"
         assert found[name].pull_steps[0]["prefect.deployments.steps.set_working_directory"] == {
@@ -143,14 +171,18 @@ def refused(deployed: SimpleNamespace) -> SimpleNamespace:
     """Let a worker do the nightly run, with a limit that no model of fewer layers holds."""
     values = {"overrides": [*LITTLE, LIMIT]}
     prefect(deployed, "deployment", "run", "nightly/nightly", "--params", json.dumps(values))
-    worker = deployed.start("worker", "prefect", "worker", "start", "--pool", "elder", "--run-once")
+    worker = deployed.start(
+        "worker", "prefect", "worker", "start", "--pool", "elder", "--run-once"
+    )
     assert worker.wait(timeout=PATIENCE) == 0
     return deployed
 
 
 def test_a_worker_runs_it_and_a_refusal_is_its_answer(refused: SimpleNamespace) -> None:
     (run,) = [run for run in flow_runs(refused, "nightly") if run.start_time]
-    assert (run.state.type, run.state.name) == ("COMPLETED", "Refused"), (refused.logs / "worker").read_text()
+    assert (run.state.type, run.state.name) == ("COMPLETED", "Refused"), (
+        refused.logs / "worker"
+    ).read_text()
     assert "exceeds the most allowed, 0.5" in run.state.message
     (refusal,) = told(refused)
     assert (refusal["event"], refusal["name"], refusal["version"]) == ("refusal", "tiny", None)
@@ -168,11 +200,15 @@ def served(refused: SimpleNamespace) -> SimpleNamespace:
     sweep["schedules"] = [{"cron": "* * * * *", "timezone": "Etc/UTC", "slug": "weekly"}]
     sweep["parameters"] |= {"file": "grid.yaml", "overrides": LITTLE, "again": False}
     (refused.project / "prefect.yaml").write_text(yaml.safe_dump(tree))
-    serve = refused.start("serve", sys.executable, "-c", "from flows.cli import main; main()", "serve")
+    serve = refused.start(
+        "serve", sys.executable, "-c", "from flows.cli import main; main()", "serve"
+    )
     return SimpleNamespace(**vars(refused), serve=serve)
 
 
-def test_a_served_schedule_fires_by_itself_and_done_cells_are_not_run_again(served: SimpleNamespace) -> None:
+def test_a_served_schedule_fires_by_itself_and_done_cells_are_not_run_again(
+    served: SimpleNamespace,
+) -> None:
     def finished() -> list[Any]:
         assert served.serve.poll() is None, (served.logs / "serve").read_text()
         return [run for run in flow_runs(served, "weekly-sweep") if run.state.is_final()]
@@ -198,6 +234,8 @@ def test_ctrl_c_ends_serving_and_pauses_the_schedules(served: SimpleNamespace) -
 
 def test_serving_needs_a_server(project: Path) -> None:
     command = [sys.executable, "-c", "from flows.cli import main; main()", "serve"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=project, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "there is no Prefect server to keep the schedules" in done.stderr

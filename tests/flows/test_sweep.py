@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from elder.params import Params
 from flows import sweep
-from flows.cli import app
-from tasks import rundir
+from flows.cli.run import app
+from tasks.run import folder as rundir
 
 GRID = "method: [default, sleb]\nselect.ratio: [0.25, 0.5]\n"
 
@@ -55,7 +55,9 @@ def runs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs
     for name in ("data", "models", "params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(project / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.run.registry.check", lambda *_: None)  # to make a database takes seconds
+    monkeypatch.setattr(
+        "flows.run.registry.check", lambda *_: None
+    )  # to make a database takes seconds
     made = Runs()
     monkeypatch.setattr(sweep, "run_compression", made)
     return made
@@ -75,7 +77,12 @@ def test_every_combination_is_a_run_of_its_own(runs: Runs) -> None:
     found = start(GRID)
     assert found.exit_code == 0, found.output
     # the file's order, its last key fastest; the ratio counts though the project's params.yaml says layers: 1
-    assert runs.asked == [("default", 0.25, None), ("default", 0.5, None), ("sleb", 0.25, None), ("sleb", 0.5, None)]
+    assert runs.asked == [
+        ("default", 0.25, None),
+        ("default", 0.5, None),
+        ("sleb", 0.25, None),
+        ("sleb", 0.5, None),
+    ]
     first, *_, last = rows(found)
     assert first["cell"] == {"method": "default", "select.ratio": 0.25}
     assert first["perplexity"] == {"dense": 4.0, "pruned": 4.25}
@@ -132,20 +139,31 @@ def test_a_scheduled_sweep_says_what_became_of_it(runs: Runs) -> None:
     _write("select.ratio: [0.7]\n")
     state = sweep.sweep.fn("grid.yaml")
     assert state.name == "Failed"
-    assert state.message == "1 of 1 cells failed: select.ratio=0.7: RuntimeError: the disk broke"
+    assert (
+        state.message == "1 of 1 cells failed: select.ratio=0.7: RuntimeError: the disk broke"
+    )
 
 
 @pytest.mark.parametrize(
     ("grid", "said"),
     [
-        ("select.ratoi: [0.5]", r"cell 1 of 1 \(select.ratoi=0.5\) cannot run.*\n.*did you mean 'ratio'"),
+        (
+            "select.ratoi: [0.5]",
+            r"cell 1 of 1 \(select.ratoi=0.5\) cannot run.*\n.*did you mean 'ratio'",
+        ),
         ("selcet.ratio: [0.5]", "did you mean 'select'"),
-        ("methdo: [sleb]", "'methdo' in 'grid.yaml' is neither 'method' nor section.key; did you mean 'method'"),
+        (
+            "methdo: [sleb]",
+            "'methdo' in 'grid.yaml' is neither 'method' nor section.key; did you mean 'method'",
+        ),
         ("method: [default, sleeb]", r"cell 2 of 2 \(method=sleeb\).*did you mean 'sleb'"),
         ("select.ratio: [0.25, 1.5]", "cell 2 of 2.*\n.*should be less than 1"),
         ("select.layers: [1, 4]", "cell 2 of 2.*layers 4 of 4 layers cannot be removed"),
         ("evaluate.tasks: [[], [blimpp]]", "cell 2 of 2.*did you mean 'blimp'"),
-        ("select.ratio: 0.5", r"select.ratio = 0.5 in 'grid.yaml' must be a list of values, such as \[0.5\]"),
+        (
+            "select.ratio: 0.5",
+            r"select.ratio = 0.5 in 'grid.yaml' must be a list of values, such as \[0.5\]",
+        ),
         ("select.ratio: []", "must be a list of values"),
         ("- method", "must hold keys with lists of values"),
         ("", "must hold keys with lists of values"),

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "infra" / "native.sh"
 PATIENCE = 600  # seconds, on a machine with much else to do
 
-_spec = importlib.util.spec_from_file_location("conftest_of_flows", ROOT / "tests" / "flows" / "conftest.py")
+_spec = importlib.util.spec_from_file_location(
+    "conftest_of_flows", ROOT / "tests" / "flows" / "conftest.py"
+)
 _flows = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_flows)
 project = _flows.project
@@ -29,7 +31,12 @@ def free_ports() -> dict[str, int]:
     for base in range(21000, 29000, 10):
         with socket.socket() as probe:
             if all(probe.connect_ex(("127.0.0.1", base + i)) for i in range(7)):
-                return {"S3_PORT": base, "POSTGRES_PORT": base + 4, "PREFECT_PORT": base + 5, "MLFLOW_PORT": base + 6}
+                return {
+                    "S3_PORT": base,
+                    "POSTGRES_PORT": base + 4,
+                    "PREFECT_PORT": base + 5,
+                    "MLFLOW_PORT": base + 6,
+                }
     raise AssertionError("no free ports")
 
 
@@ -45,13 +52,17 @@ def services() -> Iterator[SimpleNamespace]:
     folder = Path(tempfile.mkdtemp(prefix="elder-services-"))
     folder.chmod(0o755)  # PostgreSQL does not run as root, and its user has to get there
     subprocess.run([ROOT / "infra/env.sh", folder / ".env"], check=True)
-    written = dict(line.split("=", 1) for line in (folder / ".env").read_text().splitlines() if "=" in line)
+    written = dict(
+        line.split("=", 1) for line in (folder / ".env").read_text().splitlines() if "=" in line
+    )
     values = written | {name: str(port) for name, port in free_ports().items()}
     (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
     env = os.environ | {"ELDER_SERVICES_DIR": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "2"}
 
     def native(command: str) -> subprocess.CompletedProcess:
-        return subprocess.run([NATIVE, command], env=env, capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(
+            [NATIVE, command], env=env, capture_output=True, text=True, timeout=PATIENCE
+        )
 
     def s3(**other: str) -> Any:
         keys = {
@@ -65,7 +76,10 @@ def services() -> Iterator[SimpleNamespace]:
     try:
         up = native("up")
         assert up.returncode == 0, up.stdout + up.stderr
-        exports = [line.removeprefix("export ").split("=", 1) for line in native("env").stdout.splitlines()]
+        exports = [
+            line.removeprefix("export ").split("=", 1)
+            for line in native("env").stdout.splitlines()
+        ]
         yield SimpleNamespace(
             native=native,
             up=up,

@@ -9,9 +9,17 @@ import psycopg
 import pytest
 
 from elder import params
-from tasks.store import open_store
-from tests.tasks import test_audit as local
-from tests.tasks.test_audit import TAMPERED, Version, broken, publish_version, root, shallow  # noqa: F401 - fixtures
+from elder.settings import validate
+from tasks.store.open import open_store
+from tests.tasks.audit import test_audit as local
+from tests.tasks.audit.test_audit import (  # noqa: F401 - fixtures
+    TAMPERED,
+    Version,
+    broken,
+    publish_version,
+    root,
+    shallow,
+)
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -31,7 +39,7 @@ def settings(root: Path, services: SimpleNamespace, signed_in: None) -> params.P
     endpoint = f"http://127.0.0.1:{services.values['S3_PORT']}"
     tree["store"] = {"url": "s3://elder/audited", "endpoint": endpoint, "region": "us-east-1"}
     tree["registry"]["tracking_uri"] = services.env["MLFLOW_TRACKING_URI"]
-    return params.validate(tree)
+    return validate(tree)
 
 
 @pytest.fixture
@@ -53,8 +61,14 @@ def version(
 def put_back(version: Version) -> None:
     """Make the bucket hold what the copy holds."""
     client, prefix = version.services.s3(), version.url.removeprefix("s3://elder/") + "/"
-    there = {item["Key"] for item in client.list_objects_v2(Bucket="elder", Prefix=prefix)["Contents"]}
-    files = {prefix + path.relative_to(version.place).as_posix(): path for path in version.place.iterdir()}
+    there = {
+        item["Key"]
+        for item in client.list_objects_v2(Bucket="elder", Prefix=prefix)["Contents"]
+    }
+    files = {
+        prefix + path.relative_to(version.place).as_posix(): path
+        for path in version.place.iterdir()
+    }
     for key in there - set(files):
         client.delete_object(Bucket="elder", Key=key)
     for key, path in files.items():
@@ -66,7 +80,10 @@ def repointed(version: Version) -> None:
     address = f"host=127.0.0.1 port={values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
     change = "update model_versions set source = %s, storage_location = %s where name = 'shallow' and version = %s"
     with psycopg.connect(f"{address} password={values['MLFLOW_DB_PASSWORD']}") as connection:
-        assert connection.execute(change, (other.url, other.url, int(version.number))).rowcount == 1
+        assert (
+            connection.execute(change, (other.url, other.url, int(version.number))).rowcount
+            == 1
+        )
 
 
 def artifact_missing(version: Version) -> None:
@@ -82,7 +99,11 @@ THERE: dict[Any, Callable[[Version], None]] = {
 }
 
 
-def test_an_honest_version_holds_in_everything(settings: params.Params, root: Path, version: Version) -> None:  # noqa: F811
+def test_an_honest_version_holds_in_everything(
+    settings: params.Params,
+    root: Path,  # noqa: F811
+    version: Version,
+) -> None:
     assert broken(settings, root, version) == {}
 
 

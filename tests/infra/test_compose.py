@@ -25,8 +25,12 @@ def services() -> dict[str, dict[str, Any]]:
 
 def parse(text: str) -> PyCompose:
     """Parse strictly, with anchors and variables resolved as docker compose does it before."""
-    resolved = re.sub(VARIABLE, lambda found: "5433" if found[1].endswith("PORT") else "x", text)
-    plain = re.sub(r"@sha256:[0-9a-f]{64}", "", resolved)  # this parser takes a tag or a digest, docker both
+    resolved = re.sub(
+        VARIABLE, lambda found: "5433" if found[1].endswith("PORT") else "x", text
+    )
+    plain = re.sub(
+        r"@sha256:[0-9a-f]{64}", "", resolved
+    )  # this parser takes a tag or a digest, docker both
     return PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(plain)))
 
 
@@ -41,7 +45,9 @@ def test_the_parser_would_find_a_mistake() -> None:
 
 
 def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
-    images = {name: service["image"] for name, service in services.items() if "build" not in service}
+    images = {
+        name: service["image"] for name, service in services.items() if "build" not in service
+    }
     assert set(images) == {"postgres", "s3"}
     base = re.search(r"^FROM (\S+)$", read("Dockerfile"), re.MULTILINE)
     for image in (*images.values(), base[1]):
@@ -51,19 +57,29 @@ def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
 def test_the_gpu_worker_has_an_image_of_its_own(services: dict[str, dict[str, Any]]) -> None:
     """Built with other arguments under the same name, it would depend on which of the services was built last."""
     worker = yaml.safe_load(read("compose.gpu.yaml"))["services"]["worker"]
-    assert worker["build"]["args"].keys() == set(re.findall(r"^ARG (\w+)=", read("Dockerfile"), re.MULTILINE))
+    assert worker["build"]["args"].keys() == set(
+        re.findall(r"^ARG (\w+)=", read("Dockerfile"), re.MULTILINE)
+    )
     assert worker["image"] not in {service["image"] for service in services.values()}
 
 
-def test_the_worker_makes_its_pool_before_it_deploys(services: dict[str, dict[str, Any]]) -> None:
+def test_the_worker_makes_its_pool_before_it_deploys(
+    services: dict[str, dict[str, Any]],
+) -> None:
     script = services["worker"]["command"][-1]
-    pool = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"][0]["work_pool"]["name"]
+    pool = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"][0][
+        "work_pool"
+    ]["name"]
     steps = [f"work-pool create {pool} ", "deploy --all", f"worker start --pool {pool} "]
     assert sorted(steps, key=script.index) == steps
 
 
-def test_what_serves_is_watched_and_open_on_loopback_only(services: dict[str, dict[str, Any]]) -> None:
-    assert {name for name, service in services.items() if "healthcheck" not in service} == {"buckets"}  # it ends
+def test_what_serves_is_watched_and_open_on_loopback_only(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    assert {name for name, service in services.items() if "healthcheck" not in service} == {
+        "buckets"
+    }  # it ends
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 4
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
@@ -71,7 +87,11 @@ def test_what_serves_is_watched_and_open_on_loopback_only(services: dict[str, di
 
 def test_data_lie_in_named_volumes(services: dict[str, dict[str, Any]]) -> None:
     volumes = yaml.safe_load(read("compose.yaml"))["volumes"]
-    mounted = {mount.split(":")[0] for service in services.values() for mount in service.get("volumes", [])}
+    mounted = {
+        mount.split(":")[0]
+        for service in services.values()
+        for mount in service.get("volumes", [])
+    }
     assert {mount for mount in mounted if not mount.startswith(".")} == set(volumes)
 
 
@@ -80,7 +100,11 @@ def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
     used = re.findall(VARIABLE, read("compose.yaml"))
     assert [name for name, required in used if not required] == []
     subprocess.run([INFRA / "env.sh", tmp_path / "env"], check=True, capture_output=True)
-    written = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    written = dict(
+        line.split("=", 1)
+        for line in (tmp_path / "env").read_text().splitlines()
+        if "=" in line
+    )
     assert {name for name, _ in used} == set(written)
     assert (tmp_path / "env").stat().st_mode & 0o777 == 0o600
     subprocess.run([INFRA / "env.sh", tmp_path / "other"], check=True, capture_output=True)

@@ -15,7 +15,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from elder.errors import UserError
-from elder.params import load_params
+from elder.settings import load_params
 from tasks.data import reproduce
 
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -53,7 +53,9 @@ def commit(project: Path) -> None:
 
 
 def dvc(project: Path, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=project, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -65,7 +67,9 @@ def run(project: Path, **values: Any) -> dict[str, Any]:
         return reproduce(load_params(project / "params.yaml", None, values), project)
 
 
-def test_a_run_pushes_and_another_machine_pulls_the_same_bytes(cloned: Path, tmp_path: Path) -> None:
+def test_a_run_pushes_and_another_machine_pulls_the_same_bytes(
+    cloned: Path, tmp_path: Path
+) -> None:
     digests = run(cloned)["digests"]
     commit(cloned)
     other = tmp_path / "other"
@@ -80,7 +84,9 @@ def test_a_run_pushes_and_another_machine_pulls_the_same_bytes(cloned: Path, tmp
     assert pulled == digests
     assert len(pulled) == 8
     for name in pulled:
-        assert (other / "build/data" / name).read_bytes() == (cloned / "build/data" / name).read_bytes()
+        assert (other / "build/data" / name).read_bytes() == (
+            cloned / "build/data" / name
+        ).read_bytes()
 
 
 def test_a_changed_parameter_shows(cloned: Path) -> None:
@@ -97,7 +103,9 @@ def test_a_changed_parameter_shows(cloned: Path) -> None:
     changed = json.loads(dvc(cloned, "diff", "--json"))["modified"]
     dvc(cloned, "config", "--local", "--unset", "core.no_scm")
     assert [out["path"] for out in changed] == ["build/data/calibration.safetensors"]
-    assert {name for name in before if before[name] != after[name]} == {"calibration.safetensors"}
+    assert {name for name in before if before[name] != after[name]} == {
+        "calibration.safetensors"
+    }
 
 
 def test_parameters_of_one_run_are_pushed_too(cloned: Path, tmp_path: Path) -> None:
@@ -113,5 +121,7 @@ def test_parameters_of_one_run_are_pushed_too(cloned: Path, tmp_path: Path) -> N
 
 def test_a_remote_that_is_lost_is_named(cloned: Path) -> None:
     dvc(cloned, "remote", "modify", "data", "url", "s3://absent/dvc")
-    with pytest.raises(UserError, match="could not be pushed to the DVC remote 'data': `elder doctor` says why"):
+    with pytest.raises(
+        UserError, match="could not be pushed to the DVC remote 'data': `elder doctor` says why"
+    ):
         run(cloned, **{"calibration.seed": 8})

@@ -19,7 +19,9 @@ def template() -> dict[str, Any]:
 
 def job(template: dict[str, Any], **values: Any) -> dict[str, Any]:
     """Return the manifest that a worker makes of the template, as Prefect does it."""
-    defaults = BaseJobConfiguration._get_base_config_defaults(template["variables"]["properties"])
+    defaults = BaseJobConfiguration._get_base_config_defaults(
+        template["variables"]["properties"]
+    )
     return apply_values(template["job_configuration"], defaults | values)["job_manifest"]
 
 
@@ -33,7 +35,9 @@ def test_the_server_accepts_it(template: dict[str, Any]) -> None:
 
 def test_every_variable_is_used(template: dict[str, Any]) -> None:
     used = json.dumps(template["job_configuration"])
-    assert [name for name in template["variables"]["properties"] if f"{{{{ {name} }}}}" not in used] == []
+    assert [
+        name for name in template["variables"]["properties"] if f"{{{{ {name} }}}}" not in used
+    ] == []
 
 
 def test_a_job_asks_for_its_gpus(template: dict[str, Any]) -> None:
@@ -42,17 +46,31 @@ def test_a_job_asks_for_its_gpus(template: dict[str, Any]) -> None:
     container = pod["containers"][0]
     assert made["metadata"]["generateName"] == "nightly-"
     assert container["image"] == "registry.example.org/elder@sha256:0"
-    assert container["resources"]["requests"] == {"cpu": "4", "memory": "32Gi", "nvidia.com/gpu": 2}
-    assert container["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 2}  # they have to be equal for GPUs
+    assert container["resources"]["requests"] == {
+        "cpu": "4",
+        "memory": "32Gi",
+        "nvidia.com/gpu": 2,
+    }
+    assert container["resources"]["limits"] == {
+        "memory": "32Gi",
+        "nvidia.com/gpu": 2,
+    }  # they have to be equal for GPUs
     assert container["envFrom"] == [{"secretRef": {"name": "elder-services"}}]
     # What Prefect's Kubernetes worker insists on.
-    assert (pod["parallelism"], pod["completions"], pod["restartPolicy"], container["name"]) == (
+    assert (
+        pod["parallelism"],
+        pod["completions"],
+        pod["restartPolicy"],
+        container["name"],
+    ) == (
         1,
         1,
         "Never",
         "prefect-job",
     )
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
 
 
 def test_no_secret_is_a_variable(template: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ from elder import params
 from elder.errors import UserError
 from infra import restore as script
 from infra.restore import numbers, restore
-from tasks import registry
-from tasks.history import Entry
-from tasks.promotion import carry_out, history, plan_promotion, plan_rollback
 from tasks.record import publish, register, report
+from tasks.registry import mlflow as registry
+from tasks.registry.history import Entry
+from tasks.registry.promotion import carry_out, history, plan_promotion, plan_rollback
 from tests.tasks.registered import record as numbers_of
 from tests.tasks.registered import settings_for
 
@@ -47,7 +47,9 @@ def settings_with(tmp_path: Path, empty: Path) -> Make:
     return make
 
 
-def run(settings: params.Params, root: Path, number: int, mode: str = "on", passed: bool = True) -> str | None:
+def run(
+    settings: params.Params, root: Path, number: int, mode: str = "on", passed: bool = True
+) -> str | None:
     """Bring the model of a run made at minute ``number`` to store and registry, as the flow does; returns its version.
 
     Perplexities go down: 20 - number.
@@ -62,34 +64,58 @@ def run(settings: params.Params, root: Path, number: int, mode: str = "on", pass
     record = made | {
         "run_id": run_id,
         "created": f"2026-11-24T02:{number:02}:00+00:00",
-        "model": {"name": "models/dense", "revision": None, "digest": "d" * 64, "num_layers": 3, "parameters": 128},
+        "model": {
+            "name": "models/dense",
+            "revision": None,
+            "digest": "d" * 64,
+            "num_layers": 3,
+            "parameters": 128,
+        },
         "method": "default",
         "num_layers": 3,
         "removed": [1],
         "kept": [0, 2],
         "weights": {"rounds": [{"removed": [1], "values": [0.9, 0.1, 0.8], "checked": []}]},
         "rows": [row | {"name": "dense", "kind": "dense"}, row],
-        "curve": [{"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5} for step in (1, 2)],
+        "curve": [
+            {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5} for step in (1, 2)
+        ],
         "gate": {"mode": mode, "passed": passed, "rules": []},
         "data": {"source": {}, "stages": {}},
-        "lineage": {"git_commit": "c0ffee", "git_clean": True, "data": {}, "installed": {"torch": "2"}}
+        "lineage": {
+            "git_commit": "c0ffee",
+            "git_clean": True,
+            "data": {},
+            "installed": {"torch": "2"},
+        }
         | {"params": settings.model_dump(mode="json")},
     }
     unsigned = settings.model_copy(update={"signing": params.Signing(private_key=None)})
     published = publish.fn(folder, record, unsigned, root)
     mlflow_run, version = register.fn(record, published, settings.registry)
-    later = {"artifact": published.model_dump(exclude={"uploaded_bytes"}), "model_version": version}
+    later = {
+        "artifact": published.model_dump(exclude={"uploaded_bytes"}),
+        "model_version": version,
+    }
     told = record | later | {"report": str(folder.with_name("report.html"))}
     report.fn(told, folder.parent, settings.registry, mlflow_run)
     return version
 
 
 def promote(settings: params.Params, root: Path, version: str) -> Entry:
-    return carry_out(settings, root, plan_promotion(settings, root, "tiny", version), "anna@host", f"{version} it is")
+    return carry_out(
+        settings,
+        root,
+        plan_promotion(settings, root, "tiny", version),
+        "anna@host",
+        f"{version} it is",
+    )
 
 
 def roll_back(settings: params.Params, root: Path) -> Entry:
-    return carry_out(settings, root, plan_rollback(settings, root, "tiny"), "ben@host", "it failed")
+    return carry_out(
+        settings, root, plan_rollback(settings, root, "tiny"), "ben@host", "it failed"
+    )
 
 
 def snapshot(settings: params.Params) -> dict[str, Any]:
@@ -100,10 +126,14 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
     for found in client.search_runs([experiment.experiment_id]):
         data, run_id = found.data, found.info.run_id
         metrics = {
-            key: sorted((m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key))
+            key: sorted(
+                (m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key)
+            )
             for key in data.metrics
         }
-        attached = json.loads(Path(client.download_artifacts(run_id, "record.json")).read_text())
+        attached = json.loads(
+            Path(client.download_artifacts(run_id, "record.json")).read_text()
+        )
         attached.pop("report", None)  # where the run's own machine has it
         runs[data.tags["run_id"]] = {
             "tags": data.tags,
@@ -113,14 +143,19 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
             "files": registry.attached(settings.registry, run_id),
             "record": attached,
         }
-    names = {found.info.run_id: found.info.run_name for found in client.search_runs([experiment.experiment_id])}
+    names = {
+        found.info.run_id: found.info.run_name
+        for found in client.search_runs([experiment.experiment_id])
+    }
     for version in client.search_model_versions("name = 'tiny'"):
         versions[version.version] = (names[version.run_id], version.source, version.tags)
     model = client.get_registered_model("tiny")
     return {"runs": runs, "versions": versions, "tags": model.tags, "aliases": model.aliases}
 
 
-def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(settings_with: Make, tmp_path: Path) -> None:
+def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
+    settings_with: Make, tmp_path: Path
+) -> None:
     before = settings_with("before")
     assert run(before, tmp_path, 1) == "1"
     assert run(before, tmp_path, 2) == "2"
@@ -133,7 +168,10 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(settings_w
     assert told["aliases"] == {"champion": 1, "challenger": 3}
     assert sorted(told["tags"]) == ["history/000001", "history/000002", "history/000003"]
     assert told["versions"][1][2]["promoted_from"] == "2"
-    assert (told["versions"][2][2]["promoted_at"], told["versions"][2][2]["archived_at"]) == (second.at, last.at)
+    assert (told["versions"][2][2]["promoted_at"], told["versions"][2][2]["archived_at"]) == (
+        second.at,
+        last.at,
+    )
     assert len(told["runs"]) == 4
 
     after = settings_with("after")
@@ -150,14 +188,18 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(settings_w
     assert again == told
     client = registry.connect(after.registry)
     made = client.get_run(client.get_model_version("tiny", "2").run_id).info
-    assert made.start_time == made.end_time == 1795485720000  # date -d 2026-11-24T02:02:00Z +%s, in ms
+    assert (
+        made.start_time == made.end_time == 1795485720000
+    )  # date -d 2026-11-24T02:02:00Z +%s, in ms
     changed = client.get_registered_model("tiny").last_updated_timestamp
     assert restore(after, tmp_path) == (lines, "")
     assert snapshot(after) == told
     assert client.get_registered_model("tiny").last_updated_timestamp == changed
 
 
-def test_an_old_backup_of_the_registry_is_brought_up_to_date(settings_with: Make, tmp_path: Path) -> None:
+def test_an_old_backup_of_the_registry_is_brought_up_to_date(
+    settings_with: Make, tmp_path: Path
+) -> None:
     """Its champion is the present one, so the alias alone would not show what is missing."""
     before = settings_with("before")
     run(before, tmp_path, 1)
@@ -171,7 +213,9 @@ def test_an_old_backup_of_the_registry_is_brought_up_to_date(settings_with: Make
     assert again == told
 
 
-def test_versions_keep_the_numbers_of_the_history_where_others_are_gone(settings_with: Make, tmp_path: Path) -> None:
+def test_versions_keep_the_numbers_of_the_history_where_others_are_gone(
+    settings_with: Make, tmp_path: Path
+) -> None:
     before = settings_with("before")
     for number in (1, 2, 3):
         run(before, tmp_path, number)
@@ -180,14 +224,24 @@ def test_versions_keep_the_numbers_of_the_history_where_others_are_gone(settings
     shutil.rmtree(told["versions"][2][1])
     after = settings_with("after")
     lines, fault = restore(after, tmp_path)
-    assert ([line.partition(": ")[2] for line in lines[:2]], fault) == (["version 1", "version 3"], "")
+    assert ([line.partition(": ")[2] for line in lines[:2]], fault) == (
+        ["version 1", "version 3"],
+        "",
+    )
     again = snapshot(after)
     assert (again["aliases"], again["tags"]) == (told["aliases"], told["tags"])
     assert again["versions"] == {number: told["versions"][number] for number in (1, 3)}
 
 
 def entry(digest: str, version: str) -> Entry:
-    told = {"action": "promote", "previous": None, "by": "a", "at": "b", "reason": "c", "compared": "d"}
+    told = {
+        "action": "promote",
+        "previous": None,
+        "by": "a",
+        "at": "b",
+        "reason": "c",
+        "compared": "d",
+    }
     return Entry(number=1, version=version, digest=digest, **told)
 
 
@@ -197,7 +251,10 @@ def entry(digest: str, version: str) -> Entry:
         ({}, [1, 2, 3, 4]),
         ({"b": "3"}, [1, 3, 4, 5]),  # one between a and b is gone
         ({"b": "1"}, [2, 1, 3, 4]),  # a was registered after b
-        ({"a": "1", "c": "2"}, [1, 3, 2, 4]),  # b never was a version: it comes after the champions
+        (
+            {"a": "1", "c": "2"},
+            [1, 3, 2, 4],
+        ),  # b never was a version: it comes after the champions
         ({"d": "2", "gone": "1"}, [3, 4, 5, 2]),  # what was version 1 has no bytes any more
     ],
 )
@@ -206,7 +263,9 @@ def test_numbers_of_versions(champions: dict[str, str], wanted: list[int]) -> No
     assert list(numbers(["a", "b", "c", "d"], log).values()) == wanted
 
 
-def test_a_registry_with_other_versions_is_not_told_what_is_false(settings_with: Make, tmp_path: Path) -> None:
+def test_a_registry_with_other_versions_is_not_told_what_is_false(
+    settings_with: Make, tmp_path: Path
+) -> None:
     """A schedule fired on the empty registry before anybody filled it."""
     before = settings_with("before")
     for number in (1, 2):
@@ -216,7 +275,9 @@ def test_a_registry_with_other_versions_is_not_told_what_is_false(settings_with:
     after = settings_with("after")
     assert run(after, tmp_path, 5) == "1"
     found = snapshot(after)
-    with pytest.raises(UserError, match="version 1 of tiny is the model .*docs/disaster-recovery.md"):
+    with pytest.raises(
+        UserError, match="version 1 of tiny is the model .*docs/disaster-recovery.md"
+    ):
         restore(after, tmp_path)
     assert snapshot(after) == found
 
@@ -269,15 +330,27 @@ def test_damaged_models_are_left_out_and_named(settings_with: Make, tmp_path: Pa
     before = settings_with("before")
     for number in (1, 2, 3, 4):
         run(before, tmp_path, number)
-    places = {number: Path(version[1]) for number, version in snapshot(before)["versions"].items()}
+    places = {
+        number: Path(version[1]) for number, version in snapshot(before)["versions"].items()
+    }
     record = places[1] / "record.json"
     record.write_text(record.read_text().replace("19.0", "9.0"))
     (places[2] / "record.json").unlink()
     (places[3] / "manifest.json").write_text("{")
     lines, fault = restore(settings_with("after"), tmp_path)
     assert fault == ""
-    for number, said in ((1, "is not what the manifest says"), (2, "no record.json"), (3, "is not readable")):
-        assert sum(places[number].name in line and "left out" in line and said in line for line in lines) == 1
+    for number, said in (
+        (1, "is not what the manifest says"),
+        (2, "no record.json"),
+        (3, "is not readable"),
+    ):
+        assert (
+            sum(
+                places[number].name in line and "left out" in line and said in line
+                for line in lines
+            )
+            == 1
+        )
     assert "run 20261124-020400-ab12cd34: version 1" in lines
     assert lines[-1] == "champion: none, nothing was ever promoted"
     assert len(lines) == 5
@@ -294,7 +367,9 @@ def at(settings_with: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return settings
 
 
-def refusal(capsys: pytest.CaptureFixture[str], name: str, status: int = 2, **options: Any) -> str:
+def refusal(
+    capsys: pytest.CaptureFixture[str], name: str, status: int = 2, **options: Any
+) -> str:
     """Give the command what it must refuse with one sentence; returns the sentence."""
     with pytest.raises(SystemExit) as ended:
         script.main(name, **options)
@@ -331,11 +406,17 @@ def test_a_history_that_the_registry_cannot_follow_is_exit_status_1(
     next((tmp_path / "store" / "models" / "tiny").glob("*/record.json")).unlink()
     registry.connect(at.registry).delete_registered_model("tiny")
     said = refusal(capsys, "tiny", status=1)
-    assert "not brought in line with the history: version 1 of tiny, champion by the history, is not in the" in said
+    assert (
+        "not brought in line with the history: version 1 of tiny, champion by the history, is not in the"
+        in said
+    )
 
 
 def test_the_command_itself(at: params.Params, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "infra" / "restore.py", "tiny"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "run 20261124-020100-ab12cd34: version 1\nchampion: none, nothing was ever promoted\n"
+    assert (
+        done.stdout
+        == "run 20261124-020100-ab12cd34: version 1\nchampion: none, nothing was ever promoted\n"
+    )

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 
-from tasks.store import open_store
+from tasks.store.open import open_store
 
 ROOT = Path(__file__).parents[2]
 ELDER = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -30,7 +30,12 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE)
 def elder(services: SimpleNamespace, project: Path, *arguments: str) -> SimpleNamespace:
     """Run a command with --json in the project; returns its status and its object."""
     done = subprocess.run(
-        [*ELDER, *arguments, "--json"], cwd=project, env=services.env, capture_output=True, text=True, timeout=PATIENCE
+        [*ELDER, *arguments, "--json"],
+        cwd=project,
+        env=services.env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return SimpleNamespace(status=done.returncode, json=json.loads(done.stdout))
@@ -38,27 +43,34 @@ def elder(services: SimpleNamespace, project: Path, *arguments: str) -> SimpleNa
 
 def prefect(services: SimpleNamespace, project: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=project, env=services.env, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=project, env=services.env, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_up_starts_all_and_a_second_up_changes_nothing(services: SimpleNamespace) -> None:
     for name in ("postgres", "s3", "prefect", "mlflow", "worker"):
-        assert [line.split()[-1] for line in services.up.stdout.splitlines() if line.startswith(f"{name} ")] == [
-            "answers"
-        ]
+        assert [
+            line.split()[-1]
+            for line in services.up.stdout.splitlines()
+            if line.startswith(f"{name} ")
+        ] == ["answers"]
     pids = {path.name: path.read_text() for path in (services.folder / ".native").glob("*.pid")}
     assert len(pids) == 7  # four of Swift, Prefect, MLflow, worker
     again = services.native("up")
     assert again.returncode == 0, again.stderr
-    assert {path.name: path.read_text() for path in (services.folder / ".native").glob("*.pid")} == pids
+    assert {
+        path.name: path.read_text() for path in (services.folder / ".native").glob("*.pid")
+    } == pids
 
 
 def test_nobody_gets_in_without_a_password(services: SimpleNamespace) -> None:
     for address in (
         services.env["PREFECT_API_URL"] + "/work_pools/elder",
-        services.env["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/experiments/get-by-name?experiment_name=elder",
+        services.env["MLFLOW_TRACKING_URI"]
+        + "/api/2.0/mlflow/experiments/get-by-name?experiment_name=elder",
     ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(address, timeout=30)
@@ -76,17 +88,34 @@ def test_doctor_finds_every_part(services: SimpleNamespace, project: Path) -> No
     assert checks["worker"] == "work pool 'elder' has a live worker"
 
 
-def test_a_worker_runs_the_flow_and_registers_a_challenger(services: SimpleNamespace, project: Path) -> None:
+def test_a_worker_runs_the_flow_and_registers_a_challenger(
+    services: SimpleNamespace, project: Path
+) -> None:
     shutil.copy(ROOT / "prefect.yaml", project)
     remote = ("remote", "add", "-d", "data", "s3://elder/dvc")
-    endpoint = ("remote", "modify", "data", "endpointurl", f"http://127.0.0.1:{services.values['S3_PORT']}")
+    endpoint = (
+        "remote",
+        "modify",
+        "data",
+        "endpointurl",
+        f"http://127.0.0.1:{services.values['S3_PORT']}",
+    )
     for arguments in (remote, endpoint):
-        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=project,
+            check=True,
+            capture_output=True,
+        )
     prefect(services, project, "deploy", "-n", "nightly")
     short = 'overrides=["evaluate.baselines=[]"]'
     waiting = ("--watch", "--watch-timeout", str(PATIENCE))
-    told = prefect(services, project, "deployment", "run", "nightly/nightly", "--param", short, *waiting)
-    assert "Completed" in told, told + (services.folder / ".native/logs/worker.log").read_text()[-5000:]
+    told = prefect(
+        services, project, "deployment", "run", "nightly/nightly", "--param", short, *waiting
+    )
+    assert "Completed" in told, (
+        told + (services.folder / ".native/logs/worker.log").read_text()[-5000:]
+    )
 
     from mlflow import MlflowClient
 
@@ -102,12 +131,15 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(services: SimpleNames
         version = client.get_model_version_by_alias("tiny", "challenger")
         assert version.version == "1"
         assert version.source.startswith("s3://elder/store/models/tiny/")
-        record = json.loads(Path(client.download_artifacts(version.run_id, "record.json")).read_text())
+        record = json.loads(
+            Path(client.download_artifacts(version.run_id, "record.json")).read_text()
+        )
         assert record["gate"]["passed"] is True
         url = f"http://127.0.0.1:{services.values['S3_PORT']}"
         assert open_store("s3://elder/store", url, "us-east-1").verify(version.source) == []
     artifacts = {
-        item["Key"].rsplit("/", 1)[-1] for item in services.s3().list_objects_v2(Bucket="elder-mlflow")["Contents"]
+        item["Key"].rsplit("/", 1)[-1]
+        for item in services.s3().list_objects_v2(Bucket="elder-mlflow")["Contents"]
     }
     assert {"record.json", "report.html"} <= artifacts
 
@@ -115,9 +147,15 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(services: SimpleNames
 def test_postgresql_holds_the_registry(services: SimpleNamespace) -> None:
     import psycopg
 
-    address = f"host=127.0.0.1 port={services.values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
-    with psycopg.connect(f"{address} password={services.values['MLFLOW_DB_PASSWORD']}") as connection:
-        rows = connection.execute("select version from model_versions where name = 'tiny'").fetchall()
+    address = (
+        f"host=127.0.0.1 port={services.values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
+    )
+    with psycopg.connect(
+        f"{address} password={services.values['MLFLOW_DB_PASSWORD']}"
+    ) as connection:
+        rows = connection.execute(
+            "select version from model_versions where name = 'tiny'"
+        ).fetchall()
     assert rows == [(1,)]
     with pytest.raises(psycopg.OperationalError, match="authentication"):
         psycopg.connect(f"{address} password=wrong").close()
@@ -136,7 +174,11 @@ def test_a_second_machine_gets_the_same_data_by_digest(
     shutil.copytree(project, other, ignore=left_out)
     assert not (other / "build").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "pull"], cwd=other, env=services.env, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "pull"],
+        cwd=other,
+        env=services.env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert len(digests) == 8
@@ -144,11 +186,19 @@ def test_a_second_machine_gets_the_same_data_by_digest(
         assert (other / path).read_bytes() == (project / path).read_bytes()
 
 
-def test_no_secret_is_in_a_log_or_in_the_arguments_of_a_process(services: SimpleNamespace) -> None:
+def test_no_secret_is_in_a_log_or_in_the_arguments_of_a_process(
+    services: SimpleNamespace,
+) -> None:
     values = services.values.items()
-    secrets = [value.rpartition(":")[2] for name, value in values if any(kind in name for kind in SECRETS)]
+    secrets = [
+        value.rpartition(":")[2]
+        for name, value in values
+        if any(kind in name for kind in SECRETS)
+    ]
     assert len(secrets) == 7
-    texts = {str(path): path.read_bytes() for path in (services.folder / ".native/logs").iterdir()}
+    texts = {
+        str(path): path.read_bytes() for path in (services.folder / ".native/logs").iterdir()
+    }
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             texts[str(process)] = process.read_bytes()
@@ -159,14 +209,18 @@ def test_no_secret_is_in_a_log_or_in_the_arguments_of_a_process(services: Simple
     assert (services.folder / ".env").stat().st_mode & 0o077 == 0
 
 
-def test_down_stops_all_and_doctor_names_each_part(services: SimpleNamespace, project: Path) -> None:
+def test_down_stops_all_and_doctor_names_each_part(
+    services: SimpleNamespace, project: Path
+) -> None:
     assert services.native("down").returncode == 0
     for name in ("S3_PORT", "POSTGRES_PORT", "PREFECT_PORT", "MLFLOW_PORT"):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(services.values[name]))) != 0
     assert services.native("status").returncode == 1
     found = elder(services, project, "doctor")
-    missing = {check["name"]: check["detail"] for check in found.json["checks"] if not check["ok"]}
+    missing = {
+        check["name"]: check["detail"] for check in found.json["checks"] if not check["ok"]
+    }
     assert found.status == 1
     assert set(missing) == {"store", "registry", "prefect", "worker", "data remote"}
     assert "cannot be reached" in missing["store"]

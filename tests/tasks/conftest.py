@@ -8,8 +8,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tasks.s3 import MEGABYTE
-from tasks.store import Store, open_store
+from tasks.store.base import Store
+from tasks.store.open import open_store
+from tasks.store.s3 import MEGABYTE
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,9 @@ def store(request, tmp_path, credentials) -> Store:
         return open_store(str(tmp_path / "a store"))
     endpoint = request.getfixturevalue("server")
     bucket = "b" + hashlib.sha256(str(tmp_path).encode()).hexdigest()[:20]
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(
+        Bucket=bucket
+    )
     return open_store(f"s3://{bucket}/some/prefix", endpoint, "us-east-1")
 
 

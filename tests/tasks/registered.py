@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from elder import params
-from tasks import registry
-from tasks.store import Published, configured_store
+from tasks.registry import mlflow as registry
+from tasks.store.base import Published
+from tasks.store.open import configured_store
 
 
-def settings_for(store: str, tracking_uri: str, endpoint: str | None = None, name: str = "tiny") -> params.Params:
+def settings_for(
+    store: str, tracking_uri: str, endpoint: str | None = None, name: str = "tiny"
+) -> params.Params:
     return params.Params(
         store=params.Store(url=store, endpoint=endpoint, region="us-east-1"),
         registry=params.Registry(name=name, tracking_uri=tracking_uri),

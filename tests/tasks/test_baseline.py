@@ -1,6 +1,6 @@
 """What the row of a baseline is kept by."""
 
-from elder.params import validate
+from elder.settings import validate
 from tasks.baseline import baseline_key
 
 
@@ -9,7 +9,10 @@ def test_a_baseline_is_measured_anew_only_if_something_it_depends_on_changed() -
         return baseline_key(name, dense, blocks, validate(sections))
 
     same = key()
-    assert key(recover={"epochs": 1}, gate={"mode": "off"}, evaluate={"baselines": ["sleb"]}) == same
+    assert (
+        key(recover={"epochs": 1}, gate={"mode": "off"}, evaluate={"baselines": ["sleb"]})
+        == same
+    )
     others = [
         key(name="shortgpt"),
         key(dense="e"),

@@ -13,9 +13,13 @@ PARADIGMS = sorted((DATA / "tasks" / "blimp").glob("*.jsonl"))
 
 
 def test_readme_lists_every_file_with_its_size_and_digest():
-    listed = re.findall(r"\| `([\w./]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", (DATA / "README.md").read_text())
+    listed = re.findall(
+        r"\| `([\w./]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", (DATA / "README.md").read_text()
+    )
     files = [path for path in [*DATA.glob("*.txt"), *DATA.glob("tasks/**/*")] if path.is_file()]
-    assert {name for name, _, _ in listed} == {path.relative_to(DATA).as_posix() for path in files}
+    assert {name for name, _, _ in listed} == {
+        path.relative_to(DATA).as_posix() for path in files
+    }
     for name, size, digest in listed:
         content = (DATA / name).read_bytes()
         assert len(content) == int(size.replace(",", ""))
@@ -24,7 +28,11 @@ def test_readme_lists_every_file_with_its_size_and_digest():
 
 def test_texts_share_no_sentence():
     lines = [
-        {line for line in (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines() if len(line) > 60}
+        {
+            line
+            for line in (DATA / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+            if len(line) > 60
+        }
         for name in ("calibration", "in_domain", "held_out")
     ]
     assert all(len(part) > 200 for part in lines)

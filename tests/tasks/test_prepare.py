@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from elder.errors import UserError
-from elder.params import Params, load_params
+from elder.params import Params
+from elder.settings import load_params
 from tasks import prepare, sources
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,9 @@ COMMIT = "0f" * 20
 def model(tmp_path: Path) -> Path:
     """Make a model folder with a configuration and a tokenizer of one token a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     folder = tmp_path / "model"
@@ -58,10 +61,15 @@ def test_text_file_keeps_its_bytes_and_says_where_it_came_from(tmp_path, model):
 
 def test_folder_saved_by_datasets(tmp_path, model):
     rows = datasets.DatasetDict(
-        train=datasets.Dataset.from_dict({"body": ["one", "two"]}), test=datasets.Dataset.from_dict({"body": ["x"]})
+        train=datasets.Dataset.from_dict({"body": ["one", "two"]}),
+        test=datasets.Dataset.from_dict({"body": ["x"]}),
     )
     rows.save_to_disk(str(tmp_path / "set"))
-    given = [f"model.name={model}", f"calibration.source={tmp_path / 'set'}", "calibration.column=body"]
+    given = [
+        f"model.name={model}",
+        f"calibration.source={tmp_path / 'set'}",
+        "calibration.column=body",
+    ]
     folder = run(tmp_path, "pin text", *given)
     assert (folder / "calibration.txt").read_text() == "one\n\ntwo"
     record = read(folder / "source.json")
@@ -76,14 +84,18 @@ def test_folder_of_json_lines_is_read_only_as_far_as_the_blocks_need(tmp_path, m
     given = [f"model.name={model}", f"calibration.source={tmp_path / 'set'}"]
     # 2 blocks of 8 tokens, 5 characters each, 4 times over: 320 characters; documents of 100 and 3 times 102 pass it.
     folder = run(tmp_path, "pin text", *given, "calibration.samples=2", "calibration.seq_len=8")
-    assert (folder / "calibration.txt").read_text() == "\n\n".join(str(i) * 100 for i in range(4))
+    assert (folder / "calibration.txt").read_text() == "\n\n".join(
+        str(i) * 100 for i in range(4)
+    )
 
 
 def test_folder_of_text_files_keeps_lines_together(tmp_path, model):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.txt").write_text("one\ntwo")
     (tmp_path / "set" / "b.txt").write_text("three")
-    folder = run(tmp_path, "pin text", f"model.name={model}", f"calibration.source={tmp_path / 'set'}")
+    folder = run(
+        tmp_path, "pin text", f"model.name={model}", f"calibration.source={tmp_path / 'set'}"
+    )
     assert (folder / "calibration.txt").read_text() == "one\ntwo\n\nthree"
 
 
@@ -104,7 +116,11 @@ def test_hub_dataset_is_pinned_to_a_commit_and_streamed(tmp_path, model, monkeyp
     given = ["calibration.source=Salesforce/wikitext", "calibration.config=wikitext-2-raw-v1"]
     folder = run(tmp_path, "pin text", f"model.name={model}", *given)
     assert asked["pin"] == ("Salesforce/wikitext", None, "dataset")
-    assert asked["load"] == ("Salesforce/wikitext", "wikitext-2-raw-v1", {"revision": COMMIT, "streaming": True})
+    assert asked["load"] == (
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        {"revision": COMMIT, "streaming": True},
+    )
     assert read(folder / "source.json")["revision"] == COMMIT
 
 
@@ -117,7 +133,9 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
 
 def test_missing_file_names_the_nearest(tmp_path, model):
     (tmp_path / "novel.txt").write_text("x")
-    message = refused(tmp_path, "pin", f"model.name={model}", f"calibration.source={tmp_path / 'novle.txt'}")
+    message = refused(
+        tmp_path, "pin", f"model.name={model}", f"calibration.source={tmp_path / 'novle.txt'}"
+    )
     assert "there is no calibration text" in message
     assert f"did you mean '{tmp_path / 'novel.txt'}'" in message
 
@@ -132,7 +150,10 @@ def test_empty_file(tmp_path, model):
     ("content", "offset"),
     [
         (b"abcde\xff", 5),
-        ("aaaé".encode() + b"\xe9bc", 5),  # a three-byte sequence that is broken off, after one across two chunks
+        (
+            "aaaé".encode() + b"\xe9bc",
+            5,
+        ),  # a three-byte sequence that is broken off, after one across two chunks
         (b"aaaaaaa\xc3", 7),  # the file ends inside a character
     ],
 )
@@ -164,10 +185,18 @@ def test_offline_hub_is_refused_at_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refused(tmp_path, "pin", f"model.name={model}", "calibration.source=allenai/c4")
     assert "HF_HUB_OFFLINE is set" in message
-    run(tmp_path, "pin", f"model.name={model}", "calibration.source=allenai/c4", f"calibration.revision={COMMIT}")
+    run(
+        tmp_path,
+        "pin",
+        f"model.name={model}",
+        "calibration.source=allenai/c4",
+        f"calibration.revision={COMMIT}",
+    )
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("none", "there is no model folder"), ("bare", "holds no tokenizer")])
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("none", "there is no model folder"), ("bare", "holds no tokenizer")]
+)
 def test_model_without_tokenizer(tmp_path, name, sentence):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
@@ -176,7 +205,9 @@ def test_model_without_tokenizer(tmp_path, name, sentence):
 
 def test_blocks_are_the_same_bytes_each_time_and_carry_their_making(tmp_path, model):
     source = tmp_path / "novel.txt"
-    source.write_text("".join(chr(97 + i) * 16 for i in range(8)))  # block i is one letter, 16 times
+    source.write_text(
+        "".join(chr(97 + i) * 16 for i in range(8))
+    )  # block i is one letter, 16 times
     given = [f"model.name={model}", f"calibration.source={source}", "calibration.samples=4"]
     path = run(tmp_path, "pin text blocks", *given) / "calibration.safetensors"
     first = path.read_bytes()
@@ -186,7 +217,10 @@ def test_blocks_are_the_same_bytes_each_time_and_carry_their_making(tmp_path, mo
     assert path.read_bytes() != first
     with safe_open(path, "pt") as file:
         ids, made = file.get_tensor("ids"), json.loads(file.metadata()["calibration"])
-    assert (str(ids.dtype), tuple(ids.shape)) == ("torch.int32", (4, 16))  # auto: the model's context of 16
+    assert (str(ids.dtype), tuple(ids.shape)) == (
+        "torch.int32",
+        (4, 16),
+    )  # auto: the model's context of 16
     assert all(len(set(row)) == 1 for row in ids.tolist())
     assert (made["seed"], made["samples"], made["seq_len"]) == (1, 4, 16)
     assert made["text_sha256"] == sources.digest([source])
@@ -204,7 +238,14 @@ def test_evaluation_texts_are_checked(tmp_path, model):
 
 def test_command_line_ends_with_one_sentence_and_status_2(tmp_path, monkeypatch, capsys):
     (tmp_path / "params.yaml").write_text(f"model: {{name: {tmp_path}/none}}\n")
-    given = ["prepare", "pin", "--params", str(tmp_path / "params.yaml"), "--output", str(tmp_path / "build")]
+    given = [
+        "prepare",
+        "pin",
+        "--params",
+        str(tmp_path / "params.yaml"),
+        "--output",
+        str(tmp_path / "build"),
+    ]
     monkeypatch.setattr(sys, "argv", given)
     assert prepare.main() == 2
     assert capsys.readouterr().err.startswith("error: there is no model folder")

@@ -6,11 +6,18 @@ import pytest
 from prefect.states import Completed, Failed
 
 from elder.errors import UserError
-from elder.params import Params, validate
-from tasks.manifest import Unreachable
-from tasks.record import dense_key, settle, try_again
+from elder.params import Params
+from elder.settings import validate
+from tasks.errors import Unreachable
+from tasks.record import dense_key, settle
+from tasks.retry import try_again
 
-DATA = {"in_domain.txt": "1", "out_of_domain.txt": "2", "pins/tokenizer.json": "3", "calibration.txt": "4"}
+DATA = {
+    "in_domain.txt": "1",
+    "out_of_domain.txt": "2",
+    "pins/tokenizer.json": "3",
+    "calibration.txt": "4",
+}
 
 
 @pytest.fixture
@@ -51,14 +58,19 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
 
 def test_what_is_published_is_settled_once(tmp_path: Path) -> None:
     path = tmp_path / "settled.json"
-    assert settle.fn({"created": "today", "kept": (1, 2)}, path) == {"created": "today", "kept": [1, 2]}
+    assert settle.fn({"created": "today", "kept": (1, 2)}, path) == {
+        "created": "today",
+        "kept": [1, 2],
+    }
     assert settle.fn({"created": "tomorrow"}, path)["created"] == "today"
 
 
 def test_no_password_reaches_the_stages(tmp_path: Path) -> None:
     from flows.compress import _write_params
 
-    settings = Params.model_validate({"registry": {"tracking_uri": "postgresql://me:hunter2@db/x"}})
+    settings = Params.model_validate(
+        {"registry": {"tracking_uri": "postgresql://me:hunter2@db/x"}}
+    )
     found = settings.model.model_copy(update={"name": "build/models/x", "revision": "c0ffee"})
     text = _write_params(settings, found, tmp_path).read_text()
     assert "hunter2" not in text

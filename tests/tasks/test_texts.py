@@ -7,7 +7,7 @@ import pytest
 
 from elder.errors import UserError
 from elder.params import Params
-from flows import cli  # noqa: F401 (registers what elder compare uses for datasets)
+from flows.cli import run as cli  # noqa: F401 (registers what elder compare uses for datasets)
 from tasks.texts import text_of_dataset
 
 
@@ -22,10 +22,14 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def settings(source: Path) -> Params:
-    return Params.model_validate({"calibration": {"source": str(source), "samples": 4, "seq_len": 16}})
+    return Params.model_validate(
+        {"calibration": {"source": str(source), "samples": 4, "seq_len": 16}}
+    )
 
 
-def test_an_evaluation_text_is_the_whole_split_that_its_name_says(dataset: Path, tmp_path: Path) -> None:
+def test_an_evaluation_text_is_the_whole_split_that_its_name_says(
+    dataset: Path, tmp_path: Path
+) -> None:
     path = text_of_dataset(settings(dataset), f"{dataset}:default:test", tmp_path / "texts")
     documents = path.read_text().split("\n\n")
     assert len(documents) == 200
@@ -33,7 +37,9 @@ def test_an_evaluation_text_is_the_whole_split_that_its_name_says(dataset: Path,
     assert path.name.startswith("novel-default-test-")
 
 
-def test_the_calibration_text_is_read_no_further_than_its_blocks_need(dataset: Path, tmp_path: Path) -> None:
+def test_the_calibration_text_is_read_no_further_than_its_blocks_need(
+    dataset: Path, tmp_path: Path
+) -> None:
     path = text_of_dataset(settings(dataset), str(dataset), tmp_path / "texts")
     # 4 x 16 tokens of 5 characters, four times over: 1,280; documents of some 110 characters with a blank line
     assert 1280 <= len(path.read_text()) < 1280 + 120
@@ -52,12 +58,14 @@ def test_unknown_names_are_refused_in_a_sentence(dataset: Path, tmp_path: Path) 
 
 
 def test_the_pipelines_command_line_hands_datasets_over(dataset: Path, tmp_path: Path) -> None:
-    from elder.compare_cli import texts_as_files
+    from elder.cli.compare import texts_as_files
 
     plain = tmp_path / "plain.txt"
     plain.write_text("A text.")
     base = settings(dataset)
-    wanted = base.evaluate.model_copy(update={"in_domain": f"{dataset}:default:test", "out_of_domain": str(plain)})
+    wanted = base.evaluate.model_copy(
+        update={"in_domain": f"{dataset}:default:test", "out_of_domain": str(plain)}
+    )
     found, (calibration,) = texts_as_files(
         base.model_copy(update={"evaluate": wanted}), [str(dataset)], tmp_path / "texts"
     )
@@ -69,7 +77,7 @@ def test_the_pipelines_command_line_hands_datasets_over(dataset: Path, tmp_path:
 def test_without_the_pipeline_a_dataset_is_refused_in_a_sentence(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elder import compare_cli
+    from elder.cli import compare as compare_cli
 
     monkeypatch.setattr(compare_cli, "TEXT_SOURCES", [])
     wanted = Params.model_validate({"evaluate": {"in_domain": "owner/set:a:b"}})

@@ -1,0 +1,259 @@
+"""``elder compare``: methods side by side at equal budget, as a table and charts.
+
+Heavy imports stay inside the command, so that help appears at once.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from elder.errors import UserError, nearest
+from elder.params import Params
+from elder.process import prepare_libraries
+from elder.progress import say
+
+PRESETS = Path(__file__).parents[1] / "compare" / "presets"
+METHODS = "default,sleb,shortgpt,elder"
+
+# turns the name of a dataset into a text file below a folder; the pipeline adds one
+TEXT_SOURCES: list[Callable[[Params, str, Path], Path]] = []
+
+
+def compare(
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Rows such as sleb+distil, with commas between; docs/compare.md has all; {METHODS}."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder, Hub id, s3:// prefix or models:/name@alias.")
+    ] = None,
+    ratios: Annotated[
+        str | None, typer.Option(help="Shares of the layers to remove, such as 0.25,0.5.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Numbers of layers to remove, such as 3,6.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    calibrations: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrations",
+            "--calibration",
+            help="Texts to calibrate on, with commas between.",
+        ),
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder of task definitions or of local datasets.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Equal budget, in passes over the calibration tokens.")
+    ] = 6.6,
+    preset: Annotated[
+        str | None, typer.Option(help="Parameters of a published protocol: paper.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for table, charts and rows; work goes on there.")
+    ] = Path("build/compare"),
+    params: Annotated[
+        Path | None,
+        typer.Option("--params", help="Parameter file; params.yaml here, if there is one."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Override one parameter; repeatable."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")
+    ] = False,
+) -> None:
+    """Compare methods at equal budget: a table and charts. Goes on where it was cut; may run several times at once."""
+    from elder.cli.app import show
+    from elder.settings import read_params
+
+    chosen, preset_values = read_preset(preset)
+    prepare_libraries()
+    values = {"model.name": model, "evaluate.task_data": str(task_data) if task_data else None}
+    base = read_params(params, [*preset_values, *(overrides or [])], values)
+    if layers is not None and ratios is not None:
+        raise UserError("--layers and --ratios were both given; give one of them")
+    sizes = read_sizes(
+        layers, ratios or (chosen.get("ratios") if layers is None else None), base
+    )
+    seed_list = numbers("--seeds", seeds, int) if seeds else [base.calibration.seed]
+    texts = [
+        name.strip()
+        for name in (calibrations or base.calibration.source).split(",")
+        if name.strip()
+    ]
+
+    from elder.compare.rows import parse_rows
+    from elder.compare.run import plan, run_all
+    from elder.compare.write import flat, markdown
+    from elder.evaluation.tasks import check_tasks
+    from elder.model.load import resolve
+
+    rows = parse_rows(methods or chosen.get("methods", METHODS))
+    for row in rows:
+        row.settings(base)
+    check_tasks(
+        base.evaluate.tasks, Path(base.evaluate.task_data) if base.evaluate.task_data else None
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    base = base.model_copy(
+        update={"model": base.model.model_copy(update={"name": resolve(base.model.name)})}
+    )
+    base, texts = texts_as_files(base, texts, output / "texts")
+    measurements = plan(rows, base, sizes, seed_list, texts)
+    say(f"{len(measurements)} measurements, the dense model included, in {output}")
+
+    def write() -> list[dict[str, Any]]:
+        return write_table(measurements, output, budget, base)
+
+    failed = run_all(measurements, output, write)
+    sections = write()
+    draw_charts(sections, output)
+    result = {
+        "output": str(output),
+        "budget": budget,
+        "rows": flat(sections),
+        "failed": dict(failed),
+    }
+    show(
+        result,
+        as_json,
+        lambda: [markdown(sections, budget, seed_list), f"written to {output}/table.md"],
+    )
+    if failed:
+        first, reason = failed[0]
+        raise UserError(
+            f"{len(failed)} row(s) could not be measured, the first {first}: {reason}"
+        )
+
+
+def read_preset(name: str | None) -> tuple[dict[str, str], list[str]]:
+    """Return what a preset says of the rows, and its parameters as ``section.key=value``.
+
+    Raises:
+        UserError: for an unknown preset.
+    """
+    if name is None:
+        return {}, []
+    known = [path.stem for path in PRESETS.glob("*.yaml")]
+    if name not in known:
+        raise UserError(f"there is no preset {name!r}; {nearest(name, known)}")
+    tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    chosen = {key: tree.pop(key) for key in ("methods", "ratios") if key in tree}
+    sections = [
+        (section, key, value) for section, keys in tree.items() for key, value in keys.items()
+    ]
+    return chosen, [f"{section}.{key}={json.dumps(value)}" for section, key, value in sections]
+
+
+def read_sizes(layers: str | None, ratios: str | None, base: Params) -> list[dict[str, Any]]:
+    """Return for each size what is set in ``select``; without any, what the parameters say."""
+    if layers is not None:
+        return [{"layers": count} for count in numbers("--layers", layers, int)]
+    if ratios is not None:
+        return [{"ratio": ratio} for ratio in numbers("--ratios", ratios, float)]
+    return [{"layers": base.select.layers, "ratio": base.select.ratio}]
+
+
+def numbers(option: str, text: str, kind: type) -> list[Any]:
+    """Read numbers with commas between them.
+
+    Raises:
+        UserError: for anything else, or for a number that cannot be meant.
+    """
+    try:
+        found = [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} {text!r} is not a list of numbers with commas between them, such as 0,1"
+        ) from None
+    low, high = {"--ratios": (0.0, 1.0), "--layers": (0, float("inf"))}.get(
+        option, (-1, float("inf"))
+    )
+    wrong = next((number for number in found if not low < number < high), None)
+    if wrong is not None:
+        allowed = (
+            "more than 0 and less than 1"
+            if option == "--ratios"
+            else f"at least {int(low) + 1}"
+        )
+        raise UserError(f"{option} holds {wrong:g}; each must be {allowed}")
+    return list(dict.fromkeys(found))
+
+
+def texts_as_files(
+    base: Params, calibrations: list[str], folder: Path
+) -> tuple[Params, list[str]]:
+    """Return the parameters and the calibration texts with datasets turned into text files below a folder.
+
+    Raises:
+        UserError: for a name that is no file where the pipeline's packages are missing.
+    """
+
+    def file(name: str) -> str:
+        if Path(name).is_file():
+            return name
+        if not TEXT_SOURCES:
+            raise UserError(
+                f"there is no text file {name!r}; give the path of a UTF-8 text, or for a dataset install "
+                "the pipeline's packages with: pip install 'elder[pipeline]'"
+            )
+        return str(TEXT_SOURCES[0](base, name, folder))
+
+    wanted = base.evaluate
+    texts = {"in_domain": file(wanted.in_domain), "out_of_domain": file(wanted.out_of_domain)}
+    return base.model_copy(update={"evaluate": wanted.model_copy(update=texts)}), [
+        file(name) for name in calibrations
+    ]
+
+
+def write_table(
+    measurements: list[Any], output: Path, budget: float, base: Params
+) -> list[dict[str, Any]]:
+    """Write table.md, table.csv and table.json of what is measured so far; returns the sections."""
+    from elder.compare.run import read_result, write_whole
+    from elder.compare.table import build
+    from elder.compare.write import csv_text, flat, markdown
+
+    if (
+        not measurements[0].path(output).exists()
+    ):  # the dense model is in another process's hands
+        return []
+    done = [read_result(one, output) for one in measurements if one.path(output).exists()]
+    sections = build(done[0], done[1:], budget)
+    if sections:
+        seeds = sorted({result["seed"] for result in done[1:]})
+        table = {
+            "budget": budget,
+            "seeds": seeds,
+            "params": base.model_dump(mode="json"),
+            "rows": flat(sections),
+        }
+        write_whole(output / "table.md", markdown(sections, budget, seeds))
+        write_whole(output / "table.csv", csv_text(sections))
+        write_whole(output / "table.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
+    return sections
+
+
+def draw_charts(sections: list[dict[str, Any]], output: Path) -> None:
+    """Draw one chart a section, or say in a sentence why not."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        say("no charts: matplotlib is not installed; the table has all numbers")
+        return
+    from elder.compare.chart import section_png
+
+    for number, section in enumerate(sections, start=1):
+        section_png(section, output / f"chart-{number}.png")

@@ -1,0 +1,135 @@
+"""``python -m elder stage ...``: the steps that a flow runs in processes of their own.
+
+Each writes its result to a file by rename, and is done at once where that file is there already. A wrong input ends
+with exit status 2 and the sentence in ``ELDER_ERROR_FILE``, so that the flow can say it once, at its end.
+"""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elder.params import Params
+from elder.process import prepare_libraries
+from elder.settings import load_params
+
+app = typer.Typer(no_args_is_help=True)
+ParamsFile = Annotated[Path, typer.Option("--params", help="All parameters, as YAML.")]
+Result = Annotated[Path, typer.Option(help="JSON file to write.")]
+
+
+@app.callback()
+def follow() -> None:
+    """Run one step of a flow, in a process of its own that ends with the one that started it."""
+    if "ELDER_ERROR_FILE" in os.environ:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+
+@app.command()
+def job(
+    names: Annotated[
+        str,
+        typer.Argument(
+            help="learn, regularise, remove, compensate, recover; several with commas."
+        ),
+    ],
+    work: Annotated[Path, typer.Option(help="Work folder of the compression.")],
+    params: ParamsFile,
+    calibration: Annotated[Path, typer.Option(help="Text or calibration blocks.")],
+) -> None:
+    """Run stages of a compression in its work folder."""
+    from elder.compression.compress import open_job
+
+    opened = open_job(work, _read(params), calibration)
+    for name in names.split(","):
+        opened.run(name)
+
+
+@app.command()
+def finish(
+    output: Annotated[Path, typer.Option(help="Folder of the finished model.")],
+    work: Annotated[Path, typer.Option(help="Work folder of the compression.")],
+    params: ParamsFile,
+    calibration: Annotated[Path, typer.Option(help="Text or calibration blocks.")],
+    method: Annotated[str, typer.Option(help="Name of the recipe.")],
+) -> None:
+    """Save the shallower model with its record."""
+    from elder.compression.compress import finish as run
+    from elder.compression.compress import open_job
+
+    if not (output / "elder.json").is_file():
+        run(open_job(work, _read(params), calibration), output, method)
+
+
+@app.command()
+def evaluate(model: str, params: ParamsFile, result: Result) -> None:
+    """Measure perplexities and tasks of a model."""
+    if result.is_file():
+        return
+    from elder.evaluation.perplexity import evaluate as run
+    from elder.files import write_json
+    from elder.model.forward import seed_everything
+    from elder.model.load import block_length, load_model, parameter_count
+
+    settings = _read(params)
+    seed_everything(settings.calibration.seed)
+    loaded = load_model(
+        settings.model.model_copy(
+            update={"name": model, "revision": _revision(settings, model)}
+        )
+    )
+    seq_len = (
+        settings.evaluate.seq_len
+        if settings.evaluate.seq_len != "auto"
+        else settings.calibration.seq_len
+    )
+    found = run(loaded, settings.evaluate, block_length(seq_len, loaded.model))
+    write_json(result, found | {"parameters": parameter_count(loaded.model)})
+
+
+@app.command()
+def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
+    """Measure the speed of two models side by side, and check what else the gate asks of the second one."""
+    if result.is_file():
+        return
+    from elder.evaluation.plain_transformers import loads
+    from elder.evaluation.repetition import repetition
+    from elder.evaluation.speed import compare, generation_agrees
+    from elder.files import write_json
+    from elder.model.forward import seed_everything
+    from elder.model.load import load_model
+
+    settings = _read(params)
+    seed_everything(settings.calibration.seed)
+    first = load_model(settings.model.model_copy(update={"name": dense}))
+    second = load_model(settings.model.model_copy(update={"name": pruned, "revision": None}))
+    found = compare(first, second, settings.speed) | {
+        "generation_agrees": generation_agrees(second)
+    }
+    with (
+        ThreadPoolExecutor() as beside
+    ):  # nothing is timed any more, and starting a process takes seconds
+        trial = beside.submit(loads, Path(pruned), settings.model.trust_remote_code)
+        found["repetition"] = repetition(
+            first, second, Path(settings.evaluate.out_of_domain), settings.speed.batch
+        )
+        write_json(result, found | {"loads": trial.result()})
+
+
+def _end_with_stdin() -> None:
+    """Wait for the end of stdin, which the flow's process holds open, and end; what is written is written by rename."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _read(params: Path) -> Params:
+    prepare_libraries()
+    return load_params(params)
+
+
+def _revision(settings: Params, model: str) -> str | None:
+    return settings.model.revision if model == settings.model.name else None

@@ -1,0 +1,1 @@
+"""Methods side by side at equal budget: what is measured, the table and the charts."""

@@ -1,0 +1,146 @@
+"""What a row of a comparison is: the words of ``--methods``, turned into parameters.
+
+A row is a selection and what follows it: ``sleb``, ``sleb+distil``, ``shortgpt+linear+distil``,
+``elder[regularise.epochs=0]``. ``default`` stands for the parameters as they are.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import yaml
+
+from elder.compensation import COMPENSATIONS
+from elder.compression.recipes import DEFAULT, apply_method
+from elder.errors import UserError, nearest
+from elder.params import Params, Recover
+from elder.selection import METHODS
+from elder.settings import validate
+
+ALIASES = {"remove-then-train": "train", "remove-then-distil": "distil"}
+FLOORS = ("random", "last")
+SHARED = (
+    "model",
+    "calibration",
+    "evaluate",
+    "speed",
+    "gate",
+    "store",
+    "registry",
+)  # all the rest is the recipe
+ROW = re.compile(r"(?P<words>[^\[\]]+)(\[(?P<changes>.*)\])?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        name: as the user wrote it.
+        method: name of the selection, or ``default``.
+        parts: what follows the removal: a way of recovery, a compensation.
+        changes: parameters of this row alone, (section.key, value).
+    """
+
+    name: str
+    method: str
+    parts: tuple[str, ...]
+    changes: tuple[tuple[str, Any], ...]
+
+    def settings(self, base: Params) -> Params:
+        """Return the parameters of this row: the method's recipe over ``base``, then its parts and changes.
+
+        Raises:
+            UserError: for a change that the parameters refuse.
+        """
+        tree = apply_method(base, self.method).model_dump()
+        for part in self.parts:
+            section, key = ("recover", "mode") if part in modes() else ("compensate", "method")
+            tree[section][key] = part
+        for name, value in self.changes:
+            section, _, key = name.partition(".")
+            if section in SHARED:
+                raise UserError(
+                    f"{self.name!r} sets {name!r}, which all rows share; set it for all with --set"
+                )
+            if section not in tree:
+                own = [section for section in tree if section not in SHARED]
+                raise UserError(
+                    f"{self.name!r} sets {name!r}, a section that is not there; {nearest(section, own)}"
+                )
+            tree[section][key] = value
+        return validate(tree)
+
+
+def modes() -> tuple[str, ...]:
+    """Return the ways of recovery that a row can name."""
+    return tuple(
+        mode for mode in get_args(Recover.model_fields["mode"].annotation) if mode != "none"
+    )
+
+
+def parse_rows(text: str) -> list[Row]:
+    """Read the rows of ``--methods``; commas inside brackets belong to the row.
+
+    Raises:
+        UserError: for an unknown word, a row given twice, or none at all.
+    """
+    rows = [_parse(name) for name in split_outside(text)]
+    if not rows:
+        raise UserError(
+            "no method was named; give --methods such as default,sleb,shortgpt+distil"
+        )
+    names = [row.name for row in rows]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"the row {twice!r} was given twice; name each row once")
+    return rows
+
+
+def split_outside(text: str) -> list[str]:
+    """Split at the commas that stand in no bracket."""
+    found, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [piece.strip() for piece in found if piece.strip()]
+
+
+def _parse(name: str) -> Row:
+    whole = ROW.fullmatch(name)
+    if whole is None:
+        raise UserError(
+            f"{name!r} is not of the form method+part[section.key=value,...], such as sleb+distil"
+        )
+    method, *parts = (word.strip() for word in whole["words"].split("+"))
+    parts = [ALIASES.get(part, part) for part in parts]
+    if method not in METHODS and method != DEFAULT:
+        raise UserError(
+            f"there is no method {method!r}; {nearest(method, [*METHODS, DEFAULT])}"
+        )
+    known = {*modes(), *COMPENSATIONS}
+    for part in parts:
+        if part not in known:
+            raise UserError(
+                f"nothing named {part!r} can follow {method!r}; {nearest(part, [*known, *ALIASES])}"
+            )
+    for kind, words in (("ways of recovery", modes()), ("compensations", COMPENSATIONS)):
+        if len(given := [part for part in parts if part in words]) > 1:
+            raise UserError(
+                f"{name!r} names {len(given)} {kind}, {' and '.join(given)}; name one"
+            )
+    changes = [_change(name, text) for text in split_outside(whole["changes"] or "")]
+    return Row(name, method, tuple(parts), tuple(changes))
+
+
+def _change(row: str, text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or key.count(".") != 1:
+        raise UserError(f"{row!r} holds {text!r}, which is not of the form section.key=value")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.strip(), value

@@ -1,0 +1,70 @@
+"""Does a model's own text degenerate? Perplexity is taken on others' text, so it cannot see a model that runs in loops.
+
+The measure is the share of 4-grams that were there before in the same text (seq-rep-4 of arXiv 1908.04319). Small
+models repeat themselves even when they are sound, so two models are compared: same prompts, same seed, sampled rather
+than greedy, since greedy text of a sound small model is a loop too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elder.data import evaluation_blocks
+from elder.model.forward import continue_texts
+from elder.model.load import Loaded, context_length
+from elder.progress import meter
+
+GRAM = 4
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 64
+TEMPERATURE = 0.7
+SEED = 0
+
+
+def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> dict[str, Any]:
+    """Let both models continue the same prompts, and measure how much each repeats itself.
+
+    Args:
+        dense: the dense model; its tokenizer reads the prompts.
+        pruned: the shallower one.
+        text: UTF-8 text that the prompts are taken from, at even distances.
+        batch: prompts continued at once.
+
+    Returns:
+        ``dense`` and ``pruned``, the share of repeated 4-grams, 0 to 1; ``prompts``, ``new_tokens`` of each and the
+        ``temperature`` of sampling.
+    """
+    context = min(
+        filter(None, (context_length(loaded.model) for loaded in (dense, pruned))), default=None
+    )
+    length = min(PROMPT_TOKENS + NEW_TOKENS, context or PROMPT_TOKENS + NEW_TOKENS)
+    prompt = min(PROMPT_TOKENS, length // 3)
+    blocks = evaluation_blocks(text, dense.tokenizer, prompt, max_tokens=prompt * PROMPTS * 64)
+    starts = blocks[:: max(1, len(blocks) // PROMPTS)][:PROMPTS]
+    with meter("repetition", 2 * len(starts)) as step:
+        shares = []
+        for loaded in (dense, pruned):
+            written = []
+            for number, some in enumerate(starts.split(batch)):
+                torch.manual_seed(SEED + number)
+                written.append(continue_texts(loaded.model, some, length, TEMPERATURE))
+                step(steps=len(some))
+            shares.append(repeated_share(torch.cat(written)[:, prompt:]))
+    return {
+        "dense": shares[0],
+        "pruned": shares[1],
+        "prompts": len(starts),
+        "new_tokens": length - prompt,
+        "temperature": TEMPERATURE,
+    }
+
+
+def repeated_share(ids: torch.Tensor) -> float:
+    """Return the share of 4-grams that occurred before in their row, over all rows.
+
+    Args:
+        ids: (rows, tokens), at least 4 tokens.
+    """
+    grams = ids.cpu().unfold(1, GRAM, 1)  # (rows, tokens - 3, 4)
+    distinct = sum(len(row.unique(dim=0)) for row in grams)
+    return 1 - distinct / (grams.shape[0] * grams.shape[1])

@@ -1,0 +1,107 @@
+"""Running a model on blocks of tokens: losses, mixed precision, determinism and peak memory, in one place."""
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from elder.device import device_of_model
+from elder.model.layers import LayerControl, find_layers
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch and ask for deterministic kernels, so that one seed gives one result on one machine."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def mixed_precision(model: Any, compute: torch.dtype) -> AbstractContextManager:
+    """Compute in ``compute`` where the weights are kept in another dtype."""
+    weights = next(model.parameters()).dtype
+    if weights == compute or compute == torch.float32:
+        return nullcontext()
+    return torch.autocast(device_of_model(model).type, dtype=compute)
+
+
+def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a batch, (batch, tokens, vocabulary)."""
+    return model(input_ids=ids.to(device_of_model(model)), use_cache=False).logits
+
+
+def observed_logits(
+    model: Any, ids: torch.Tensor, indices: Iterable[int]
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Return the logits of a batch, and what entered and left some of the layers, (batch, tokens, hidden), in order.
+
+    The layers are watched during the forward pass alone: gradient checkpointing, which may run a layer once more in the
+    backward pass, shows nothing twice.
+    """
+    layers = find_layers(model)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with LayerControl(nn.ModuleList([layers[index] for index in sorted(indices)])) as control:
+        control.observe = lambda _, entering, leaving: seen.append((entering, leaving))
+        logits = logits_of(model, ids)
+    return logits, seen
+
+
+def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the next-token cross-entropy of each block in nats: the mean over all its positions, (batch,)."""
+    targets = ids[:, 1:].to(logits.device)
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    return losses.view(targets.shape).mean(dim=1)
+
+
+@torch.no_grad()
+def block_losses(
+    model: Any, blocks: torch.Tensor, batch: int, compute: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return the next-token loss of each block, (blocks,) float64 on the CPU, without gradients."""
+    model.eval()
+    losses = []
+    with mixed_precision(model, compute or next(model.parameters()).dtype):
+        for ids in blocks.split(batch):
+            losses.append(next_token_losses(logits_of(model, ids), ids).double().cpu())
+    return torch.cat(losses)
+
+
+@torch.no_grad()
+def continue_texts(
+    model: Any, prompts: torch.Tensor, length: int, temperature: float
+) -> torch.Tensor:
+    """Sample from the whole vocabulary until each row has ``length`` tokens; no text ends before.
+
+    Args:
+        model: in eval mode.
+        prompts: (rows, tokens) int64, all of one length.
+        length: tokens of each row afterwards.
+        temperature: of sampling.
+
+    Returns:
+        (rows, length) int64 on the CPU, the prompts included.
+    """
+    from transformers import GenerationConfig
+
+    prompts = prompts.to(device_of_model(model))
+    more = length - prompts.shape[1]
+    plain = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        max_new_tokens=more,
+        min_new_tokens=more,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,
+        remove_invalid_values=True,  # sampling from a model that is broken would otherwise end a GPU's process
+    )
+    return model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), generation_config=plain
+    ).cpu()

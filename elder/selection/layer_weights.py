@@ -1,0 +1,190 @@
+"""ELDeR, stage 1 (arXiv 2505.18232, also TRSP): learn a weight for each layer, then drop the lightest.
+
+All model weights are frozen. Each layer alive has one scalar weight S_i, 1 at the start of a round; a round minimises
+
+    LM(W, X) + lambda1 * sum_i |S_i|        over S alone,
+
+LM being the mean next-token cross-entropy over all positions. Iterative: one round for each layer that goes, those
+selected before being bypassed. One-shot: a single round, and the lightest layers go together.
+
+As published, the lightest layer of a round goes. With a ``shortlist``, this project's own addition, the lightest few
+are taken out in turn on the calibration blocks, forward only, and the one that is missed the least goes: few steps
+order the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all. As there, the
+first and the last layer are not among them: a model can bear their being scaled, and not their being gone.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from elder.data import batch_indices
+from elder.model.forward import block_losses, logits_of, next_token_losses
+from elder.model.layers import LayerControl, find_layers, skipping
+from elder.progress import Meter, meter
+from elder.selection.base import Problem, Round, Selection, lowest, offered, register
+from elder.selection.candidates import candidate_losses
+from elder.training.loop import Spent
+from elder.training.search import hold_out, search
+
+LAMBDA1_GRID = (
+    0.005,
+    0.05,
+    0.2,
+)  # the published value, and those at which |S| and the loss begin to balance
+
+
+@register("elder")
+def select(problem: Problem) -> Selection:
+    """Choose layers by learnt weights.
+
+    With ``lambda1: auto`` the choice that loses least on held-out blocks wins; all trials together stay within
+    ``epochs``.
+    """
+    wanted = problem.settings.lambda1
+    if wanted != "auto":
+        return learn(problem, problem.blocks, wanted)
+    fit, held = hold_out(problem.blocks)
+    share = problem.settings.model_copy(
+        update={"epochs": problem.settings.epochs / len(LAMBDA1_GRID)}
+    )
+    problem = replace(problem, settings=share)
+    found: dict[float, Selection] = {}
+
+    def trial(values: dict[str, float]) -> tuple[float, Spent]:
+        selection = found[values["lambda1"]] = learn(problem, fit, values["lambda1"])
+        with skipping(problem.model, selection.removed):
+            loss = (
+                block_losses(problem.model, held, problem.settings.forward_batch).mean().item()
+            )
+        return loss, Spent(selection.tokens_seen, selection.optimizer_steps)
+
+    chosen, spent = search("select", [{"lambda1": value} for value in LAMBDA1_GRID], trial)
+    return replace(
+        found[chosen["lambda1"]],
+        tokens_seen=spent.tokens_seen,
+        optimizer_steps=spent.optimizer_steps,
+        search=tuple(spent.search),
+    )
+
+
+def learn(problem: Problem, blocks: torch.Tensor, lambda1: float) -> Selection:
+    """Learn layer weights with one lambda1, in as many rounds as the settings ask for."""
+    layers = find_layers(problem.model)
+    settings = problem.settings
+    rounds_wanted, a_round = (problem.count, 1) if settings.iterative else (1, problem.count)
+    steps = max(
+        1, int(settings.epochs / rounds_wanted * len(blocks) / settings.batch)
+    )  # never over the budget
+    rounds: list[Round] = []
+    gone: set[int] = set()
+    for parameter in problem.model.parameters():
+        parameter.requires_grad_(False)
+    with (
+        LayerControl(layers) as control,
+        meter(f"layer weights, lambda1 {lambda1:g}", rounds_wanted * steps) as step,
+    ):
+        control.place = settings.place
+        for number in range(rounds_wanted):
+            alive = offered(problem, len(layers), gone)
+            control.bypassed = gone
+            weights = learn_round(
+                problem, control, blocks, lambda1, steps, problem.seed + number, step
+            )
+            values = [
+                abs(weights[i].item()) if i in alive else None for i in range(len(layers))
+            ]
+            removed = lowest(values, a_round)
+            checked: tuple[tuple[int, float], ...] = ()
+            if settings.iterative and settings.shortlist > 1:
+                inner = [
+                    value if 0 < i < len(layers) - 1 else None for i, value in enumerate(values)
+                ]
+                light = lowest(inner, settings.shortlist) or removed
+                checked = check(problem, control, blocks, light, gone)
+                removed = (min(checked, key=lambda pair: pair[1])[0],)
+            gone = gone | set(removed)
+            rounds.append(Round(removed, tuple(values), checked))
+    taken = rounds_wanted * steps
+    tokens = taken * settings.batch * blocks.shape[1]
+    return Selection(
+        tuple(i for r in rounds for i in r.removed),
+        "layer weight",
+        tuple(rounds),
+        tokens,
+        taken,
+    )
+
+
+def learn_round(
+    problem: Problem,
+    control: LayerControl,
+    blocks: torch.Tensor,
+    lambda1: float,
+    steps: int,
+    seed: int,
+    step: Meter,
+) -> torch.Tensor:
+    """Learn the layer weights of one round from 1; returns (L,) float32 on the CPU."""
+    device = next(problem.model.parameters()).device
+    weights = torch.ones(len(control.layers), device=device, requires_grad=True)
+    solver = LayerWeightSolver(
+        weights, problem.settings.lr, lambda1, proximal=problem.settings.solver == "proximal"
+    )
+    control.weights = weights
+    for number in range(steps):
+        ids = blocks[batch_indices(len(blocks), problem.settings.batch, number, seed)]
+        loss = next_token_losses(logits_of(problem.model, ids), ids).mean()
+        (gradient,) = torch.autograd.grad(loss, weights)
+        solver.step(gradient)
+        step(f"loss {loss.item():.3f}")
+    control.weights = None
+    return weights.detach().cpu()
+
+
+@torch.no_grad()
+def check(
+    problem: Problem,
+    control: LayerControl,
+    blocks: torch.Tensor,
+    light: tuple[int, ...],
+    gone: set[int],
+) -> tuple[tuple[int, float], ...]:
+    """Return (layer, mean loss on the blocks without it) for each of the lightest layers."""
+    batches = blocks.split(problem.settings.forward_batch)
+    return tuple(candidate_losses(problem.model, control, light, gone, batches).items())
+
+
+class LayerWeightSolver:
+    """Adam on the loss, with |S| as a soft threshold after each step (proximal) or as a subgradient within it.
+
+    In the proximal form each weight's threshold is its own step size times lambda1, so that both forms have the same
+    fixed points; only the proximal one can reach exactly 0. Adam divides by the size of the loss's gradient alone; here
+    lambda1 is added to it, so that no threshold exceeds ``lr``, however little the loss feels a weight.
+    """
+
+    def __init__(
+        self, weights: torch.Tensor, lr: float, lambda1: float, proximal: bool
+    ) -> None:
+        self.weights, self.lr, self.lambda1, self.proximal = weights, lr, lambda1, proximal
+        self.mean = torch.zeros_like(weights)
+        self.square = torch.zeros_like(weights)
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, gradient: torch.Tensor) -> None:
+        """Take one step along the gradient of the loss with respect to the weights, (L,)."""
+        if not self.proximal:
+            gradient = gradient + self.lambda1 * self.weights.sign()
+        self.steps += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient.square(), 0.001)
+        scale = (self.square / (1 - 0.999**self.steps)).sqrt() + 1e-8
+        size = self.lr / (scale + self.lambda1 if self.proximal else scale)
+        self.weights.sub_(size * self.mean / (1 - 0.9**self.steps))
+        if self.proximal:
+            self.weights.copy_(soft_threshold(self.weights, size * self.lambda1))
+
+
+def soft_threshold(values: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
+    """Return sign(x) max(|x| - t, 0), the proximal operator of t |x|."""
+    return values.sign() * (values.abs() - threshold).clamp(min=0)

@@ -1,0 +1,120 @@
+"""Shortened LLaMA (arXiv 2402.02834): score every layer once, by perplexity or by gradient, and drop the lowest."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from elder.model.forward import logits_of, next_token_losses
+from elder.model.layers import LayerControl, find_layers
+from elder.progress import meter, say, track
+from elder.selection.base import Problem, Round, Selection, lowest, offered, register
+from elder.selection.candidates import candidate_losses
+
+FIRST, LAST = 4, 2  # layers at the ends that the paper keeps for the Taylor score
+
+
+@register("shortened-ppl")
+def select_by_perplexity(problem: Problem) -> Selection:
+    """Score each layer by the loss without it, the logarithm of the paper's perplexity; the lowest go, all at once.
+
+    Every layer is offered that is not protected, the first and the last too.
+    """
+    layers = find_layers(problem.model)
+    alive = offered(problem, len(layers))
+    batches = problem.blocks.split(problem.settings.forward_batch)
+    with (
+        torch.no_grad(),
+        LayerControl(layers) as control,
+        meter("loss without a layer", len(batches)) as step,
+    ):
+        losses = candidate_losses(problem.model, control, alive, set(), batches, step)
+    values = [losses.get(index) for index in range(len(layers))]
+    removed = lowest(values, problem.count)
+    return Selection(removed, "loss without the layer", (Round(removed, tuple(values)),))
+
+
+@register("shortened-taylor")
+def select_by_taylor(problem: Problem) -> Selection:
+    """Score each layer by the first-order change of the loss were its weights 0; the lowest go, all at once.
+
+    The score is the sum over the layer's weight matrices of |sum w * dL/dw|, L the mean loss over all blocks. (The
+    authors' code takes the magnitude of each element, before that sum.) The paper's rule to keep the first four and
+    the last two layers holds where enough layers remain; else the longer end gives way, one layer at a time.
+    """
+    layers = find_layers(problem.model)
+    offered(problem, len(layers))
+    first, last = kept_ends(problem, len(layers))
+    ends = {*range(first), *range(len(layers) - last, len(layers))}
+    alive = offered(replace(problem, protected=problem.protected | ends), len(layers))
+    scores = taylor(problem, {index: layers[index] for index in alive})
+    values = [scores.get(index) for index in range(len(layers))]
+    removed = lowest(values, problem.count)
+    return Selection(
+        removed, "Taylor importance", (Round(removed, tuple(values)),), problem.blocks.numel()
+    )
+
+
+def kept_ends(problem: Problem, count: int) -> tuple[int, int]:
+    """Return how many layers stay at the start and at the end: 4 and 2, or fewer, so that enough can go."""
+    first, last = FIRST, LAST
+    while (
+        sum(i not in problem.protected for i in range(first, count - last)) < problem.count
+        and first + last > 0
+    ):
+        first, last = (first - 1, last) if first >= last else (first, last - 1)
+    if (first, last) != (FIRST, LAST):
+        say(
+            f"shortened-taylor keeps the first {FIRST} and last {LAST} layers; that leaves fewer than {problem.count} "
+            f"of {count} to remove, so it keeps the first {first} and last {last}"
+        )
+    return first, last
+
+
+def taylor(problem: Problem, layers: dict[int, nn.Module]) -> dict[int, float]:
+    """Return the Taylor importance of each layer: the sum over its matrices of |sum w * dL/dw|, in nats."""
+    matrices = {i: [p for p in layer.parameters() if p.ndim > 1] for i, layer in layers.items()}
+    weights = [weight for group in matrices.values() for weight in group]
+    products = dict.fromkeys(
+        weights, 0.0
+    )  # sum w * dL/dw is linear in L: a number a matrix is all to keep
+
+    def add(weight: nn.Parameter) -> None:
+        assert weight.grad is not None
+        products[weight] += (
+            (weight.detach().float() * weight.grad.float()).double().sum().item()
+        )
+        weight.grad = None
+
+    batches = problem.blocks.split(problem.settings.batch)
+    with only_trainable(problem.model, weights), torch.enable_grad():
+        hooks = [weight.register_post_accumulate_grad_hook(add) for weight in weights]
+        try:
+            for ids in track(batches, "Taylor importance", len(batches)):
+                loss = next_token_losses(logits_of(problem.model, ids), ids).sum() / len(
+                    problem.blocks
+                )
+                loss.backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return {
+        index: sum(abs(products[weight]) for weight in group)
+        for index, group in matrices.items()
+    }
+
+
+@contextmanager
+def only_trainable(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to some weights alone; then every ``requires_grad`` is as it was."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.requires_grad_(False)
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in before.items():
+            parameter.requires_grad_(flag)

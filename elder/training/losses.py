@@ -1,0 +1,60 @@
+"""The losses that shallower models are trained with, as plain functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+
+
+def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence from the teacher's next-token distribution to the student's, in nats.
+
+    Args:
+        student: logits, (batch, tokens, vocabulary), any float dtype.
+        teacher: logits of the same shape, without gradient.
+
+    Returns:
+        Scalar float32: the mean over all positions.
+    """
+    log_p = F.log_softmax(student.float(), dim=-1).flatten(0, -2)
+    log_q = F.log_softmax(teacher.float(), dim=-1).flatten(0, -2)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+
+def state_mismatch(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the relative mean square between hidden states: ||s - t||^2 / ||t||^2 of each token, the mean over tokens.
+
+    Each token is divided by its own size, since a few tokens of large models are so large that they would
+    hide the rest.
+
+    Args:
+        student: hidden states, (batch, tokens, hidden), any float dtype.
+        teacher: hidden states of the same shape, without gradient.
+
+    Returns:
+        Scalar float32.
+    """
+    wanted = teacher.float()
+    sizes = wanted.square().sum(dim=-1).clamp(min=1e-12)
+    return ((student.float() - wanted).square().sum(dim=-1) / sizes).mean()
+
+
+def residual_norm(
+    entering: torch.Tensor, leaving: torch.Tensor, norm: str, relative: bool
+) -> torch.Tensor:
+    """Return how much one layer changes the hidden state: || f(h) - h ||_q, the mean over tokens.
+
+    Args:
+        entering: hidden state h, (batch, tokens, hidden).
+        leaving: f(h), the same shape.
+        norm: ``l2`` (un-squared) or ``l1``, over the hidden dimension.
+        relative: divide each token's norm by ||h|| in the same norm.
+
+    Returns:
+        Scalar float32.
+    """
+    order = {"l1": 1, "l2": 2}[norm]
+    sizes = torch.linalg.vector_norm((leaving - entering).float(), ord=order, dim=-1)
+    if relative:
+        sizes = sizes / torch.linalg.vector_norm(entering.float(), ord=order, dim=-1).clamp(
+            min=1e-6
+        )
+    return sizes.mean()

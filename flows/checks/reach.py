@@ -1,0 +1,151 @@
+"""Whether the services that a run uses answer: registry, Prefect server, worker, DVC remote. For `elder doctor`.
+
+Each function returns what it found, or raises a UserError that names the part and says how to mend it.
+"""
+
+from pathlib import Path
+
+from elder.errors import UserError
+from elder.params import Params
+
+POOL = "elder"  # the work pool of prefect.yaml
+PROBE = ".write-check"
+
+
+def registry(settings: Params, _: Path) -> str:
+    """Reach the registry; of a database, say what is wrong before MLflow tries it for minutes."""
+    from tasks.errors import hide_secrets
+    from tasks.registry.mlflow import check
+
+    uri = settings.registry.tracking_uri
+    _database(uri)
+    check(settings.registry, settings.store)
+    return hide_secrets(uri)
+
+
+def _database(uri: str) -> None:
+    """Connect once to the database that a tracking URI names: MLflow itself would try a dead one for minutes."""
+    if not uri.startswith(("postgresql", "mysql", "mssql")):
+        return
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+    from tasks.errors import hide_secrets
+
+    place = f"registry.tracking_uri {hide_secrets(uri)}"
+    try:
+        create_engine(uri).connect().close()
+    except (ImportError, NoSuchModuleError) as error:
+        raise UserError(
+            f"{place}: the database's driver is missing ({error}); install it"
+        ) from None
+    except ArgumentError:
+        raise UserError(f"{place}: this is no address of a database; correct it") from None
+    except DBAPIError as error:
+        text = str(error.orig)
+        if "authentication" in text or "role" in text:
+            raise UserError(
+                f"{place}: the database does not accept this user and password; correct them"
+            ) from None
+        if "does not exist" in text:
+            raise UserError(f"{place}: the server has no such database; create it") from None
+        raise UserError(
+            f"{place}: the database cannot be reached; start it, or correct the address"
+        ) from None
+
+
+def prefect(_: Params, __: Path) -> str:
+    """Reach the Prefect server, where one is set."""
+    url = _prefect_url()
+    if not url:
+        return "no PREFECT_API_URL: each run starts a server of its own"
+    from httpx import HTTPStatusError
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck():
+            raise UserError(
+                f"the Prefect server at {url} does not answer; start it, or unset PREFECT_API_URL"
+            )
+        try:
+            client.read_work_pools(limit=1)
+        except HTTPStatusError as error:
+            if error.response.status_code in (401, 403):
+                raise UserError(
+                    f"the Prefect server at {url} lets nobody in without its PREFECT_API_AUTH_STRING; set it"
+                ) from None
+            raise UserError(
+                f"the Prefect server at {url} answers with {error.response.status_code}; its log says why"
+            ) from None
+    return url
+
+
+def worker(_: Params, __: Path) -> str:
+    """Look whether someone runs what is scheduled."""
+    if not _prefect_url():
+        return "none is needed without PREFECT_API_URL"
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    start = f"prefect worker start --pool {POOL} --type process"
+    with get_client(sync_client=True) as client:
+        try:
+            status = getattr(client.read_work_pool(POOL).status, "value", "NOT_READY")
+        except ObjectNotFound:
+            return f"no work pool {POOL!r}: what is scheduled needs `elder serve`, or a worker: {start}"
+        except HTTPError:
+            raise UserError(
+                "cannot be told while the Prefect server does not answer; see prefect"
+            ) from None
+    if status == "PAUSED":
+        raise UserError(
+            f"the work pool {POOL!r} is paused; resume it: prefect work-pool resume {POOL}"
+        )
+    if status != "READY":
+        raise UserError(
+            f"the work pool {POOL!r} has no live worker, so nothing that is scheduled runs; start one: {start}"
+        )
+    return f"work pool {POOL!r} has a live worker"
+
+
+def _prefect_url() -> str | None:
+    """Return the server's address, from the environment or from Prefect's profile."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url
+
+
+def data_remote(_: Params, root: Path) -> str:
+    """Write to the DVC remote, where there is one, as `dvc push` would."""
+    from tasks.data import remote_name
+
+    name = remote_name(root)
+    if name is None:
+        return "no DVC remote: each machine makes the data itself, with dvc repro"
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            remote = repo.cloud.get_remote_odb(name)
+            place = remote.fs.unstrip_protocol(remote.path)
+            remote.fs.makedirs(remote.path, exist_ok=True)
+            probe = remote.fs.join(remote.path, PROBE)
+            remote.fs.pipe_file(probe, b"")
+            remote.fs.remove(probe)
+    except DvcException as error:
+        raise UserError(f"DVC remote {name!r}: {error}; correct .dvc/config") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"DVC remote {name!r}: {place} is not there; make the bucket or correct its url"
+        ) from None
+    except PermissionError:
+        raise UserError(
+            f"DVC remote {name!r}: {place} is closed to these credentials; set the AWS variables"
+        ) from None
+    except Exception as error:  # what a file system raises where nothing answers is its own
+        raise UserError(
+            f"DVC remote {name!r}: nothing answers ({type(error).__name__}); start it, or correct url and endpointurl"
+        ) from None
+    return place

@@ -1,0 +1,95 @@
+"""``elder audit`` and ``elder reproduce``: hold a registered version against its record."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elder.cli.app import AsJson, Overrides, ParamsFile, app, show
+from elder.settings import read_params
+
+MARKS = {True: "holds", False: "BROKEN", None: "unknown"}
+
+
+@app.command()
+def audit(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry.")
+    ],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Key that must have signed; by default that beside signing.private_key."
+        ),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure the perplexities again, too.")
+    ] = False,
+    params: ParamsFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute what the record of a registered version says, and name each thing that does not hold."""
+    from flows.environment import prepare_environment
+
+    settings = read_params(params, overrides, {})
+    prepare_environment()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from tasks.audit.run import audit as run
+
+    found = run(settings, Path.cwd(), name, public_key, evaluate)
+    show(found, as_json, lambda: _audit_lines(found))
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the model that is made again.")
+    ] = None,
+    params: ParamsFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a registered version again from its record, with its commit and its data, and compare."""
+    from flows.environment import prepare_environment, project_root
+
+    settings = read_params(params, overrides, {})
+    root = project_root()
+    prepare_environment()
+    from tasks.audit.reproduce import reproduce as run
+
+    found = run(settings, root, name, output)
+    show(found, as_json, lambda: _reproduction_lines(found))
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+def _audit_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{MARKS[check['ok']]:<8} {check['name']}: {check['detail']}"
+        for check in found["checks"]
+    ]
+    broken = [check["name"] for check in found["checks"] if check["ok"] is False]
+    verdict = f"does not hold: {', '.join(broken)}" if broken else "nothing speaks against it"
+    return [*lines, f"{found['name']} version {found['version']}: {verdict}"]
+
+
+def _reproduction_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{MARKS[found[key]]:<8} {key.replace('_', ' ')}"
+        for key in ("same_layers", "same_weights")
+    ]
+    for domain, one in found["metrics"].items():
+        said = f"perplexity {domain}: {one['recorded']:.4f} recorded, {one['found']:.4f} now"
+        lines.append(f"{MARKS[one['within']]:<8} {said}, tolerance {one['tolerance']:g}")
+    lines += [f"note     {note}" for note in found["notes"]]
+    return [
+        *lines,
+        f"made again with {found['code']}; output: {found['output'] or 'not kept (--output DIR keeps it)'}",
+    ]

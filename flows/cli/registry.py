@@ -1,0 +1,196 @@
+"""``elder promote``, ``elder rollback``, ``elder history``: who is champion, and who decided so, when and why."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elder.cli.app import AsJson, Overrides, ParamsFile, app, refuse, show
+from elder.errors import UserError
+from elder.params import Params
+from elder.progress import say
+from elder.settings import read_params
+from flows.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from tasks.registry.history import Entry
+    from tasks.registry.promotion import Plan
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Registered model.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needs --reason.")]
+Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why; the history keeps it.")]
+COLUMNS = {"layers": "d", "in_domain": ".2f", "out_of_domain": ".2f", "tasks": ".3f"}
+
+
+@app.command()
+def promote(
+    name: Name,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")],
+    yes: Yes = False,
+    reason: Reason = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on where the comparison with the champion says no or cannot be made.",
+        ),
+    ] = False,
+    params: ParamsFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion, after checks of its gate, its stored bytes and its numbers beside the champion."""
+    settings = _start(params, overrides, yes, reason)
+    from tasks.registry.promotion import plan_promotion
+
+    _decide(
+        settings,
+        lambda: plan_promotion(settings, Path.cwd(), name, version, force),
+        yes,
+        reason,
+        as_json,
+    )
+
+
+@app.command()
+def rollback(
+    name: Name,
+    yes: Yes = False,
+    reason: Reason = None,
+    params: ParamsFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go back to the champion before the present one; given again, to the one before that."""
+    settings = _start(params, overrides, yes, reason)
+    from tasks.registry.promotion import plan_rollback
+
+    _decide(settings, lambda: plan_rollback(settings, Path.cwd(), name), yes, reason, as_json)
+
+
+@app.command()
+def history(
+    name: Name, params: ParamsFile = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Show every promotion and rollback of a model: who, when, why, and from which version."""
+    settings = read_params(params, overrides, {})
+    prepare_environment()
+    from tasks.registry.promotion import history as find
+
+    log, fault = find(settings, Path.cwd(), name)
+    if fault:
+        say(f"the registry was not brought in line with the history: {fault}")
+    if as_json:
+        last = (
+            log[-1].model_dump() if log else dict.fromkeys(("version", "previous", "by", "at"))
+        )
+        heading = {key: last[key] for key in ("version", "previous", "by", "at")}
+        show(
+            {"name": name, **heading, "entries": [entry.model_dump() for entry in log]},
+            True,
+            list,
+        )
+    else:
+        _print_table(name, log)
+
+
+def _start(
+    params: Path | None, overrides: list[str] | None, yes: bool, reason: str | None
+) -> Params:
+    """Read the parameters, and refuse before any work what could not be confirmed afterwards."""
+    if yes and not reason:
+        raise UserError(
+            "--yes was given without a reason: add --reason TEXT, which the history keeps"
+        )
+    if not yes and not on_terminal():
+        raise UserError("there is no terminal to ask on: give --yes --reason TEXT")
+    settings = read_params(params, overrides, {})
+    prepare_environment()
+    return settings
+
+
+def on_terminal() -> bool:
+    """Say whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def _decide(
+    settings: Params,
+    make_plan: "Callable[[], Plan]",
+    yes: bool,
+    reason: str | None,
+    as_json: bool,
+) -> None:
+    """Check, ask, and do; exit 1 where a check or the person who was asked said no."""
+    from tasks.provenance.lineage import person
+    from tasks.registry.promotion import Refused, carry_out
+
+    try:
+        plan = make_plan()
+        if not yes:
+            say("\n".join(_plan_lines(plan)))
+            if not typer.confirm(f"{plan.action.capitalize()}?", err=True):
+                refuse("nothing was changed", 1)
+            reason = reason or typer.prompt("Why?", err=True)
+        entry = carry_out(settings, Path.cwd(), plan, person(), reason or "")
+    except Refused as refusal:
+        refuse(f"refused: {refusal}", 1)
+    show(
+        {"name": plan.name, **entry.model_dump()},
+        as_json,
+        lambda: [_sentence(plan.name, entry), entry.compared],
+    )
+
+
+def _plan_lines(plan: "Plan") -> list[str]:
+    """Say what would change, with the numbers of both versions."""
+    lines = [
+        f"{plan.name}: champion would be version {plan.version}, now it is {plan.previous or 'none'}"
+    ]
+    if plan.measured:
+        lines.append(f"{'':<12}{'layers':>8}{'in domain':>12}{'out of domain':>16}{'tasks':>8}")
+    for version, numbers in plan.measured.items():
+        shown = [
+            "-" if numbers.get(key) is None else f"{numbers[key]:{form}}"
+            for key, form in COLUMNS.items()
+        ]
+        lines.append(
+            f"version {version:<4}{shown[0]:>8}{shown[1]:>12}{shown[2]:>16}{shown[3]:>8}"
+        )
+    return [
+        *lines,
+        plan.compared,
+        f"The stored bytes of version {plan.version} are those of its manifest.",
+    ]
+
+
+def _sentence(name: str, entry: "Entry") -> str:
+    before = f"was version {entry.previous}" if entry.previous else "the first"
+    return f"{name}: champion is version {entry.version} ({before}), by {entry.by} at {entry.at}: {entry.reason}"
+
+
+def _print_table(name: str, log: "list[Entry]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not log:
+        print(f"{name}: nothing was ever promoted")
+        return
+    table = Table(title=f"{name}: champion is version {log[-1].version}", title_justify="left")
+    for heading in ("", "decision", "version", "before", "by", "at (UTC)", "reason"):
+        table.add_column(heading)
+    for entry in log:
+        row: list[Any] = [
+            entry.number,
+            entry.action,
+            entry.version,
+            entry.previous or "none",
+            entry.by,
+        ]
+        table.add_row(
+            *(Text(str(cell)) for cell in [*row, entry.at[:19].replace("T", " "), entry.reason])
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,69 @@
+"""``elder sweep``: a grid of runs, each through the whole flow, in one table."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elder.cli.app import AsJson, Overrides, ParamsFile, app, show
+from flows.environment import prepare_environment, project_root
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="YAML: method and section.key, each with a list of values."
+        ),
+    ],
+    params: ParamsFile = None,
+    overrides: Overrides = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Run done cells again too, after a change of data or code."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every combination of the values in FILE through the whole flow; what is done is not done again."""
+    root = project_root()
+    prepare_environment()
+    from flows.sweep import run_sweep
+
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that what is open is closed, as after Ctrl-C
+    rows = run_sweep(file, params, overrides, root, again)
+    show({"runs": rows}, as_json, lambda: table(rows))
+    if any(row["error"] for row in rows):
+        raise typer.Exit(1)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the rows as aligned lines: a column for each key of the grid, and what came out."""
+    keys = list(rows[0]["cell"])
+    lines = [[*keys, "dense", "pruned", "gate", "version", "run"]]
+    for row in rows:
+        ppl = row["perplexity"] or {"dense": None, "pruned": None}
+        gate = "failed" if row["error"] else "passed" if row["gate_passed"] else "refused"
+        tail = row["error"] or row["run_id"]
+        values = [str(row["cell"][key]) for key in keys]
+        lines.append(
+            [
+                *values,
+                _number(ppl["dense"]),
+                _number(ppl["pruned"]),
+                gate,
+                row["version"] or "-",
+                tail,
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

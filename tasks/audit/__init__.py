@@ -1,0 +1,1 @@
+"""Hold a registered version against its record, and make it again."""

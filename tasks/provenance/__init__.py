@@ -1,0 +1,1 @@
+"""Where a model comes from: bill of materials, signature, lineage, energy."""

@@ -1,0 +1,109 @@
+"""Where a run comes from: the code's commit, the packages, the hardware, and who or what started it."""
+
+import getpass
+import os
+import platform
+import re
+import socket
+import subprocess
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+
+def lineage(root: Path) -> dict[str, Any]:
+    """Return commit, cleanliness of the tree, starter, packages and hardware; None for what cannot be known here."""
+    commit = git(root, "rev-parse", "HEAD")
+    status = git(root, "status", "--porcelain")
+    return {
+        "git_commit": commit,
+        "git_clean": None if status is None else status == "",
+        "started_by": person(),
+        "deployment": _deployment(),
+        "installed": _installed(),
+        "hardware": hardware(),
+    }
+
+
+def person() -> str:
+    """Return who acts: what ELDER_USER says, or the user and the machine."""
+    return os.environ.get("ELDER_USER") or f"{_user()}@{socket.gethostname()}"
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """Return what a git command says, or None where it fails or there is no git."""
+    done = _output("git", "-C", str(root), *arguments)
+    return done if done is None else done.strip()
+
+
+def has_commit(root: Path, commit: str | None) -> bool:
+    """Say whether a repository knows a commit, named in full."""
+    named = re.fullmatch(
+        "[0-9a-f]{40}|[0-9a-f]{64}", commit or ""
+    )  # a record may hold anything, such as an option
+    return named is not None and git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        return str(os.getuid())
+
+
+def _deployment() -> dict[str, Any] | None:
+    """Return the Prefect deployment that started this flow run, and whether by its schedule; None where none did."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.runtime import flow_run
+
+    if not flow_run.id:
+        return None
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(flow_run.root_flow_run_id or flow_run.id)
+            if run.deployment_id is None:
+                return None
+            return {
+                "name": client.read_deployment(run.deployment_id).name,
+                "scheduled": run.auto_scheduled,
+            }
+        except ObjectNotFound:  # deleted since
+            return None
+
+
+def _installed() -> dict[str, str]:
+    """Return {name: version} of all packages of this Python."""
+    found = {str(one.metadata["Name"]): one.version for one in distributions()}
+    return dict(sorted(found.items()))
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, cores, memory and GPUs of this machine."""
+    gpus = _output(
+        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
+    )
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus.strip().splitlines() if gpus else [],
+    }
+
+
+def _cpu() -> str:
+    """Return the processor's name; Linux alone tells it in a file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,223 @@
+"""What every store has in common: content-addressed models, each whole or not there."""
+
+import logging
+import os
+import re
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict
+
+from elder.errors import UserError
+from tasks.errors import hide_secrets, plain_errors
+from tasks.store.manifest import (
+    MANIFEST,
+    File,
+    Files,
+    describe,
+    difference,
+    digest,
+    dump,
+    fingerprint,
+    parse,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Published(BaseModel):
+    """Where a model lies, its digest, its files by relative path, and how many bytes of them had to be sent."""
+
+    model_config = ConfigDict(frozen=True)
+    url: str
+    digest: str
+    files: Files
+    uploaded_bytes: int
+
+
+class Store(ABC):
+    """What a local folder and an S3 prefix have in common; keys are paths relative to the store, with ``/``."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse a store that cannot be reached or written, before any work is done.
+
+        Raises:
+            UserError: if so.
+        """
+
+    def publish(self, folder: Path, name: str) -> Published:
+        """Store all files of a folder as a version of the model ``name``.
+
+        Files that are there already are not sent again: an interrupted call resumes, a repeated one moves nothing.
+
+        Raises:
+            UserError: the folder is missing, empty or has a manifest.json, the name is not usable, the store refuses.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(
+                f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+        files = describe(Path(folder))
+        if MANIFEST in files:
+            raise UserError(
+                f"{folder} holds a {MANIFEST}, a name that the store needs: remove or rename it"
+            )
+        prefix, sent = f"models/{name}/{digest(files)}", 0
+        for path, file in files.items():
+            if not self._has(f"{prefix}/{path}", file):
+                _log.info("storing %s, %d bytes", path, file.bytes)
+                sent += self._send(Path(folder) / path, f"{prefix}/{path}", file)
+        manifest = dump(files)
+        if not self._has(f"{prefix}/{MANIFEST}", fingerprint(manifest)):
+            self._write(f"{prefix}/{MANIFEST}", manifest)
+        return Published(
+            url=f"{self.url}/{prefix}", digest=digest(files), files=files, uploaded_bytes=sent
+        )
+
+    def manifest(self, url: str) -> Files:
+        """Return the files of a published model by relative path.
+
+        Raises:
+            UserError: there is no whole model at ``url``, or its manifest is damaged.
+        """
+        prefix = self._prefix(url)
+        data = self.read(_join(prefix, MANIFEST))
+        if data is None:
+            raise UserError(
+                f"{self._show(prefix)} is no published model: it has no {MANIFEST}; publish it first"
+            )
+        return parse(data, self._show(prefix))
+
+    def fetch(self, url: str, target: Path) -> Path:
+        """Copy a published model to a new folder, checking the sha256 of every file.
+
+        Args:
+            url: what ``publish`` returned, or the same relative to the store.
+            target: folder to make; one that holds exactly this model already is returned as it is.
+
+        Raises:
+            UserError: there is no whole model at ``url``, a file is damaged, or ``target`` cannot be written.
+        """
+        prefix, target, files = self._prefix(url), Path(target).absolute(), self.manifest(url)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with plain_errors(target):
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                if target.is_dir() and describe(target) == files:
+                    return target
+                raise UserError(f"{target} holds something else already: name a new folder")
+            try:
+                for path, file in files.items():
+                    self._fetch_file(_join(prefix, path), part / path, file)
+                os.replace(part, target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return target
+
+    def verify(self, url: str) -> list[str]:
+        """Read a published model again and return its faults, one sentence each; none if it is what it was.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        prefix = self._prefix(url)
+        data = self.read(_join(prefix, MANIFEST))
+        if data is None:
+            return [f"{MANIFEST} is missing"]
+        try:
+            files = parse(data, self._show(prefix))
+        except UserError as error:
+            return [str(error)]
+        extra = sorted(self.paths(prefix) - set(files) - {MANIFEST})
+        found = [
+            difference(path, self._measure(_join(prefix, path)), file)
+            for path, file in files.items()
+        ]
+        return [f"{path} is not in the manifest" for path in extra] + [
+            fault for fault in found if fault
+        ]
+
+    def as_it_lies(self, url: str, target: Path) -> Path:
+        """Return a folder with all that lies at a model's place, its manifest included, unchecked: for an audit.
+
+        Args:
+            url: as for ``fetch``.
+            target: folder to copy to; nothing is copied where the store is a local folder itself.
+
+        Raises:
+            UserError: nothing lies there, or the store cannot be read.
+        """
+        prefix = self._prefix(url)
+        found = self.paths(prefix)
+        if not found:
+            raise UserError(
+                f"nothing lies at {self._show(prefix)}: the registry points to a place that is empty"
+            )
+        for path in found:
+            if ".." in PurePosixPath(path).parts:
+                raise UserError(
+                    f"{self._show(prefix)} holds {path!r}, a name that leads outside: remove it"
+                )
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            self._receive(_join(prefix, path), target / path)
+        return target
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Store a small object if there is nothing at ``key``, and say so; of several at once, one gets True.
+
+        Raises:
+            UserError: the store refuses.
+        """
+
+    @abstractmethod
+    def read(self, key: str) -> bytes | None:
+        """Return all bytes of a small object, or None where there is nothing."""
+
+    @abstractmethod
+    def paths(self, prefix: str) -> set[str]:
+        """Return the paths of all files below ``prefix``, relative to it."""
+
+    def _fetch_file(self, key: str, target: Path, file: File) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._receive(key, target)
+        fault = difference(self._show(key), fingerprint(target), file)
+        if fault:
+            raise UserError(f"the store is damaged: {fault}; publish the model again")
+
+    def _prefix(self, url: str) -> str:
+        inside = f"{url}/".startswith(f"{self.url}/")
+        prefix = url[len(self.url) :].strip("/") if inside else url.rstrip("/")
+        if ".." in PurePosixPath(prefix).parts or prefix.startswith("/") or "://" in prefix:
+            raise UserError(f"{hide_secrets(url)} does not lie in the store {self.url}")
+        return prefix
+
+    def _show(self, key: str) -> str:
+        return _join(self.url, key)
+
+    @abstractmethod
+    def _has(self, key: str, file: File) -> bool:
+        """Say whether these very bytes are stored."""
+
+    @abstractmethod
+    def _send(self, source: Path, key: str, file: File) -> int:
+        """Store a file, streamed, and return the bytes sent; like ``_write``, it appears whole or not at all."""
+
+    @abstractmethod
+    def _write(self, key: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _receive(self, key: str, target: Path) -> None: ...
+
+    @abstractmethod
+    def _measure(self, key: str) -> File | None:
+        """Read all bytes, streamed, for their fingerprint; None where there is nothing."""
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)

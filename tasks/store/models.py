@@ -1,0 +1,32 @@
+"""Models that lie in the store: an ``s3://`` prefix or a ``models:/`` name, brought to a local folder."""
+
+from pathlib import Path
+
+from filelock import FileLock
+
+from elder.params import Params
+from elder.progress import say
+from tasks.registry import mlflow as registry
+from tasks.store.manifest import digest
+from tasks.store.open import open_model
+
+PLACE = Path("build/models")
+
+
+def fetch(name: str, settings: Params) -> Path:
+    """Bring a stored model to a folder named by the digest of its files; one that is there already is only checked.
+
+    Args:
+        name: ``s3://`` URL of a published model, ``models:/name@alias`` or ``models:/name/3``.
+        settings: registry in which a name is looked up; endpoint and region of the store.
+
+    Raises:
+        UserError: the name means nothing, or the bytes are damaged.
+    """
+    url = registry.source_of(name, settings.registry) if name.startswith("models:") else name
+    store, prefix = open_model(url, settings.store.endpoint, settings.store.region)
+    target = PLACE / digest(store.manifest(prefix))[:16]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        say(f"fetching {name}")
+        return store.fetch(prefix, target)

@@ -1,0 +1,106 @@
+"""Send a large file to S3 in parts, so that a call that was cut can go on with the parts that arrived.
+
+boto3's transfer manager sends parts too, but throws all of them away when one fails. Here an upload that was begun
+stays on the server: the next call asks which parts are there, compares their MD5 with the file's, and sends the others.
+Nobody can read any of it before the last step puts the parts together.
+"""
+
+import base64
+import hashlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tasks.store.manifest import File, changed
+
+PART = 8 * 1024 * 1024  # bytes; S3 allows no less than 5 MB
+MOST_PARTS = 10_000
+THREADS = 8  # parts under way at once, each held in memory
+
+Part = dict[str, Any]
+
+
+def send_in_parts(client: Any, at: dict[str, str], source: Path, file: File) -> int:
+    """Send a file, reading it once.
+
+    Args:
+        client: boto3's S3 client.
+        at: bucket and key, of which nothing but this very content is ever sent.
+        source: the file.
+        file: what it must be; the sha256 is kept in the object's metadata.
+
+    Returns:
+        The bytes sent by this call.
+
+    Raises:
+        UserError: the file is no longer what ``file`` says; nothing is stored then.
+        ClientError, BotoCoreError: what boto3 meets; the parts that arrived stay.
+    """
+    upload, stored = _begun(client, at)
+    if upload is None:
+        upload = client.create_multipart_upload(**at, Metadata={"sha256": file.sha256})[
+            "UploadId"
+        ]
+    here = at | {"UploadId": upload}
+    size = part_size(file.bytes)
+    sha256, sent, parts = hashlib.sha256(), 0, list[Part]()
+    under_way: deque[Future[Part]] = deque()
+    with source.open("rb") as handle, ThreadPoolExecutor(THREADS) as pool:
+        for number, data in enumerate(iter(lambda: handle.read(size), b""), start=1):
+            sha256.update(data)
+            md5 = hashlib.md5(data, usedforsecurity=False)
+            if stored.get(number) == (md5.hexdigest(), len(data)):
+                parts.append({"PartNumber": number, "ETag": f'"{md5.hexdigest()}"'})
+                continue
+            if len(under_way) == THREADS:
+                parts.append(under_way.popleft().result())
+            under_way.append(pool.submit(_send_part, client, here, number, data, md5.digest()))
+            sent += len(data)
+        parts += [part.result() for part in under_way]
+    if sha256.hexdigest() != file.sha256:
+        client.abort_multipart_upload(**here)
+        raise changed(source)
+    parts.sort(key=lambda part: part["PartNumber"])
+    client.complete_multipart_upload(**here, MultipartUpload={"Parts": parts})
+    return sent
+
+
+def part_size(total: int) -> int:
+    """Return the bytes of each part of a file; they must not depend on anything else, or no part would match again."""
+    return max(PART, -(-total // MOST_PARTS))
+
+
+def _send_part(client: Any, here: dict[str, str], number: int, data: bytes, md5: bytes) -> Part:
+    """Send one part; the server refuses it if it does not arrive as it was sent."""
+    checked = base64.b64encode(md5).decode()
+    found = client.upload_part(**here, PartNumber=number, Body=data, ContentMD5=checked)
+    return {"PartNumber": number, "ETag": found["ETag"]}
+
+
+def _begun(client: Any, at: dict[str, str]) -> tuple[str | None, dict[int, tuple[str, int]]]:
+    """Return the id of the latest unfinished upload of this object, and its parts: {number: (MD5, bytes)}."""
+    from botocore.exceptions import ClientError
+
+    try:
+        pages = client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=at["Bucket"], Prefix=at["Key"]
+        )
+        uploads = [
+            found
+            for page in pages
+            for found in page.get("Uploads", [])
+            if found["Key"] == at["Key"]
+        ]
+        if not uploads:
+            return None, {}
+        upload = max(uploads, key=lambda found: found["Initiated"])["UploadId"]
+        listed = client.get_paginator("list_parts").paginate(**at, UploadId=upload)
+        parts = [part for page in listed for part in page.get("Parts", [])]
+        return upload, {
+            part["PartNumber"]: (part["ETag"].strip('"'), part["Size"]) for part in parts
+        }
+    except (
+        ClientError
+    ):  # those who may not list uploads begin anew; a real refusal meets that, too
+        return None, {}

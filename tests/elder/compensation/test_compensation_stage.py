@@ -1,0 +1,135 @@
+"""The stage ``compensate``: what a user asks for by ``--compensate``, what is recorded, and going on after a cut."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+from elder import params
+from elder.cli.app import app
+from elder.compression.recipes import apply_method
+
+
+@pytest.fixture
+def run(
+    model_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Compress the tiny model in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("elder.cli.library.prepare_libraries", lambda: None)
+
+    def compress(*arguments: str) -> Result:
+        given = [
+            "compress",
+            str(model_folder),
+            "--calibration",
+            str(text_file),
+            "--samples",
+            "16",
+            "--seq-len",
+            "32",
+        ]
+        given += ["--layers", "2", "--output", "out", "--json", *arguments]
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        done = CliRunner().invoke(app, given)
+        torch.use_deterministic_algorithms(deterministic)
+        return done
+
+    return compress
+
+
+@pytest.mark.parametrize("method", ["merge", "magnitude", "linear"])
+def test_compress_compensates_and_records_it(
+    run: Callable[..., Result], model_folder: Path, tmp_path: Path, method: str
+) -> None:
+    done = run("--method", "shortgpt", "--compensate", method)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["recipe"]["compensate"]["method"], found["compensation"]["method"]) == (
+        method,
+        method,
+    )
+    assert (
+        found["tokens_seen"],
+        found["optimizer_steps"],
+        found["compensation"]["tokens"] % (16 * 32),
+    ) == (0, 0, 0)
+    dense, shallow = (
+        load_file(f / "model.safetensors") for f in (model_folder, tmp_path / "out")
+    )
+    name = "model.layers.{}.mlp.down_proj.weight"
+    same = [
+        torch.equal(shallow[name.format(p)], dense[name.format(i)])
+        for p, i in enumerate(found["kept"])
+    ]
+    assert same.count(False) > 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+
+
+def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        "--compensate",
+        "linear",
+        "--set",
+        "recover.epochs=1",
+        "--set",
+        "recover.lr=0.01",
+    )
+    runners = sys.modules["elder.compression.stages"].RUNNERS
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for stage, left in (
+        ("compensate", ["learn", "remove"]),
+        ("recover", ["compensate", "learn", "remove"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(runners, stage, cut)
+            assert "interrupted" in run(*arguments).stderr
+        assert {path.stem for path in (tmp_path / ".out.work").glob("*.json")} >= set(left)
+    with monkeypatch.context() as patch:
+        patch.setitem(runners, "compensate", cut)  # it is done, and not done again
+        done = run(*arguments)
+    assert done.exit_code == 0, done.stderr
+    found, whole = (
+        json.loads(done.stdout),
+        json.loads(run(*arguments, "--output", "whole").stdout),
+    )
+    assert found["sha256"] == whole["sha256"]
+    assert found["compensation"] == whole["compensation"]
+    plain = json.loads(run(*arguments, "--compensate", "none", "--output", "plain").stdout)
+    assert plain["compensation"] is None
+    assert (
+        plain["curve"][0]["loss"] > found["curve"][0]["loss"]
+    )  # the first step's, before it changes anything
+
+
+def test_a_wrong_name_is_refused_before_any_work(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    done = run("--compensate", "magnitud")
+    assert done.exit_code == 2
+    assert (
+        "error: there is no compensation 'magnitud'; did you mean 'magnitude'?" in done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_say_what_follows_the_removal() -> None:
+    given = params.Params(compensate=params.Compensate(method="linear"))
+    assert apply_method(given, None).compensate.method == "linear"
+    assert apply_method(given, "shortgpt").compensate.method == "none"
+    assert apply_method(given, "laco").compensate.method == "merge"
+    assert (
+        apply_method(given, "sleb", ["compensate.method=linear"]).compensate.method == "linear"
+    )

@@ -1,0 +1,115 @@
+"""docs/extending.md does what it says: its worked example is read from the page, imported and run."""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+from elder.cli.app import app
+from elder.data import choose_blocks
+from elder.model.layers import find_layers
+from elder.selection import METHODS
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+EXAMPLE = "elder/selection/norm_ratio.py"
+
+
+@pytest.fixture(autouse=True)
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Import the example as the module that the page names; then forget it, so that no other test meets it."""
+    code = re.search(r"## A selection method.*?```python\n(.*?)```", PAGE, re.DOTALL)
+    assert code
+    (tmp_path / Path(EXAMPLE).name).write_text(code[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "elder.cli.library.prepare_libraries", lambda: None
+    )  # it would hide warnings from the other tests
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    known = set(METHODS)
+    importlib.import_module("norm_ratio")
+    (name,) = set(METHODS) - known
+    yield name
+    del METHODS[name], sys.modules["norm_ratio"]
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def select(model: Path, text: Path, *arguments: str) -> Result:
+    given = [
+        "select",
+        str(model),
+        "--calibration",
+        str(text),
+        "--samples",
+        "6",
+        "--seq-len",
+        "32",
+        "--layers",
+        "2",
+    ]
+    return CliRunner().invoke(app, [*given, "--json", *arguments])
+
+
+@torch.no_grad()
+def literal_norm_ratio(model: LlamaForCausalLM, blocks: torch.Tensor) -> list[float]:
+    last: list[torch.Tensor] = []
+    hook = find_layers(model)[-1].register_forward_hook(
+        lambda _, __, output: last.append(output)
+    )
+    states = [*model(blocks, output_hidden_states=True).hidden_states[:-1], last[0]]
+    hook.remove()
+    norms = [state.double().square().sum(dim=-1).sqrt() for state in states]
+    return [
+        (b / a).log().abs().mean().item() for a, b in zip(norms[:-1], norms[1:], strict=True)
+    ]
+
+
+def test_the_worked_example_selects(
+    example: str,
+    model_folder: Path,
+    text_file: Path,
+    trained: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    done = select(model_folder, text_file, "--method", example)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    blocks = choose_blocks(text_file, tokenizer, 6, 32, 0)
+    expected = literal_norm_ratio(trained, blocks)
+    assert found["method"] == example == "norm-ratio"
+    assert found["scores"]["rounds"][0]["values"] == pytest.approx(expected, abs=1e-5)
+    assert found["removed"] == sorted(range(6), key=lambda index: expected[index])[:2]
+
+
+def test_the_worked_example_protects_layers_and_is_named_to_who_errs(
+    example: str, model_folder: Path, text_file: Path
+) -> None:
+    done = select(
+        model_folder, text_file, "--method", example, "--set", "select.protect=[1, 2, 3, 4]"
+    )
+    assert sorted(json.loads(done.stdout)["removed"]) == [0, 5]
+    done = select(model_folder, text_file, "--method", "norm-ration")
+    assert done.exit_code == 2
+    assert f"did you mean '{example}'?" in done.stderr
+
+
+def test_every_place_that_the_page_names_is_there() -> None:
+    places = set(re.findall(r"`((?:elder|tasks|flows|tests|data|docs)/[\w/.]*)`", PAGE)) - {
+        EXAMPLE
+    }
+    assert len(places) > 12
+    assert [place for place in sorted(places) if not (ROOT / place).exists()] == []
+    named = re.findall(r"`(\w+)` (?:of|in) `(elder/[\w/]+\.py)`", PAGE)
+    assert len(named) >= 4
+    for name, place in named:
+        assert re.search(rf"\b{name}\b", (ROOT / place).read_text(encoding="utf-8")), (
+            f"{place} has no {name}"
+        )

@@ -1,0 +1,109 @@
+"""The champion's numbers are read from the record beside its weights; what cannot be read is a fault, and no crash."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elder.params import Registry, Store
+from tasks.errors import Unreachable
+from tasks.registry import mlflow as registry
+from tasks.registry.champion import present_champion
+from tasks.store.open import open_store
+
+ROW = {
+    "kind": "candidate",
+    "perplexity": {"out_of_domain": {"perplexity": 50.0, "stderr": 0.5}},
+    "protocol": {"limit": None},
+    "protocol_digest": "d" * 64,
+    "seconds": 3.0,
+}
+RECORD = {"run_id": "20261124-021500-ab12cd34", "rows": [{"kind": "dense"}, ROW]}
+
+
+def champion_at(url: str | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any] | None:
+    monkeypatch.setattr(registry, "holder", lambda _, alias: ("3", url) if url else None)
+    return present_champion.fn(Registry(), Store())
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps(RECORD), encoding="utf-8")
+    return open_store(str(tmp_path / "store")).publish(folder, "tiny").url
+
+
+def test_there_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert champion_at(None, monkeypatch) is None
+
+
+def test_numbers_and_protocol_come_from_its_record(
+    published: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert champion_at(published, monkeypatch) == {
+        "version": "3",
+        "url": published,
+        "run_id": RECORD["run_id"],
+        "perplexity": ROW["perplexity"],
+        "protocol": ROW["protocol"],
+        "protocol_digest": ROW["protocol_digest"],
+    }
+
+
+def test_a_record_that_is_not_what_was_published(
+    published: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(published) / "record.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("50.0", "99.0"), encoding="utf-8")
+    found = champion_at(published, monkeypatch)
+    assert found == {
+        "version": "3",
+        "url": published,
+        "fault": "its record.json is not what the manifest says",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"config.json": "{}"}, "there is no record.json beside its weights"),
+        ({"record.json": "{"}, "its record.json is not JSON"),
+        (
+            {"record.json": '{"rows": []}'},
+            "its record.json lacks what the gate compares: a candidate",
+        ),
+        (
+            {"record.json": '{"rows": [{"kind": "candidate"}]}'},
+            "lacks what the gate compares: 'perplexity'",
+        ),
+        ({"record.json": "[]"}, "lacks what the gate compares"),
+    ],
+)
+def test_a_record_that_cannot_be_used(
+    files: dict, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    found = champion_at(
+        open_store(str(tmp_path / "store")).publish(folder, "tiny").url, monkeypatch
+    )
+    assert found is not None
+    assert fault in found["fault"]
+
+
+def test_a_model_that_is_gone_is_a_fault_and_a_store_that_is_away_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = champion_at(str(tmp_path / "store" / "models" / "tiny" / "a"), monkeypatch)
+    assert "is no published model" in found["fault"]
+
+    def away(*_: Any) -> None:
+        raise Unreachable("the store does not answer")
+
+    monkeypatch.setattr("tasks.registry.champion.stored_record", away)
+    with pytest.raises(Unreachable):
+        champion_at("anywhere", monkeypatch)
