@@ -6,9 +6,9 @@ records that older versions wrote still hold.
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from elder.errors import UserError
 
@@ -20,9 +20,15 @@ CANDIDATE, DENSE, BASELINE = "candidate", "dense", "baseline"
 
 
 class Plain(BaseModel):
-    """A frozen part of a record; keys that this version does not know are kept."""
+    """A frozen part of a record; keys that this version does not know are kept, and no value is turned into another."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        strict=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="constants",
+    )
 
 
 class Spent(BaseModel):
@@ -74,7 +80,7 @@ class Round(Plain):
 
     removed: list[int]
     values: list[Number | None]
-    checked: list[tuple[int, Number]] = Field(default_factory=list)
+    checked: list[Annotated[tuple[int, Number], Strict(False)]] = Field(default_factory=list)
 
 
 class Scores(Plain):
@@ -86,9 +92,17 @@ class Scores(Plain):
 
 
 class Perplexity(Plain):
-    """Perplexity on one text: exp of ``nll``, the mean next-token loss in nats; ``stderr`` None for a single block."""
+    """Perplexity on one text.
 
-    perplexity: Number
+    Attributes:
+        perplexity: exp of ``nll``; infinite, or None in JSON, where a model is utterly broken.
+        stderr: its standard error, None for a single block.
+        nll: the mean next-token loss in nats.
+        tokens: how many were read.
+        blocks: in how many blocks.
+    """
+
+    perplexity: Number | None
     stderr: Number | None = None
     nll: Number | None = None
     tokens: int | None = None
@@ -96,20 +110,42 @@ class Perplexity(Plain):
 
 
 class TaskResult(Plain):
-    """One lm-eval task: its headline metric; ``stderr`` None where lm-eval has none."""
+    """One lm-eval task: its headline metric; ``value`` None if not finite, ``stderr`` None if lm-eval has none."""
 
     metric: str
-    value: Number
+    value: Number | None
     stderr: Number | None = None
     version: Number | str | None = None
     higher_is_better: bool = True
 
 
 class Mean(Plain):
-    """A mean over tasks and its standard error."""
+    """A mean over tasks and its standard error, None where a task has none."""
 
-    value: Number
+    value: Number | None
     stderr: Number | None = None
+
+
+class Evaluation(Plain):
+    """What one model is worth, and under which protocol that was measured.
+
+    Attributes:
+        perplexity: {domain: perplexity}.
+        tasks: {name: result}.
+        task_mean: mean over the tasks of which more is better; None without any.
+        protocol: all that two results must share to be comparable.
+        protocol_digest: sha256 over it.
+        seconds: what measuring took.
+        parameters: of the model.
+    """
+
+    perplexity: dict[str, Perplexity] = Field(default_factory=dict)
+    tasks: dict[str, TaskResult] = Field(default_factory=dict)
+    task_mean: Mean | None = None
+    protocol: dict[str, Json]
+    protocol_digest: str
+    seconds: Number
+    parameters: int
 
 
 class Row(Plain):
@@ -206,7 +242,7 @@ class SpeedFacts(Plain):
 
 
 class SpeedRatio(Plain):
-    """Two models side by side: speed-ups are dense over pruned time, ``memory`` and ``parameters`` pruned over dense."""
+    """Two models side by side: speed-ups are dense over pruned time, memory and parameters pruned over dense."""
 
     prompt_speedup: Number | None = None
     throughput: Number | None = None
@@ -215,10 +251,13 @@ class SpeedRatio(Plain):
 
 
 class Repetition(Plain):
-    """Shares of repeated 4-grams in both models' own text."""
+    """Shares of repeated 4-grams in both models' own text: so many prompts, so many new tokens of each, sampled."""
 
     dense: Number
     pruned: Number
+    prompts: int | None = None
+    new_tokens: int | None = None
+    temperature: Number | None = None
 
 
 class LoadTrial(Plain):
@@ -342,10 +381,26 @@ def read_record(tree: Json, place: str) -> Record:
 
 
 def plain(value: BaseModel) -> dict[str, Json]:
-    """Return a part of a record as plain JSON values: just what was set, in the order of the schema."""
+    """Return a part of a record as plain values: just what was set, in the order of the schema.
+
+    What was read from JSON comes back unchanged. What was measured may hold infinity: see `json_safe`.
+    """
     return value.model_dump(mode="json", exclude_unset=True)
+
+
+def json_safe(value: Json) -> Json:
+    """Return plain values with None for every number that is not finite: JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {key: json_safe(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(child) for child in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def finite(value: Json) -> bool:
     """Say whether a value is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )
