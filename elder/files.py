@@ -1,15 +1,24 @@
-"""Files and folders that appear whole or not at all, and the digests of files."""
+"""Files and folders that appear whole or not at all, are on the disk before they count, and the digests of files.
+
+Whatever is written here is written beside its place first, then synced, then renamed, and then the folder is synced:
+after a power cut a name stands for all of its content, or is not there.
+"""
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError
+
+LARGEST_JSON = 256 << 20  # bytes: a record of a long run takes a few MB
+DEEPEST_JSON = 100  # levels: ours take ten
 
 
 def check_output(folder: Path) -> None:
@@ -30,8 +39,13 @@ def check_output(folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``folder`` to fill; it takes that name at the end, and vanishes on any failure.
+
+    Args:
+        folder: absent or empty.
+        replace: take the place of a folder that holds something, too: of one that a killed attempt left without the
+            marker that would make it count.
 
     Raises:
         UserError: if the disk is full or the folder cannot be written.
@@ -41,9 +55,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        sync_tree(temporary)
         if folder.exists():
-            folder.rmdir()
+            if replace:
+                shutil.rmtree(folder)
+            else:
+                folder.rmdir()
         temporary.rename(folder)
+        sync(folder.absolute().parent)
     except OSError as error:
         raise UserError(
             f"{str(folder)!r} cannot be written: {error.strerror or error}; free some space or name another folder"
@@ -52,18 +71,138 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON by rename, so that a reader finds all of it or nothing."""
-    new = path.with_name(f".{path.name}.new")
+@contextmanager
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to; it takes that name at the end, and is removed on any failure.
+
+    Args:
+        path: the file to be; one that is there is replaced, and its folder is made if it is absent.
+        shared: several processes or threads may write it at once, each to a path of its own. Without it, what a killed
+            attempt left is written over by the next, which counts for large files.
+    """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    new = path.with_name(f".{path.name}{own}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        new.rename(path)
-    except OSError:
+        yield new
+        sync(new)
+        new.replace(path)
+        sync(path.absolute().parent)
+    finally:
         new.unlink(missing_ok=True)
-        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; several processes may write it at once."""
+    with whole_file(path, shared=True) as new:
+        new.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text whole or not at all; several processes may write it at once."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, finite: bool = False) -> None:
+    """Write JSON whole or not at all; several processes may write it at once.
+
+    Args:
+        path: the file to be.
+        value: of plain types.
+        finite: refuse numbers that are none, or infinite, for which JSON has no word. Without it they are written as
+            Python reads them back, ``NaN`` and ``Infinity``: a run that went wrong must be recorded, too.
+
+    Raises:
+        UserError: with ``finite``, naming the first number that is not.
+    """
+    if finite and (place := _not_finite(value)):
+        raise UserError(f"{str(path)!r} cannot be written: {place} is not a finite number")
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all; several processes may make the same copy at once."""
+    with whole_file(target, shared=True) as new:
+        shutil.copyfile(source, new)
+
+
+def read_json(path: Path, what: str = "") -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: of the file.
+        what: how a sentence that refuses it calls the file; by default its path.
+
+    Raises:
+        UserError: if it cannot be read, is too large, too deeply nested or not JSON.
+    """
+    what = what or repr(str(path))
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise UserError(f"{what} has {size} bytes, more than the {LARGEST_JSON} allowed")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # integers of thousands of digits and wrong UTF-8, too
+        raise UserError(f"{what} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep(what) from None
+    if _depth(value) > DEEPEST_JSON:
+        raise _too_deep(what)
+    return value
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in a folder is on the disk."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
 
 
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file, read in pieces."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _too_deep(what: str) -> UserError:
+    return UserError(f"{what} is nested deeper than the {DEEPEST_JSON} levels allowed")
+
+
+def _members(value: Any) -> dict[Any, Any]:
+    """Return what a list or an object holds, by index or key."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    return {}
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and objects are nested in one another."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, dict | list)]:
+        depth += 1
+        level = [inner for outer in level for inner in _members(outer).values()]
+    return depth
+
+
+def _not_finite(value: Any, place: str = "it") -> str:
+    """Return where the first number stands that is not finite; empty if there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return place
+    for key, inner in _members(value).items():
+        if found := _not_finite(inner, f"{place}.{key}".removeprefix("it.")):
+            return found
+    return ""

@@ -14,11 +14,12 @@ import codecs
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from elder import files
 from elder.errors import UserError
+from elder.files import whole_file
 from elder.params import Params
 from elder.settings import load_params
 from tasks import sources
@@ -79,7 +80,7 @@ def blocks(params: Params, folder: Path) -> None:
         "seq_len": seq_len,
         "seed": calibration.seed,
     }
-    with replacing(folder / "calibration.safetensors") as new:
+    with whole_file(folder / "calibration.safetensors") as new:
         # One metadata key: safetensors writes several in an order that changes from process to process.
         save_file(
             {"ids": ids.to(torch.int32).contiguous()},
@@ -176,7 +177,7 @@ def write_text(path: Path, pieces: Iterable[str], source: str) -> int:
         UserError: if nothing but white space was written.
     """
     characters, empty = 0, True
-    with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as handle:
+    with whole_file(path) as new, new.open("w", encoding="utf-8", newline="") as handle:
         for piece in pieces:
             characters += handle.write(piece)
             empty = empty and not piece.strip()
@@ -189,20 +190,7 @@ def write_text(path: Path, pieces: Iterable[str], source: str) -> int:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record with sorted keys by rename."""
-    with replacing(path) as new:
-        new.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write beside the wanted one, which it becomes if nothing goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    try:
-        yield new
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    files.write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 STAGES: dict[str, Callable[[Params, Path], None]] = {

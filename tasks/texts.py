@@ -5,9 +5,9 @@ A name is a source, and where wanted a configuration and a split: ``Salesforce/w
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from elder.files import whole_file
 from elder.params import Params
 from tasks import sources
 from tasks.prepare import character_budget, within_budget, write_text
@@ -38,7 +38,8 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
     path = folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.txt"
     if not path.is_file():
         documents = sources.documents(wanted, pinned)
-        own = path.with_suffix(f".{os.getpid()}")  # several processes may ask for the same text
-        write_text(own, within_budget(documents, budget or 1 << 40), name)
-        own.replace(path)
+        with whole_file(
+            path, shared=True
+        ) as new:  # several processes may ask for the same text
+            write_text(new, within_budget(documents, budget or 1 << 40), name)
     return path

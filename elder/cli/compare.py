@@ -222,9 +222,10 @@ def write_table(
     measurements: list[Any], output: Path, budget: float, base: Params
 ) -> list[dict[str, Any]]:
     """Write table.md, table.csv and table.json of what is measured so far; returns the sections."""
-    from elder.compare.run import read_result, write_whole
+    from elder.compare.run import read_result
     from elder.compare.table import build
     from elder.compare.write import csv_text, flat, markdown
+    from elder.files import write_json, write_text
 
     if (
         not measurements[0].path(output).exists()
@@ -240,9 +241,9 @@ def write_table(
             "params": base.model_dump(mode="json"),
             "rows": flat(sections),
         }
-        write_whole(output / "table.md", markdown(sections, budget, seeds))
-        write_whole(output / "table.csv", csv_text(sections))
-        write_whole(output / "table.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
+        write_text(output / "table.md", markdown(sections, budget, seeds))
+        write_text(output / "table.csv", csv_text(sections))
+        write_json(output / "table.json", table, finite=True)
     return sections
 
 

@@ -12,7 +12,6 @@ NAME ends in a digest of all that the numbers depend on, so that a change of par
 measured anew, what was measured before is found again, and two rows that mean the same are measured once.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,8 +19,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -37,7 +35,8 @@ from elder.environment import environment
 from elder.errors import UserError
 from elder.evaluation.perplexity import evaluate_by_block, folder_digest
 from elder.evaluation.tasks import lm_eval_version
-from elder.files import file_digest, write_json
+from elder.files import copy_whole, file_digest, whole_file, write_json
+from elder.locks import Busy, hold
 from elder.model.load import DTYPES, Loaded, block_length, load_model, parameter_count
 from elder.params import Params
 from elder.process import prepare_libraries
@@ -219,12 +218,11 @@ def measure(one: Measurement, folder: Path) -> None:
         "recipe": recipe(settings),
         "environment": environment(settings.model.device),
     }
-    new = one.path(folder).with_suffix(".new.npz")
     arrays: dict[str, Any] = {
         domain: values.numpy().astype(np.float32) for domain, values in losses.items()
     }
-    np.savez_compressed(new, **arrays)
-    new.rename(one.path(folder).with_suffix(".npz"))
+    with whole_file(one.path(folder).with_suffix(".npz")) as new, new.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)
     write_json(one.path(folder), result)
     shutil.rmtree(folder / "work" / one.slug, ignore_errors=True)
 
@@ -253,19 +251,10 @@ def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Any]]:
     return job.load(job.last_folder(), dtype), kept
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text by rename; several processes may write the same one."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
-
-
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file by rename if it is there and the copy is not; several processes may make the same one."""
+    """Copy a file if it is there and the copy is not; several processes may make the same one."""
     if source.exists() and not target.exists():
-        new = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(source, new)
-        new.replace(target)
+        copy_whole(source, target)
 
 
 def _digest_for(settings: Params, own: Any) -> str:
@@ -325,32 +314,26 @@ def _news(one: Measurement, folder: Path) -> str:
     return f"{inside:.2f} in domain, {outside:.2f} out of domain"
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock until the end of the block or of this process; gives False where another process holds it."""
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def _attempt(one: Measurement, folder: Path) -> str | None:
     """Measure unless it is done or in other hands; returns None, `BUSY`, or why it could not be measured."""
-    with _lock(folder / "locks" / one.slug) as mine:
-        if not mine:
-            return BUSY
-        if one.path(folder).exists():
-            return None
-        try:
-            measure(one, folder)
-        except UserError as error:
-            return str(error)
-        except Exception as error:  # one broken row must not cost the hours of the others
-            traceback.print_exc()
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        with hold(folder / "locks" / one.slug, BUSY):
+            return _measured(one, folder)
+    except Busy:
+        return BUSY
+
+
+def _measured(one: Measurement, folder: Path) -> str | None:
+    """Measure unless it is done; returns None, or why it could not be measured."""
+    if one.path(folder).exists():
+        return None
+    try:
+        measure(one, folder)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # one broken row must not cost the hours of the others
+        traceback.print_exc()
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 
 
@@ -358,9 +341,11 @@ def _in_own_process(one: Measurement, folder: Path) -> str | None:
     """Do as `_attempt`, in a new process."""
     if one.path(folder).exists():
         return None
-    with _lock(folder / "locks" / one.slug) as free:
-        if not free:  # a look before the cost of a process
-            return BUSY
+    try:
+        with hold(folder / "locks" / one.slug, BUSY):
+            pass  # a look before the cost of a process
+    except Busy:
+        return BUSY
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send, args=(sender, one, folder))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from elder.data import batch_indices
+from elder.files import whole_file
 from elder.model.forward import mixed_precision
 from elder.progress import meter
 from elder.training.optim import Optimizer
@@ -142,9 +143,10 @@ def _save(
     }
     tensors |= {f"o.{name}": value for name, value in optimizer.state().items()}
     notes = {"schedule": json.dumps(asdict(schedule)), "spent": json.dumps(asdict(spent))}
-    new = path.with_suffix(".new")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, new, metadata=notes)
-    new.rename(path)
+    with whole_file(path) as new:
+        save_file(
+            {key: value.contiguous() for key, value in tensors.items()}, new, metadata=notes
+        )
 
 
 def _resume(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from elder.data import batch_indices
+from elder.files import whole_file
 from elder.model.forward import continue_texts
 from elder.progress import meter
 
@@ -60,7 +61,6 @@ def synthetic_blocks(
             step(steps=len(batch))
     ids = torch.cat(written)
     if kept is not None:
-        new = kept.with_suffix(".new")
-        save_file({"ids": ids}, new)
-        new.rename(kept)
+        with whole_file(kept) as new:
+            save_file({"ids": ids}, new)
     return ids

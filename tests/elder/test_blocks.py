@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from elder import data
 from elder.data import choose_blocks, evaluation_blocks, read_pieces
 from elder.errors import UserError
-from elder.files import file_digest
 
 
 @pytest.fixture
@@ -109,11 +108,3 @@ def test_blocks_chosen_earlier_are_read_as_they_are(tmp_path: Path, tokenizer: A
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="holds no calibration blocks"):
         choose_blocks(path, tokenizer, 4, 6, 0)
-
-
-def test_a_digest_is_sha256(tmp_path: Path) -> None:
-    path = tmp_path / "abc"
-    path.write_bytes(b"abc")
-    assert (
-        file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )

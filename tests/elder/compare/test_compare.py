@@ -1,6 +1,5 @@
 """Measuring rows: resumed where it was cut, shared among processes, measured anew where anything changed."""
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from elder.cli.compare import numbers, read_preset, read_sizes
 from elder.compare import run as compare
@@ -160,14 +160,14 @@ def test_a_row_in_other_hands_is_left_and_come_back_to(
 ) -> None:
     dense, last, rand = measurements = planned(base, "last,random")
     run([dense], tmp_path)
-    handle = (tmp_path / "locks" / last.slug).open("w")
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    other = FileLock(tmp_path / "locks" / last.slug)
+    other.acquire()
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 2:
-            handle.close()  # the other process died
+            other.release()  # the other process died
 
     monkeypatch.setattr(compare.time, "sleep", wait)
     assert run(measurements, tmp_path) == []
