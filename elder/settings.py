@@ -1,7 +1,6 @@
 """Where parameters come from: a file, ELDER_SET, ``--set``, and options with a name of their own."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,6 @@ from pydantic import ValidationError
 
 from elder.errors import UserError, nearest
 from elder.params import Params
-
-LISTENERS: list[
-    Callable[[Params], None]
-] = []  # called with each command's parameters; the pipeline adds one
 
 
 def load_params(
@@ -135,7 +130,4 @@ def read_params(
             raise UserError("--layers and --ratio were both given; give one of them")
         overrides = [*(overrides or []), "select.layers=null"]
     overrides = [*os.environ.get("ELDER_SET", "").split(), *(overrides or [])]
-    settings = load_params(path, overrides, values)
-    for listen in LISTENERS:
-        listen(settings)
-    return settings
+    return load_params(path, overrides, values)

@@ -1,6 +1,7 @@
 """What a process of the pipeline needs around it: its folder, and what its libraries are told."""
 
 import os
+import signal
 from pathlib import Path
 
 from elder.errors import UserError
@@ -35,3 +36,8 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def end_as_after_ctrl_c() -> None:
+    """Let SIGTERM close what is open, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -10,7 +10,7 @@ from elder.compression.stages import layers_to_keep
 from elder.device import device_of
 from elder.errors import UserError
 from elder.evaluation.tasks import check_tasks
-from elder.model.load import check_model, resolve, split_revision
+from elder.model.load import check_model, split_revision
 from elder.model.removal import outline
 from elder.params import Params
 from elder.progress import say
@@ -23,6 +23,7 @@ from tasks.registry import mlflow as registry
 from tasks.run import notify
 from tasks.run.folder import run_folder
 from tasks.run.turn import turn
+from tasks.store.models import local_model
 from tasks.store.open import configured_store
 
 
@@ -124,7 +125,7 @@ def find_model(settings: Params) -> tuple[str, str | None]:
         the run goes on.
     """
     device_of(settings.model.device)
-    source, revision = split_revision(resolve(settings.model.name))
+    source, revision = split_revision(local_model(settings.model.name, settings))
     config = check_model(source, settings.model)
     layers_to_keep(outline(config, settings.model.trust_remote_code), settings.select)
     return source, getattr(config, "_commit_hash", None) or revision or settings.model.revision

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from elder.cli.app import Overrides, refuse
+from elder.cli.options import Overrides
+from elder.cli.output import one_line, print_any_character, refuse
 from elder.errors import UserError
 from elder.params import Params
 from elder.report.html import write_report
@@ -230,15 +231,16 @@ def main(
     overrides: Overrides = None,
 ) -> None:
     """Fill a registry that was lost from the store, and a store from the folders of runs."""
+    print_any_character()
     prepare_environment()
     try:
         settings = read_params(None, overrides, {"registry.name": name})
         for found in folder or []:
-            print(f"{found}: {publish(found, settings, Path.cwd())}")
+            print(one_line(f"{found}: {publish(found, settings, Path.cwd())}"))
         lines, fault = restore(settings, Path.cwd())
     except UserError as error:
         refuse(f"error: {error}", 2)
-    print("\n".join(lines))
+    print("\n".join(map(one_line, lines)))
     if fault:
         refuse(f"the registry was not brought in line with the history: {fault}", 1)
 

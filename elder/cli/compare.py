@@ -4,42 +4,46 @@ Heavy imports stay inside the command, so that help appears at once.
 """
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
+from elder.cli.options import CommonOptions, TaskData
+from elder.cli.output import show
+from elder.cli.services import Services, services_of
 from elder.errors import UserError, nearest
 from elder.params import Params
 from elder.process import prepare_libraries
 from elder.progress import say
+from elder.settings import read_params
 
 PRESETS = Path(__file__).parents[1] / "compare" / "presets"
 METHODS = "default,sleb,shortgpt,elder"
 
-# turns the name of a dataset into a text file below a folder; the pipeline adds one
-TEXT_SOURCES: list[Callable[[Params, str, Path], Path]] = []
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared with what, and where the result goes."""
 
-def compare(
     methods: Annotated[
         str | None,
         typer.Option(
             help=f"Rows such as sleb+distil, with commas between; docs/compare.md has all; {METHODS}."
         ),
-    ] = None,
+    ] = None
     model: Annotated[
         str | None, typer.Option(help="Folder, Hub id, s3:// prefix or models:/name@alias.")
-    ] = None,
+    ] = None
     ratios: Annotated[
         str | None, typer.Option(help="Shares of the layers to remove, such as 0.25,0.5.")
-    ] = None,
+    ] = None
     layers: Annotated[
         str | None, typer.Option(help="Numbers of layers to remove, such as 3,6.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    ] = None
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None
     calibrations: Annotated[
         str | None,
         typer.Option(
@@ -47,71 +51,47 @@ def compare(
             "--calibration",
             help="Texts to calibrate on, with commas between.",
         ),
-    ] = None,
-    task_data: Annotated[
-        Path | None, typer.Option(help="Folder of task definitions or of local datasets.")
-    ] = None,
+    ] = None
+    task_data: TaskData = None
     budget: Annotated[
         float, typer.Option(help="Equal budget, in passes over the calibration tokens.")
-    ] = 6.6,
+    ] = 6.6
     preset: Annotated[
         str | None, typer.Option(help="Parameters of a published protocol: paper.")
-    ] = None,
+    ] = None
     output: Annotated[
         Path, typer.Option(help="Folder for table, charts and rows; work goes on there.")
-    ] = Path("build/compare"),
-    params: Annotated[
-        Path | None,
-        typer.Option("--params", help="Parameter file; params.yaml here, if there is one."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Override one parameter; repeatable."
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")
-    ] = False,
-) -> None:
-    """Compare methods at equal budget: a table and charts. Goes on where it was cut; may run several times at once."""
-    from elder.cli.app import show
-    from elder.settings import read_params
+    ] = Path("build/compare")
 
-    chosen, preset_values = read_preset(preset)
+
+def compare(ctx: typer.Context, options: CompareOptions, common: CommonOptions) -> None:
+    """Compare methods at equal budget: a table and charts. Goes on where it was cut; may run several times at once."""
     prepare_libraries()
-    values = {"model.name": model, "evaluate.task_data": str(task_data) if task_data else None}
-    base = read_params(params, [*preset_values, *(overrides or [])], values)
-    if layers is not None and ratios is not None:
+    chosen, preset_values = read_preset(options.preset)
+    base = _read(options, common, preset_values)
+    if options.layers is not None and options.ratios is not None:
         raise UserError("--layers and --ratios were both given; give one of them")
-    sizes = read_sizes(
-        layers, ratios or (chosen.get("ratios") if layers is None else None), base
-    )
-    seed_list = numbers("--seeds", seeds, int) if seeds else [base.calibration.seed]
-    texts = [
-        name.strip()
-        for name in (calibrations or base.calibration.source).split(",")
-        if name.strip()
-    ]
+    ratios = options.ratios or (chosen.get("ratios") if options.layers is None else None)
+    sizes = read_sizes(options.layers, ratios, base)
+    seeds = numbers("--seeds", options.seeds, int) if options.seeds else [base.calibration.seed]
+    texts = _words(options.calibrations or base.calibration.source)
 
     from elder.compare.rows import parse_rows
     from elder.compare.run import plan, run_all
     from elder.compare.write import flat, markdown
     from elder.evaluation.tasks import check_tasks
-    from elder.model.load import resolve
 
-    rows = parse_rows(methods or chosen.get("methods", METHODS))
+    rows = parse_rows(options.methods or chosen.get("methods", METHODS))
     for row in rows:
         row.settings(base)
-    check_tasks(
-        base.evaluate.tasks, Path(base.evaluate.task_data) if base.evaluate.task_data else None
-    )
+    task_data = base.evaluate.task_data
+    check_tasks(base.evaluate.tasks, Path(task_data) if task_data else None)
+    output, budget = options.output, options.budget
     output.mkdir(parents=True, exist_ok=True)
-    base = base.model_copy(
-        update={"model": base.model.model_copy(update={"name": resolve(base.model.name)})}
-    )
-    base, texts = texts_as_files(base, texts, output / "texts")
-    measurements = plan(rows, base, sizes, seed_list, texts)
+    services = services_of(ctx)
+    base = services.with_local_model(base)
+    base, texts = texts_as_files(services, base, texts, output / "texts")
+    measurements = plan(rows, base, sizes, seeds, texts)
     say(f"{len(measurements)} measurements, the dense model included, in {output}")
 
     def write() -> list[dict[str, Any]]:
@@ -128,14 +108,28 @@ def compare(
     }
     show(
         result,
-        as_json,
-        lambda: [markdown(sections, budget, seed_list), f"written to {output}/table.md"],
+        common.as_json,
+        lambda: [
+            *markdown(sections, budget, seeds).split("\n"),
+            f"written to {output}/table.md",
+        ],
     )
     if failed:
         first, reason = failed[0]
         raise UserError(
             f"{len(failed)} row(s) could not be measured, the first {first}: {reason}"
         )
+
+
+def _read(options: CompareOptions, common: CommonOptions, preset: list[str]) -> Params:
+    """Read the parameters that all rows share; a preset gives way to ``--set``."""
+    task_data = str(options.task_data) if options.task_data else None
+    values = {"model.name": options.model, "evaluate.task_data": task_data}
+    return read_params(common.params, [*preset, *(common.overrides or [])], values)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def read_preset(name: str | None) -> tuple[dict[str, str], list[str]]:
@@ -193,7 +187,7 @@ def numbers(option: str, text: str, kind: type) -> list[Any]:
 
 
 def texts_as_files(
-    base: Params, calibrations: list[str], folder: Path
+    services: Services, base: Params, calibrations: list[str], folder: Path
 ) -> tuple[Params, list[str]]:
     """Return the parameters and the calibration texts with datasets turned into text files below a folder.
 
@@ -204,18 +198,12 @@ def texts_as_files(
     def file(name: str) -> str:
         if Path(name).is_file():
             return name
-        if not TEXT_SOURCES:
-            raise UserError(
-                f"there is no text file {name!r}; give the path of a UTF-8 text, or for a dataset install "
-                "the pipeline's packages with: pip install 'elder[pipeline]'"
-            )
-        return str(TEXT_SOURCES[0](base, name, folder))
+        return str(services.text_of_dataset(base, name, folder))
 
     wanted = base.evaluate
     texts = {"in_domain": file(wanted.in_domain), "out_of_domain": file(wanted.out_of_domain)}
-    return base.model_copy(update={"evaluate": wanted.model_copy(update=texts)}), [
-        file(name) for name in calibrations
-    ]
+    evaluate = wanted.model_copy(update=texts)
+    return base.model_copy(update={"evaluate": evaluate}), [file(name) for name in calibrations]
 
 
 def write_table(

@@ -3,54 +3,87 @@
 Heavy imports stay inside the commands, so that help appears at once.
 """
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from elder.cli.app import (
-    AsJson,
-    CalibrationFile,
-    Device,
-    Dtype,
-    Layers,
+from elder.cli.options import (
+    CommonOptions,
     ModelName,
-    Overrides,
-    ParamsFile,
-    Ratio,
-    Samples,
-    Seed,
+    PlaceOptions,
     SelectionMethod,
+    SelectionOptions,
     SeqLen,
-    app,
-    show,
+    TaskData,
 )
+from elder.cli.output import show
+from elder.cli.services import services_of
 from elder.errors import UserError
 from elder.params import Params
 from elder.process import prepare_libraries
-from elder.settings import read_params, validate
+from elder.settings import validate
 
 
-@app.command()
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What is done to the model, and where the result goes."""
+
+    output: Annotated[
+        Path, typer.Option(help="Folder for the result; must be absent or empty.")
+    ]
+    method: SelectionMethod = None
+    compensate: Annotated[
+        str | None,
+        typer.Option(
+            help="none, merge, magnitude or linear: overrides the recipe's compensation."
+        ),
+    ] = None
+    recover: Annotated[
+        str | None, typer.Option(help="none, train or distil: overrides the recipe's recovery.")
+    ] = None
+
+    def applied_to(self, settings: Params, overrides: list[str] | None) -> Params:
+        """Lay the method's recipe over the parameters, and these options over both."""
+        from elder.compression.recipes import apply_method
+
+        tree = apply_method(settings, self.method, overrides).model_dump()
+        if self.compensate is not None:
+            tree["compensate"]["method"] = self.compensate
+        if self.recover is not None:
+            tree["recover"]["mode"] = self.recover
+        return validate(tree)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is measured."""
+
+    text: Annotated[
+        Path | None, typer.Option(help="Plain UTF-8 text to measure perplexity on.")
+    ] = None
+    seq_len: SeqLen = None
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval tasks or groups, separated by commas.")
+    ] = None
+    task_data: TaskData = None
+    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None
+
+
 def select(
+    ctx: typer.Context,
     model: ModelName,
+    *,
     method: SelectionMethod = None,
-    layers: Layers = None,
-    ratio: Ratio = None,
-    calibration: CalibrationFile = None,
-    samples: Samples = None,
-    seq_len: SeqLen = None,
-    seed: Seed = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    selection: SelectionOptions,
+    place: PlaceOptions,
+    common: CommonOptions,
 ) -> None:
     """Say which layers can go, in order. The model is only read."""
-    settings = _settings(params, overrides, locals())
-    import time
-
+    given = common.settings({"model.name": model, **selection.values(), **place.values()})
+    prepare_libraries()
     from elder.compression.recipes import apply_method
     from elder.compression.stages import layers_to_remove, select_layers
     from elder.data import choose_blocks
@@ -58,9 +91,10 @@ def select(
     from elder.model.load import block_length, load_model
     from elder.selection import get_method
 
-    settings = apply_method(settings, method, overrides)
+    settings = apply_method(given, method, common.overrides)
     get_method(settings.select.method)
     started = time.monotonic()
+    settings = services_of(ctx).with_local_model(settings)
     seed_everything(settings.calibration.seed)
     loaded = load_model(settings.model)
     layers_to_remove(settings.select, loaded.num_layers)
@@ -85,123 +119,97 @@ def select(
         "seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": found["peak_memory_bytes"],
     }
-    show(result, as_json, lambda: _selection_lines(result))
+    show(result, common.as_json, lambda: _selection_lines(result))
 
 
-@app.command()
 def compress(
+    ctx: typer.Context,
     model: ModelName,
-    output: Annotated[
-        Path, typer.Option(help="Folder for the result; must be absent or empty.")
-    ],
-    method: SelectionMethod = None,
-    compensate: Annotated[
-        str | None,
-        typer.Option(
-            help="none, merge, magnitude or linear: overrides the recipe's compensation."
-        ),
-    ] = None,
-    recover: Annotated[
-        str | None, typer.Option(help="none, train or distil: overrides the recipe's recovery.")
-    ] = None,
-    layers: Layers = None,
-    ratio: Ratio = None,
-    calibration: CalibrationFile = None,
-    samples: Samples = None,
-    seq_len: SeqLen = None,
-    seed: Seed = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    recipe: RecipeOptions,
+    selection: SelectionOptions,
+    place: PlaceOptions,
+    common: CommonOptions,
 ) -> None:
     """Make a shallower model: select, train what the method trains, remove, compensate, recover, save."""
-    settings = _settings(params, overrides, locals())
+    given = common.settings({"model.name": model, **selection.values(), **place.values()})
+    prepare_libraries()
     from elder.compression.compress import compress as run
-    from elder.compression.recipes import DEFAULT, apply_method
+    from elder.compression.recipes import DEFAULT
 
-    settings = apply_method(settings, method, overrides)
-    tree = settings.model_dump()
-    if compensate is not None:
-        tree["compensate"]["method"] = compensate
-    if recover is not None:
-        tree["recover"]["mode"] = recover
-    settings = validate(tree)
-    record = run(settings, Path(settings.calibration.source), output, method or DEFAULT)
-    result = {**record, "model": model, "output": str(output)}
-    show(result, as_json, lambda: _compression_lines(result))
+    settings = recipe.applied_to(given, common.overrides)
+    settings = services_of(ctx).with_local_model(settings)
+    record = run(
+        settings,
+        Path(settings.calibration.source),
+        recipe.output,
+        recipe.method or DEFAULT,
+        model_name=model,
+    )
+    result = {**record, "model": model, "output": str(recipe.output)}
+    show(result, common.as_json, lambda: _compression_lines(result))
 
 
-@app.command()
 def evaluate(
+    ctx: typer.Context,
     model: ModelName,
-    text: Annotated[
-        Path | None, typer.Option(help="Plain UTF-8 text to measure perplexity on.")
-    ] = None,
-    seq_len: SeqLen = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="lm-eval tasks or groups, separated by commas.")
-    ] = None,
-    task_data: Annotated[
-        Path | None, typer.Option(help="Folder of task definitions or of local datasets.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    wanted: EvaluationOptions,
+    place: PlaceOptions,
+    common: CommonOptions,
 ) -> None:
     """Measure perplexity on a text, and lm-eval tasks."""
-    settings = _settings(params, overrides, {**locals(), "seq_len": None})
-    if text is None and tasks is None:
+    settings = common.settings({"model.name": model, **place.values()})
+    if wanted.text is None and wanted.tasks is None:
         raise UserError("nothing to evaluate: give --text FILE, --tasks NAME,NAME or both")
+    prepare_libraries()
     from elder.evaluation.perplexity import perplexity_of_text, run_tasks
     from elder.model.forward import seed_everything
     from elder.model.load import block_length, load_model
 
+    settings = services_of(ctx).with_local_model(settings)
     seed_everything(settings.calibration.seed)
     loaded = load_model(settings.model)
-    wanted = settings.evaluate
+    default = settings.evaluate
     result: dict[str, Any] = {"model": model, "perplexity": None, "tokens": 0, "tasks": {}}
-    if text is not None:
-        length = block_length(seq_len or wanted.seq_len, loaded.model)
-        result |= perplexity_of_text(loaded, text, length, wanted.max_tokens, wanted.batch)
-    if tasks is not None:
-        names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-        folder = task_data or (Path(wanted.task_data) if wanted.task_data else None)
-        result["tasks"] = run_tasks(loaded, names, folder, limit or wanted.limit, wanted.batch)
-    show(result, as_json, lambda: _evaluation_lines(result))
+    if wanted.text is not None:
+        length = block_length(wanted.seq_len or default.seq_len, loaded.model)
+        result |= perplexity_of_text(
+            loaded, wanted.text, length, default.max_tokens, default.batch
+        )
+    if wanted.tasks is not None:
+        names = tuple(name.strip() for name in wanted.tasks.split(",") if name.strip())
+        folder = wanted.task_data or (Path(default.task_data) if default.task_data else None)
+        limit = wanted.limit or default.limit
+        result["tasks"] = run_tasks(loaded, names, folder, limit, default.batch)
+    show(result, common.as_json, lambda: _evaluation_lines(result))
 
 
-@app.command()
 def bench(
+    ctx: typer.Context,
     model: ModelName,
+    *,
     against: Annotated[
         str | None, typer.Option(help="A second model; ratios are MODEL over this one.")
     ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    place: PlaceOptions,
+    common: CommonOptions,
 ) -> None:
     """Measure prompt and generation speed and memory, of one model or of two side by side."""
-    settings = _settings(params, overrides, locals())
+    given = common.settings({"model.name": model, **place.values()})
+    prepare_libraries()
     from elder.evaluation.speed import compare, measure
     from elder.model.forward import seed_everything
     from elder.model.load import load_model
 
+    services = services_of(ctx)
+    settings = services.with_local_model(given)
     seed_everything(settings.calibration.seed)
     loaded = load_model(settings.model)
     result: dict[str, Any] = {"model": model, "ratio": {}}
     if against is None:
         result |= measure(loaded, settings.speed)
     else:
-        other = load_model(
-            settings.model.model_copy(update={"name": against, "revision": None})
-        )
+        name = services.local_model(against, given)
+        other = load_model(settings.model.model_copy(update={"name": name, "revision": None}))
         both = compare(other, loaded, settings.speed)
         result |= {
             "against": against,
@@ -209,28 +217,7 @@ def bench(
             "ratio": both["ratio"],
             "protocol": both["protocol"],
         }
-    show(result, as_json, lambda: [f"{key}: {value}" for key, value in result.items()])
-
-
-def _settings(path: Path | None, overrides: list[str] | None, given: dict[str, Any]) -> Params:
-    calibration = given.get("calibration")
-    if calibration is not None and not Path(calibration).is_file():
-        raise UserError(
-            f"there is no calibration file {str(calibration)!r}; give the path of a plain UTF-8 text"
-        )
-    prepare_libraries()
-    values = {
-        "model.name": given["model"],
-        "model.device": given.get("device"),
-        "model.dtype": given.get("dtype"),
-        "select.layers": given.get("layers"),
-        "select.ratio": given.get("ratio"),
-        "calibration.source": str(calibration) if calibration is not None else None,
-        "calibration.samples": given.get("samples"),
-        "calibration.seq_len": given.get("seq_len"),
-        "calibration.seed": given.get("seed"),
-    }
-    return read_params(path, overrides, values)
+    show(result, common.as_json, lambda: [f"{key}: {value}" for key, value in result.items()])
 
 
 def _selection_lines(result: dict[str, Any]) -> list[str]:

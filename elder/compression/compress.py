@@ -20,17 +20,22 @@ from elder.report.card import model_card
 
 
 def compress(
-    settings: params.Params, calibration: Path, output: Path, method: str = DEFAULT
+    settings: params.Params,
+    calibration: Path,
+    output: Path,
+    method: str = DEFAULT,
+    model_name: str | None = None,
 ) -> dict[str, Any]:
     """Select, regularise, remove, compensate, recover and save.
 
     Partial work is kept beside the output, in ``.NAME.work``, until the output is there: the same call goes on from it.
 
     Args:
-        settings: all parameters, a method's recipe laid over them already.
+        settings: all parameters, a method's recipe laid over them already; ``model.name`` is a folder or a Hub id.
         calibration: UTF-8 text or calibration blocks.
         output: folder of the result; absent or empty.
         method: name of the recipe, for the record.
+        model_name: the model's name for the record, where the user gave another than ``model.name``.
 
     Returns:
         The record that stands in ``elder.json``.
@@ -48,7 +53,7 @@ def compress(
         if not (work / f"{STAGES[0]}.json").exists():  # there is nothing to go on from
             shutil.rmtree(work, ignore_errors=True)
         raise
-    record = finish(job, output, method)
+    record = finish(job, output, method, model_name)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -78,11 +83,16 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
-def finish(job: Job, output: Path, method: str) -> dict[str, Any]:
+def finish(
+    job: Job, output: Path, method: str, model_name: str | None = None
+) -> dict[str, Any]:
     """Save the last stage's model in the dense model's dtype, with its record; returns the record."""
     learnt = job.result("learn")
     final = job.load(job.last_folder(), DTYPES.get(learnt["dtype"], torch.float32))
     record = describe(job, method)
+    if model_name is not None:
+        record["model"]["name"] = model_name
+        record["lineage"]["params"]["model"]["name"] = model_name
     record["sha256"] = save_with_record(final.model, final.tokenizer, output, record)
     record["output"] = str(output)
     return record

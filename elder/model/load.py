@@ -18,9 +18,6 @@ from elder.model.layers import find_layers, text_config
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
-# scheme -> function that turns such a name into a local folder; the pipeline adds s3:// and models:/ here
-RESOLVERS: dict[str, Callable[[str], Path]] = {}
-
 
 @dataclass
 class Loaded:
@@ -46,18 +43,6 @@ class Loaded:
         return len(find_layers(self.model))
 
 
-def resolve(name: str) -> str:
-    """Turn a name with a scheme into a local folder; hand on folders and Hub ids as they are."""
-    scheme, colon, _ = name.partition(":")
-    if colon and scheme in RESOLVERS:
-        return str(RESOLVERS[scheme](name))
-    if colon and scheme in {"s3", "models"}:
-        raise UserError(
-            f"{name!r} needs the pipeline's packages; install them with: pip install 'elder[pipeline]'"
-        )
-    return name
-
-
 def split_revision(name: str) -> tuple[str, str | None]:
     """Split ``owner/name@revision`` of the Hub; a folder keeps its name whole."""
     if "@" in name and not Path(name).exists():
@@ -72,7 +57,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     Only safetensors are read, and no code that comes with a model is run unless asked for by name.
 
     Args:
-        wanted: name, revision, device, dtype, and whether remote code may run.
+        wanted: name (a folder or a Hub id), revision, device, dtype, and whether remote code may run.
         dtype: overrides ``wanted.dtype``.
 
     Raises:
@@ -81,7 +66,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = device_of(wanted.device)
-    source, revision = split_revision(resolve(wanted.name))
+    source, revision = split_revision(wanted.name)
     revision = revision or wanted.revision
     common = {"revision": revision or "main", "trust_remote_code": wanted.trust_remote_code}
     config = check_model(source, wanted)

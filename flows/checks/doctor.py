@@ -61,9 +61,11 @@ def _disk(_: Params, root: Path) -> str:
 
 
 def _model(settings: Params, _: Path) -> str:
-    from elder.model.load import check_model, resolve, split_revision
+    from elder.model.load import check_model, split_revision
+    from tasks.store.models import local_model
 
-    config = check_model(split_revision(resolve(settings.model.name))[0], settings.model)
+    source, _revision = split_revision(local_model(settings.model.name, settings))
+    config = check_model(source, settings.model)
     count = config.get_text_config(decoder=True).num_hidden_layers
     return f"{settings.model.name}, {config.model_type} of {count} layers"
 

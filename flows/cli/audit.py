@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from elder.cli.app import AsJson, Overrides, ParamsFile, app, show
-from elder.settings import read_params
+from elder.cli.options import CommonOptions
+from elder.cli.output import show
 
 MARKS = {True: "holds", False: "BROKEN", None: "unknown"}
 
 
-@app.command()
 def audit(
+    *,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry.")
     ],
@@ -26,46 +26,42 @@ def audit(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure the perplexities again, too.")
     ] = False,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    common: CommonOptions,
 ) -> None:
     """Recompute what the record of a registered version says, and name each thing that does not hold."""
     from flows.environment import prepare_environment
 
-    settings = read_params(params, overrides, {})
+    settings = common.settings()
     prepare_environment()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from tasks.audit.run import audit as run
 
     found = run(settings, Path.cwd(), name, public_key, evaluate)
-    show(found, as_json, lambda: _audit_lines(found))
+    show(found, common.as_json, lambda: _audit_lines(found))
     if not found["ok"]:
         raise typer.Exit(1)
 
 
-@app.command()
 def reproduce(
+    *,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry.")
     ],
     output: Annotated[
         Path | None, typer.Option(help="Folder that keeps the model that is made again.")
     ] = None,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    common: CommonOptions,
 ) -> None:
     """Make a registered version again from its record, with its commit and its data, and compare."""
     from flows.environment import prepare_environment, project_root
 
-    settings = read_params(params, overrides, {})
+    settings = common.settings()
     root = project_root()
     prepare_environment()
     from tasks.audit.reproduce import reproduce as run
 
     found = run(settings, root, name, output)
-    show(found, as_json, lambda: _reproduction_lines(found))
+    show(found, common.as_json, lambda: _reproduction_lines(found))
     if not found["ok"]:
         raise typer.Exit(1)
 

@@ -2,16 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elder.cli.app import AsJson, Overrides, ParamsFile, app, refuse, show
+from elder.cli.options import CommonOptions
+from elder.cli.output import one_line, refuse, show
 from elder.errors import UserError
 from elder.params import Params
 from elder.progress import say
-from elder.settings import read_params
 from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -19,70 +20,78 @@ if TYPE_CHECKING:
     from tasks.registry.promotion import Plan
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Registered model.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needs --reason.")]
-Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why; the history keeps it.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Go on where the comparison with the champion says no or cannot be made.",
+    ),
+]
 COLUMNS = {"layers": "d", "in_domain": ".2f", "out_of_domain": ".2f", "tasks": ".3f"}
 
 
-@app.command()
+@dataclass(frozen=True)
+class Confirmation:
+    """Whether somebody is to be asked, and why it is done."""
+
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needs --reason.")] = False
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why; the history keeps it.")
+    ] = None
+
+    def check(self) -> None:
+        """Refuse before any work what could not be confirmed afterwards."""
+        if self.yes and not self.reason:
+            raise UserError(
+                "--yes was given without a reason: add --reason TEXT, which the history keeps"
+            )
+        if not self.yes and not on_terminal():
+            raise UserError("there is no terminal to ask on: give --yes --reason TEXT")
+
+
 def promote(
+    *,
     name: Name,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")],
-    yes: Yes = False,
-    reason: Reason = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Go on where the comparison with the champion says no or cannot be made.",
-        ),
-    ] = False,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    confirmation: Confirmation,
+    force: Force = False,
+    common: CommonOptions,
 ) -> None:
     """Make a version the champion, after checks of its gate, its stored bytes and its numbers beside the champion."""
-    settings = _start(params, overrides, yes, reason)
+    confirmation.check()
+    settings = common.settings()
+    prepare_environment()
     from tasks.registry.promotion import plan_promotion
 
-    _decide(
-        settings,
-        lambda: plan_promotion(settings, Path.cwd(), name, version, force),
-        yes,
-        reason,
-        as_json,
-    )
+    def plan() -> "Plan":
+        return plan_promotion(settings, Path.cwd(), name, version, force)
+
+    _decide(settings, plan, confirmation, common.as_json)
 
 
-@app.command()
-def rollback(
-    name: Name,
-    yes: Yes = False,
-    reason: Reason = None,
-    params: ParamsFile = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
+def rollback(name: Name, confirmation: Confirmation, common: CommonOptions) -> None:
     """Go back to the champion before the present one; given again, to the one before that."""
-    settings = _start(params, overrides, yes, reason)
+    confirmation.check()
+    settings = common.settings()
+    prepare_environment()
     from tasks.registry.promotion import plan_rollback
 
-    _decide(settings, lambda: plan_rollback(settings, Path.cwd(), name), yes, reason, as_json)
+    def plan() -> "Plan":
+        return plan_rollback(settings, Path.cwd(), name)
+
+    _decide(settings, plan, confirmation, common.as_json)
 
 
-@app.command()
-def history(
-    name: Name, params: ParamsFile = None, overrides: Overrides = None, as_json: AsJson = False
-) -> None:
+def history(name: Name, common: CommonOptions) -> None:
     """Show every promotion and rollback of a model: who, when, why, and from which version."""
-    settings = read_params(params, overrides, {})
+    settings = common.settings()
     prepare_environment()
     from tasks.registry.promotion import history as find
 
     log, fault = find(settings, Path.cwd(), name)
     if fault:
         say(f"the registry was not brought in line with the history: {fault}")
-    if as_json:
+    if common.as_json:
         last = (
             log[-1].model_dump() if log else dict.fromkeys(("version", "previous", "by", "at"))
         )
@@ -96,21 +105,6 @@ def history(
         _print_table(name, log)
 
 
-def _start(
-    params: Path | None, overrides: list[str] | None, yes: bool, reason: str | None
-) -> Params:
-    """Read the parameters, and refuse before any work what could not be confirmed afterwards."""
-    if yes and not reason:
-        raise UserError(
-            "--yes was given without a reason: add --reason TEXT, which the history keeps"
-        )
-    if not yes and not on_terminal():
-        raise UserError("there is no terminal to ask on: give --yes --reason TEXT")
-    settings = read_params(params, overrides, {})
-    prepare_environment()
-    return settings
-
-
 def on_terminal() -> bool:
     """Say whether somebody can be asked."""
     return sys.stdin.isatty()
@@ -119,18 +113,18 @@ def on_terminal() -> bool:
 def _decide(
     settings: Params,
     make_plan: "Callable[[], Plan]",
-    yes: bool,
-    reason: str | None,
+    confirmation: Confirmation,
     as_json: bool,
 ) -> None:
     """Check, ask, and do; exit 1 where a check or the person who was asked said no."""
     from tasks.provenance.lineage import person
     from tasks.registry.promotion import Refused, carry_out
 
+    reason = confirmation.reason
     try:
         plan = make_plan()
-        if not yes:
-            say("\n".join(_plan_lines(plan)))
+        if not confirmation.yes:
+            say("\n".join(map(one_line, _plan_lines(plan))))
             if not typer.confirm(f"{plan.action.capitalize()}?", err=True):
                 refuse("nothing was changed", 1)
             reason = reason or typer.prompt("Why?", err=True)

@@ -1,53 +1,42 @@
-"""The ``elder`` command: the library's commands, and those of the pipeline around it."""
+"""``elder run`` and ``elder doctor``: the whole flow, and what it lacks."""
 
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from elder.cli import compare as compare_cli
-from elder.cli.app import AsJson, Overrides, ParamsFile, app, show
-from elder.model.load import RESOLVERS
-from elder.params import Params
-from elder.settings import LISTENERS, read_params
-from flows.environment import prepare_environment, project_root
+from elder.cli.options import AsJson, CommonOptions, ParameterOptions
+from elder.cli.output import show
+from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
 
 Checks = list[dict[str, Any]]
 
 
-@app.command()
 def run(
-    params: ParamsFile = None,
-    overrides: Overrides = None,
+    parameters: ParameterOptions,
     method: Annotated[
         str | None, typer.Option(help="elder (as published), shortgpt, sleb; else the default.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole flow, from calibration data to a registered challenger and a report."""
-    settings = read_params(params, overrides, {})
+    settings = parameters.settings()
     root = project_root()
     prepare_environment()
     from elder.compression.recipes import DEFAULT, apply_method
     from flows.run import refused, run_compression, summary
 
-    settings = apply_method(settings, method, overrides)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that what is open is closed, as after Ctrl-C
+    settings = apply_method(settings, method, parameters.overrides)
+    end_as_after_ctrl_c()
     record = run_compression(settings, root, method or DEFAULT)
     show(summary(record), as_json, lambda: _run_lines(record, settings.registry.name))
     if refused(record):
         raise typer.Exit(1)
 
 
-@app.command()
-def doctor(
-    params: ParamsFile = None, overrides: Overrides = None, as_json: AsJson = False
-) -> None:
+def doctor(common: CommonOptions) -> None:
     """Say what is missing: device, model, data, store, registry, Prefect, disk."""
-    settings = read_params(params, overrides, {})
+    settings = common.settings()
     prepare_environment()
     from flows.checks.doctor import examine
 
@@ -57,34 +46,9 @@ def doctor(
         f"{'ok     ' if check['ok'] else 'missing'}  {check['name']}: {check['detail']}"
         for check in checks
     ]
-    show({"ok": well, "checks": checks}, as_json, lambda: lines)
+    show({"ok": well, "checks": checks}, common.as_json, lambda: lines)
     if not well:
         raise typer.Exit(1)
-
-
-def _use_store(settings: Params) -> None:
-    """Let s3:// and models:/ names mean what they mean with the parameters of the command that runs."""
-
-    def fetch(name: str) -> Path:
-        from tasks.store.models import fetch as run
-
-        return run(name, settings)
-
-    RESOLVERS.update({"s3": fetch, "models": fetch})
-
-
-LISTENERS.append(_use_store)
-
-
-def _text_of_dataset(settings: Params, name: str, folder: Path) -> Path:
-    """Let `elder compare` read datasets too."""
-    from tasks.texts import text_of_dataset
-
-    prepare_environment()
-    return text_of_dataset(settings, name, folder)
-
-
-compare_cli.TEXT_SOURCES.append(_text_of_dataset)
 
 
 def _run_lines(record: dict[str, Any], name: str) -> list[str]:

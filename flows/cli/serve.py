@@ -6,13 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from elder.cli.app import app
 from elder.errors import UserError
 from elder.progress import say
 from flows.environment import prepare_environment, project_root
 
 
-@app.command()
 def serve() -> None:
     """Keep the schedules of prefect.yaml without a worker, until Ctrl-C; a Prefect server has to be there."""
     root = project_root()

@@ -1,25 +1,24 @@
 """``elder sweep``: a grid of runs, each through the whole flow, in one table."""
 
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from elder.cli.app import AsJson, Overrides, ParamsFile, app, show
-from flows.environment import prepare_environment, project_root
+from elder.cli.options import AsJson, ParameterOptions
+from elder.cli.output import show
+from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
 
 
-@app.command()
 def sweep(
+    *,
     file: Annotated[
         Path,
         typer.Argument(
             metavar="FILE", help="YAML: method and section.key, each with a list of values."
         ),
     ],
-    params: ParamsFile = None,
-    overrides: Overrides = None,
+    parameters: ParameterOptions,
     again: Annotated[
         bool,
         typer.Option(
@@ -33,10 +32,8 @@ def sweep(
     prepare_environment()
     from flows.sweep import run_sweep
 
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that what is open is closed, as after Ctrl-C
-    rows = run_sweep(file, params, overrides, root, again)
+    end_as_after_ctrl_c()
+    rows = run_sweep(file, parameters.params, parameters.overrides, root, again)
     show({"runs": rows}, as_json, lambda: table(rows))
     if any(row["error"] for row in rows):
         raise typer.Exit(1)

@@ -21,7 +21,6 @@ import yaml
 from elder import params
 from elder.errors import UserError
 from elder.files import check_output
-from elder.model.load import resolve
 from elder.process import CPU_SETTINGS
 from elder.progress import say
 from tasks.audit.evidence import Broken, Unknown, gather
@@ -29,6 +28,7 @@ from tasks.audit.record import find_data
 from tasks.audit.store import files
 from tasks.data import DATA, run_dvc
 from tasks.provenance.lineage import git, hardware, has_commit
+from tasks.store.models import local_model
 
 # Relative difference of a perplexity: rounding to text where all else is the same; other processors and versions add up
 # roundings in another order, and training passes that on.
@@ -82,7 +82,8 @@ def reproduce(
         with code_of(root, record["lineage"], place / "code") as (code, notes):
             data = bring_data(root, code, record, place / "data")
             model = place / "model"
-            path, dense = write_params(root, code, record, place)
+            dense = find_dense(settings, root, code, record)
+            path = write_params(record, place, dense)
             again = _elder(
                 code,
                 record,
@@ -206,17 +207,19 @@ def bring_data(root: Path, code: Path, record: Record, target: Path) -> dict[str
     return told
 
 
-def write_params(root: Path, code: Path, record: Record, place: Path) -> tuple[Path, str]:
-    """Write the run's parameters with the places that model and texts have here; returns their path, and the model's.
-
-    The model's folder is that of the commit, or else of the project; other names mean what they meant to the run.
-    """
-    tree = json.loads(json.dumps(record["lineage"]["params"]))
+def find_dense(settings: params.Params, root: Path, code: Path, record: Record) -> str:
+    """Return a run's dense model: its folder in the commit, or else in the project, or what its name means here."""
     name = record["model"]["name"]
-    folder = next(
-        (base / name for base in (code, root) if (base / name / "config.json").is_file()), None
-    )
-    tree["model"]["name"] = str(folder) if folder else resolve(name)
+    for base in (code, root):
+        if (base / name / "config.json").is_file():
+            return str(base / name)
+    return local_model(name, settings)
+
+
+def write_params(record: Record, place: Path, model: str) -> Path:
+    """Write the run's parameters with the places that model and texts have here; returns their path."""
+    tree = json.loads(json.dumps(record["lineage"]["params"]))
+    tree["model"]["name"] = model
     tree["model"]["revision"] = record["model"].get("revision")
     tree["evaluate"] |= {
         domain: str(place / "data" / f"{domain}.txt")
@@ -224,7 +227,7 @@ def write_params(root: Path, code: Path, record: Record, place: Path) -> tuple[P
     }
     path = place / "params.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    return path, tree["model"]["name"]
+    return path
 
 
 def _perplexity(

@@ -13,6 +13,18 @@ from tasks.store.open import open_model
 PLACE = Path("build/models")
 
 
+STORED = ("s3:", "models:")  # how names begin that mean something in a store or a registry
+
+
+def local_model(name: str, settings: Params) -> str:
+    """Return the local folder that a model's name means, or a folder's or a Hub model's name as it is.
+
+    Raises:
+        UserError: the name means nothing, or the bytes are damaged.
+    """
+    return str(fetch(name, settings)) if name.startswith(STORED) else name
+
+
 def fetch(name: str, settings: Params) -> Path:
     """Bring a stored model to a folder named by the digest of its files; one that is there already is only checked.
 

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
-from elder.cli.app import app
+from elder.cli.app import build_app
+from elder.cli.services import LIBRARY
 from elder.model.load import Loaded
 
 VOCABULARY = 257  # the bytes, and the end of a text
@@ -157,6 +158,6 @@ def elder(here: Path, model_folder: Path, text_file: Path) -> Callable[..., Resu
             given += ["--set", "recover.epochs=2", "--set", "recover.batch=4"]
             if "--output" not in arguments:
                 given += ["--output", "out"]
-        return CliRunner().invoke(app, [*given, *map(str, arguments)])
+        return CliRunner().invoke(build_app(LIBRARY), [*given, *map(str, arguments)])
 
     return run

@@ -164,6 +164,6 @@ def test_elder_compresses_without_the_pipeline(
 def test_help_does_not_pay_for_torch() -> None:
     heavy = ["torch", "transformers", "matplotlib"]
     done = run(
-        f"import sys, elder.cli; print([name for name in {heavy} if name in sys.modules])"
+        f"import sys, elder.cli.app; print([name for name in {heavy} if name in sys.modules])"
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from elder.errors import UserError
-from flows.cli.run import app
+from flows.cli.app import build_app
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refusal(*arguments: str) -> str:
     """Return the sentence that a command of this process refuses its arguments with."""
-    found = CliRunner().invoke(app, ["run", "--json", *arguments])
+    found = CliRunner().invoke(build_app(), ["run", "--json", *arguments])
     assert found.exit_code == 2, found.output
     assert found.stdout == ""
     assert "Traceback" not in found.stderr
@@ -102,7 +102,7 @@ def test_the_command_itself_ends_with_one_sentence(here: Path) -> None:
 
 
 def test_doctor_names_each_part(here: Path) -> None:
-    found = CliRunner().invoke(app, ["doctor", "--json"])
+    found = CliRunner().invoke(build_app(), ["doctor", "--json"])
     assert found.exit_code == 0, found.output
     checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
     parts = "device, disk, model, calibration, evaluation, store, registry, prefect, worker, data remote"
@@ -110,7 +110,7 @@ def test_doctor_names_each_part(here: Path) -> None:
     assert checks["model"]["detail"] == "models/tiny, llama of 4 layers"
 
     missing = CliRunner().invoke(
-        app, ["doctor", "--json", "--set", "calibration.source=data/absent.txt"]
+        build_app(), ["doctor", "--json", "--set", "calibration.source=data/absent.txt"]
     )
     assert missing.exit_code == 1
     parts = {check["name"]: check for check in json.loads(missing.stdout)["checks"]}
@@ -121,8 +121,8 @@ def test_doctor_names_each_part(here: Path) -> None:
 def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elder.model.load import resolve
     from elder.settings import read_params
+    from flows.cli.app import SERVICES
     from tasks.registry import mlflow as registry
     from tasks.store import models
     from tasks.store.open import open_store
@@ -134,8 +134,8 @@ def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(
         "source_of",
         lambda uri, section: asked.append(section.tracking_uri) or first.url,
     )
-    read_params(None, ["registry.tracking_uri=sqlite:///other.db"], {})
-    folder = Path(resolve("models:/tiny@champion"))
+    settings = read_params(None, ["registry.tracking_uri=sqlite:///other.db"], {})
+    folder = Path(SERVICES.local_model("models:/tiny@champion", settings))
     assert asked == ["sqlite:///other.db"]
     assert folder == here / models.PLACE / first.digest[:16]
     assert (folder / "model.safetensors").read_bytes() == (

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from elder import params
 from flows.cli import registry as registry_cli
-from flows.cli.run import app
+from flows.cli.app import build_app
 from tasks.registry import mlflow as registry
 from tests.tasks.registered import record, register, settings_for
 
@@ -35,7 +35,7 @@ def name(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 def call(*arguments: str, status: int = 0, keys: str = "") -> tuple[str, str]:
     """Return stdout and stderr of a command that ends with this status."""
-    found = CliRunner().invoke(app, list(arguments), input=keys)
+    found = CliRunner().invoke(build_app(), list(arguments), input=keys)
     assert found.exit_code == status, found.output
     assert "Traceback" not in found.stderr
     return found.stdout, found.stderr

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from elder.params import Params
 from flows import sweep
-from flows.cli.run import app
+from flows.cli.app import build_app
 from tasks.run import folder as rundir
 
 GRID = "method: [default, sleb]\nselect.ratio: [0.25, 0.5]\n"
@@ -65,7 +65,7 @@ def runs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs
 
 def start(grid: str, *arguments: str) -> Result:
     Path("grid.yaml").write_text(grid)
-    return CliRunner().invoke(app, ["sweep", "grid.yaml", "--json", *arguments])
+    return CliRunner().invoke(build_app(), ["sweep", "grid.yaml", "--json", *arguments])
 
 
 def rows(found: Result) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def test_every_combination_is_a_run_of_its_own(runs: Runs) -> None:
 
 
 def test_people_get_a_table(runs: Runs) -> None:
-    found = CliRunner().invoke(app, ["sweep", str(_write("select.ratio: [0.5]\n"))])
+    found = CliRunner().invoke(build_app(), ["sweep", str(_write("select.ratio: [0.5]\n"))])
     head, line = found.stdout.splitlines()
     assert head.split() == ["select.ratio", "dense", "pruned", "gate", "version", "run"]
     assert line.split()[:5] == ["0.5", "4.00", "4.50", "passed", "1"]
@@ -179,7 +179,7 @@ def test_a_wrong_grid_is_refused_before_anything_runs(runs: Runs, grid: str, sai
 
 
 def test_a_missing_grid_is_named(runs: Runs) -> None:
-    found = CliRunner().invoke(app, ["sweep", "absent.yaml"])
+    found = CliRunner().invoke(build_app(), ["sweep", "absent.yaml"])
     assert found.exit_code == 2
     assert "there is no sweep file 'absent.yaml'" in found.stderr
 

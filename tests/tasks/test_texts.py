@@ -7,7 +7,6 @@ import pytest
 
 from elder.errors import UserError
 from elder.params import Params
-from flows.cli import run as cli  # noqa: F401 (registers what elder compare uses for datasets)
 from tasks.texts import text_of_dataset
 
 
@@ -59,6 +58,7 @@ def test_unknown_names_are_refused_in_a_sentence(dataset: Path, tmp_path: Path) 
 
 def test_the_pipelines_command_line_hands_datasets_over(dataset: Path, tmp_path: Path) -> None:
     from elder.cli.compare import texts_as_files
+    from flows.cli.app import SERVICES
 
     plain = tmp_path / "plain.txt"
     plain.write_text("A text.")
@@ -67,7 +67,10 @@ def test_the_pipelines_command_line_hands_datasets_over(dataset: Path, tmp_path:
         update={"in_domain": f"{dataset}:default:test", "out_of_domain": str(plain)}
     )
     found, (calibration,) = texts_as_files(
-        base.model_copy(update={"evaluate": wanted}), [str(dataset)], tmp_path / "texts"
+        SERVICES,
+        base.model_copy(update={"evaluate": wanted}),
+        [str(dataset)],
+        tmp_path / "texts",
     )
     assert Path(found.evaluate.in_domain).read_text().startswith("test 0")
     assert found.evaluate.out_of_domain == str(plain)
@@ -75,11 +78,11 @@ def test_the_pipelines_command_line_hands_datasets_over(dataset: Path, tmp_path:
 
 
 def test_without_the_pipeline_a_dataset_is_refused_in_a_sentence(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path
 ) -> None:
-    from elder.cli import compare as compare_cli
+    from elder.cli.compare import texts_as_files
+    from elder.cli.services import LIBRARY
 
-    monkeypatch.setattr(compare_cli, "TEXT_SOURCES", [])
     wanted = Params.model_validate({"evaluate": {"in_domain": "owner/set:a:b"}})
     with pytest.raises(UserError, match=r"no text file 'owner/set:a:b'.*elder\[pipeline\]"):
-        compare_cli.texts_as_files(wanted, [], tmp_path)
+        texts_as_files(LIBRARY, wanted, [], tmp_path)

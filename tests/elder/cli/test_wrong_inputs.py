@@ -22,7 +22,8 @@ from transformers import (
 )
 from typer.testing import CliRunner, Result
 
-from elder.cli.app import app
+from elder.cli.app import build_app
+from elder.cli.services import LIBRARY
 
 Elder = Callable[..., Result]
 ROOT = Path(__file__).parents[3]
@@ -209,7 +210,10 @@ def test_an_unknown_task_names_the_nearest(model_folder: Path, here: Path) -> No
         str(ROOT / "data" / "tasks"),
     ]
     refused(
-        CliRunner().invoke(app, arguments), here, [], "no task 'blimpp'.* did you mean 'blimp'"
+        CliRunner().invoke(build_app(LIBRARY), arguments),
+        here,
+        [],
+        "no task 'blimpp'.* did you mean 'blimp'",
     )
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from elder import params
-from elder.cli.app import app
+from elder.cli.app import build_app
+from elder.cli.services import LIBRARY
 from elder.compression.recipes import apply_method
 
 
@@ -38,7 +39,7 @@ def run(
         ]
         given += ["--layers", "2", "--output", "out", "--json", *arguments]
         deterministic = torch.are_deterministic_algorithms_enabled()
-        done = CliRunner().invoke(app, given)
+        done = CliRunner().invoke(build_app(LIBRARY), given)
         torch.use_deterministic_algorithms(deterministic)
         return done
 

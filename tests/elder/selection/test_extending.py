@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
-from elder.cli.app import app
+from elder.cli.app import build_app
+from elder.cli.services import LIBRARY
 from elder.data import choose_blocks
 from elder.model.layers import find_layers
 from elder.selection import METHODS
@@ -55,7 +56,7 @@ def select(model: Path, text: Path, *arguments: str) -> Result:
         "--layers",
         "2",
     ]
-    return CliRunner().invoke(app, [*given, "--json", *arguments])
+    return CliRunner().invoke(build_app(LIBRARY), [*given, "--json", *arguments])
 
 
 @torch.no_grad()

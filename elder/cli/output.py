@@ -1,0 +1,59 @@
+"""What a command prints: its result, or the one sentence that it ends with."""
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from elder.progress import say
+
+LINE_ENDS = {
+    "Cc",
+    "Zl",
+    "Zp",
+}  # Unicode's control characters, and its separators of lines and paragraphs
+REORDERING = set(
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # they show text in another order
+
+
+def show(result: dict[str, Any], as_json: bool, lines: Callable[[], list[str]]) -> None:
+    """Print a result: one JSON object, or lines for people, each of which stays one line."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    for line in lines():
+        print(one_line(line))
+
+
+def one_line(text: str) -> str:
+    """Return a text with every character escaped that would begin a new line or hide what stands there.
+
+    Names come from a registry or a store that others write to: a line break in one must not look like a line of ours.
+    """
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in LINE_ENDS or character in REORDERING:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
+
+
+def refuse(sentence: str, status: int) -> NoReturn:
+    """Say a sentence and exit; a stage leaves it to the flow that started it, which says it once."""
+    if "ELDER_ERROR_FILE" in os.environ:
+        told = sentence.removeprefix("error: ")
+        Path(os.environ["ELDER_ERROR_FILE"]).write_text(told, encoding="utf-8")
+    else:
+        say(sentence)
+    sys.exit(status)
+
+
+def print_any_character() -> None:
+    """Let stdout and stderr take every character: what their encoding lacks is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

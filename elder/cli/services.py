@@ -1,0 +1,57 @@
+"""What the commands are given by whoever builds the application: the meaning of names that are no local files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from elder.errors import UserError
+from elder.params import Params
+
+STORED = ("s3:", "models:")  # how a model's name begins that only the pipeline can bring here
+INSTALL = "pip install 'elder[pipeline]'"
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the library's commands cannot do by themselves.
+
+    Attributes:
+        local_model: turns a model's name into a local folder, or hands on a folder or a Hub id as it is; the
+            parameters say where store and registry are.
+        text_of_dataset: turns the name of a dataset into a text file below a folder.
+    """
+
+    local_model: Callable[[str, Params], str]
+    text_of_dataset: Callable[[Params, str, Path], Path]
+
+    def with_local_model(self, settings: Params) -> Params:
+        """Return parameters whose ``model.name`` needs no service any more."""
+        name = self.local_model(settings.model.name, settings)
+        model = settings.model.model_copy(update={"name": name})
+        return settings.model_copy(update={"model": model})
+
+
+def _only_local_models(name: str, _: Params) -> str:
+    if name.startswith(STORED):
+        raise UserError(f"{name!r} needs the pipeline's packages; install them with: {INSTALL}")
+    return name
+
+
+def _no_datasets(_: Params, name: str, __: Path) -> Path:
+    raise UserError(
+        f"there is no text file {name!r}; give the path of a UTF-8 text, or for a dataset install "
+        f"the pipeline's packages with: {INSTALL}"
+    )
+
+
+LIBRARY = Services(_only_local_models, _no_datasets)
+
+
+def services_of(context: typer.Context) -> Services:
+    """Return the services that the application was built with."""
+    found = context.find_object(Services)
+    if found is None:
+        raise TypeError("a command was called outside of an application that has services")
+    return found

@@ -1,0 +1,79 @@
+"""The application as a whole: what its commands are given from outside, and what they print of foreign names."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from elder.cli.app import build_app
+from elder.cli.output import one_line
+from elder.cli.services import LIBRARY, Services
+from elder.params import Params
+
+STORED = "models:/tiny@champion"
+
+
+def test_a_stored_model_is_looked_up_once_and_keeps_its_name_in_the_record(
+    here: Path, model_folder: Path, text_file: Path
+) -> None:
+    asked = []
+
+    def local_model(name: str, settings: Params) -> str:
+        asked.append((name, settings.registry.name))
+        return str(model_folder)
+
+    app = build_app(Services(local_model, LIBRARY.text_of_dataset))
+    command = ["compress", STORED, "--output", "out", "--layers", "2", "--json"]
+    command += ["--calibration", str(text_file), "--samples", "8", "--seq-len", "32"]
+    command += ["--method", "last", "--recover", "none", "--set", "registry.name=mine"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    assert asked == [(STORED, "mine")]
+    record = json.loads((here / "out" / "elder.json").read_text())
+    assert json.loads(done.stdout)["model"] == STORED
+    assert record["model"]["name"] == STORED
+    assert record["lineage"]["params"]["model"]["name"] == STORED
+    assert STORED in (here / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["select", "bench"])
+def test_the_library_alone_refuses_stored_models_in_a_sentence(here: Path, command: str) -> None:
+    done = CliRunner().invoke(build_app(LIBRARY), [command, "s3://bucket/tiny"])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "error: 's3://bucket/tiny' needs the pipeline's packages; "
+        "install them with: pip install 'elder[pipeline]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ± ≈ 模型", "plain ± ≈ 模型"),
+        ("model\nholds    weights: fine", "model\\nholds    weights: fine"),
+        ("a\rb\x1b[2Kc\td", "a\\rb\\x1b[2Kc\\td"),
+        ("a\u2028b\u0085c", "a\\u2028b\\x85c"),
+        ("fdp\u202e.exe", "fdp\\u202e.exe"),
+    ],
+)
+def test_foreign_text_stays_on_one_line(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+
+
+def test_an_ascii_terminal_gets_escapes_and_no_traceback(here: Path) -> None:
+    code = (
+        "from elder.cli.app import build_app; from elder.cli.services import Services\n"
+        "def fail(*_): print('1.5 ± 0.1'); raise SystemExit(0)\n"
+        "build_app(Services(fail, fail))(['select', 'x', '--layers', '2'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "1.5 \\xb1 0.1\n"), done.stderr
