@@ -10,8 +10,8 @@ from prefect import task
 
 import elder
 from elder.compensation import NONE
-from elder.compression.recipes import apply_method, recipe_of
-from elder.evaluation.perplexity import folder_digest
+from elder.compression.recipes import apply_method
+from elder.fingerprint import folder_digest, recipe_of
 from elder.params import Params
 from tasks.record import row
 from tasks.stage import compression_stage, evaluate

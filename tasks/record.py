@@ -10,9 +10,9 @@ from prefect import task
 
 from elder import params
 from elder.evaluation.gate import judge as judge_rules
-from elder.evaluation.perplexity import PROTOCOL, folder_digest
-from elder.evaluation.tasks import lm_eval_version
+from elder.evaluation.perplexity import PROTOCOL
 from elder.files import write_json
+from elder.fingerprint import folder_digest, package_version
 from elder.report.card import model_card
 from elder.report.html import write_report
 from tasks.errors import without_secrets
@@ -55,7 +55,7 @@ def dense_key(weights: str, settings: params.Params, data: dict[str, str], root:
     )
     versions = [
         PROTOCOL,
-        lm_eval_version(),
+        package_version("lm_eval"),
         *(version(name) for name in ("elder", "transformers", "torch")),
     ]
     texts = [

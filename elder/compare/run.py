@@ -33,9 +33,9 @@ from elder.compression.compress import describe, open_job
 from elder.compression.stages import STAGES, SYNTHETIC
 from elder.environment import environment
 from elder.errors import UserError
-from elder.evaluation.perplexity import evaluate_by_block, folder_digest
-from elder.evaluation.tasks import lm_eval_version
+from elder.evaluation.perplexity import evaluate_by_block
 from elder.files import copy_whole, file_digest, whole_file, write_json
+from elder.fingerprint import folder_digest, package_version
 from elder.locks import Busy, hold
 from elder.model.load import DTYPES, Loaded, block_length, load_model, parameter_count
 from elder.params import Params
@@ -280,7 +280,7 @@ def _protocol(base: Params) -> list[Any]:
     tasks = None
     if base.evaluate.tasks:
         data = base.evaluate.task_data
-        tasks = [lm_eval_version(), folder_digest(Path(data)) if data else None]
+        tasks = [package_version("lm_eval"), folder_digest(Path(data)) if data else None]
     return [*_of_model(base), texts, rest, str(base.calibration.seq_len), tasks]
 
 

@@ -1,6 +1,5 @@
 """From a dense model to a shallower one in a folder: run the stages, add up what they took, save with a full record."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,14 +7,16 @@ from typing import Any
 
 import torch
 
-from elder import __version__, params
-from elder.compression.recipes import DEFAULT, recipe_of
+from elder import params
+from elder.compression.recipes import DEFAULT
 from elder.compression.stages import STAGES, Job
 from elder.environment import environment
 from elder.errors import UserError
-from elder.files import check_output, file_digest, whole_folder, write_json
+from elder.files import check_output, whole_folder, write_json
+from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
 from elder.model.load import DTYPES
 from elder.model.save import write_checkpoint
+from elder.progress import say
 from elder.report.card import model_card
 
 
@@ -60,27 +61,31 @@ def compress(
 
 def open_job(work: Path, settings: params.Params, calibration: Path) -> Job:
     """Open a work folder; what lies there from other parameters or other calibration data is dropped."""
-    wanted = {
-        "recipe": recipe_of(settings),
-        "model": settings.model.model_dump(mode="json"),
-        "files": _stamps(Path(settings.model.name)),
-        "calibration": settings.calibration.model_dump(mode="json"),
-        "calibration_sha256": file_digest(calibration) if calibration.is_file() else None,
-        "version": __version__,
-    }
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    wanted = job_fingerprint(settings, calibration)
     marker = work / "key.json"
-    if not marker.exists() or json.loads(marker.read_text()) != key:
+    before = _read_fingerprint(marker)
+    if before is None or before.digest != wanted.digest:
+        if before is not None:
+            changed = ", ".join(before.differences(wanted))
+            say(f"{str(work)!r} was made with another value of: {changed}; starting anew")
         shutil.rmtree(work, ignore_errors=True)
     job = Job(work, settings, calibration)
-    write_json(marker, key)
+    write_json(marker, {"digest": wanted.digest, "parts": dict(wanted.parts)})
     return job
 
 
-def _stamps(folder: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of each file of a local model; none for a Hub id, which its revision pins."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def job_fingerprint(settings: params.Params, calibration: Path) -> Fingerprint:
+    """Return what the results in a work folder depend on."""
+    parts = recipe_of(settings) | model_parts(settings)
+    return Fingerprint(parts | calibration_parts(settings, calibration))
+
+
+def _read_fingerprint(marker: Path) -> Fingerprint | None:
+    """Return the fingerprint that a work folder was made for; None where there is none that can be read."""
+    try:
+        return Fingerprint(json.loads(marker.read_text(encoding="utf-8"))["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def finish(

@@ -70,11 +70,3 @@ def apply_method(
         tree[section][key] = given[section][key]
     tree["select"]["method"] = method
     return validate(tree)
-
-
-def recipe_of(params: Params) -> dict[str, Any]:
-    """Return the sections that make up a recipe, as plain values."""
-    tree = params.model_dump(mode="json")
-    return {
-        section: tree[section] for section in ("select", "regularise", "compensate", "recover")
-    }

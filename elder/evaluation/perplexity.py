@@ -6,7 +6,6 @@ Two results may be compared when their `protocol` is the same.
 import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +16,14 @@ import torch
 from elder import params
 from elder.data import evaluation_blocks
 from elder.device import device_of_model
-from elder.errors import UserError
-from elder.evaluation.tasks import lm_eval_version, run_tasks
-from elder.files import file_digest
+from elder.evaluation.tasks import run_tasks
+from elder.fingerprint import folder_digest, package_version, text_digest
 from elder.model.forward import block_losses
 from elder.model.load import Loaded
 from elder.progress import track
 
 __all__ = [
     "evaluate",
-    "folder_digest",
     "perplexity",
     "perplexity_of_text",
     "protocol",
@@ -124,7 +121,7 @@ def protocol(
     """
     found: dict[str, Any] = {
         "version": PROTOCOL,
-        "texts": {domain: _text_digest(path) for domain, path in texts.items()},
+        "texts": {domain: text_digest(Path(path)) for domain, path in texts.items()},
         "seq_len": seq_len,
         "max_tokens": evaluate.max_tokens,
         "tasks": list(evaluate.tasks),
@@ -132,7 +129,7 @@ def protocol(
         if evaluate.tasks and evaluate.task_data
         else None,
         "limit": evaluate.limit,
-        "lm_eval": lm_eval_version() if evaluate.tasks else None,
+        "lm_eval": package_version("lm_eval") if evaluate.tasks else None,
         "tokenizer": _tokenizer_digest(loaded.tokenizer),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": device_of_model(loaded.model).type,
@@ -190,32 +187,6 @@ def evaluate_by_block(
         "seconds": time.perf_counter() - started,
     }
     return found, losses
-
-
-def _text_digest(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(
-            f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text"
-        )
-    return file_digest(path)
-
-
-def folder_digest(folder: Path) -> str:
-    """Return the sha256 over the names and contents of all files below a folder, hidden ones and caches left out.
-
-    Raises:
-        UserError: if it is missing.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no folder of task data {str(folder)!r}; set evaluate.task_data"
-        )
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not re.search(r"(^|/)(\.|__pycache__/)", name):
-            digest.update(f"{name} {file_digest(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

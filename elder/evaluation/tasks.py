@@ -14,7 +14,6 @@ import random
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,6 @@ def check_tasks(names: Iterable[str], task_data: Path | None) -> None:
         _need_lm_eval()
         with _undisturbed(task_data):
             _task_manager(names, task_data)
-
-
-def lm_eval_version() -> str | None:
-    """Return the version of lm-eval, or None where it is not installed."""
-    try:
-        return version("lm_eval")
-    except PackageNotFoundError:
-        return None
 
 
 def _need_lm_eval() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from elder import params
-from elder.compression.recipes import apply_method, recipe_of
+from elder.compression.recipes import apply_method
 from elder.compression.stages import layers_to_remove
 from elder.errors import UserError
+from elder.fingerprint import recipe_of
 from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.model.load import weights_digest
