@@ -1,8 +1,9 @@
-# make demo: the main job on the bundled model. make test: the tests. Both build .venv first where it is missing.
+# make demo: the main job on the bundled model. make test: the tests, in JOBS processes. Both build .venv first where it is missing.
 # make services: PostgreSQL, Prefect, MLflow and an S3 store, with docker.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 .PHONY: demo test lint services clean
@@ -12,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/elder run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ QUIET = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
 HOME = pytest.StashKey[str]()
+TESTS = Path(__file__).parent
+SLOWEST = ("infra", "flows", "tasks")  # folders, first to start where several processes share the tests
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +30,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PREFECT_HOME"] = config.stash[HOME] = tempfile.mkdtemp(
         prefix="elder-tests-prefect-"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process of pytest-xdist, and those of the services all together."""
+
+    def place(item: pytest.Item) -> tuple[str, ...]:
+        return item.path.relative_to(TESTS).parts
+
+    for item in items:
+        shared = "infra" if place(item)[0] == "infra" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(shared))
+    rank = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(place(item)[0], len(rank)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
