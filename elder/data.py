@@ -3,9 +3,10 @@
 Long files are streamed: a text is tokenised in pieces of whole lines, so it may be larger than memory.
 """
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -18,7 +19,10 @@ PIECE = 1 << 18  # characters tokenised at once
 
 
 def read_pieces(path: Path) -> Iterator[str]:
-    """Yield a UTF-8 text in pieces of whole lines.
+    """Yield a UTF-8 text in pieces of whole lines, of `PIECE` to three times as many characters.
+
+    A line that is itself longer than a piece is cut while it is read: before the last white space of each piece, where
+    tokenizers part words too, or after `PIECE` characters without any, where a token may be cut in two.
 
     Raises:
         UserError: if the file is missing, empty or not UTF-8.
@@ -27,22 +31,43 @@ def read_pieces(path: Path) -> Iterator[str]:
         raise UserError(
             f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text"
         )
-    piece: list[str] = []
+    lines: list[str] = []
     size = 0
     try:
         with path.open(encoding="utf-8") as handle:
-            for line in handle:
-                piece.append(line)
+            for line in _lines(handle):
+                lines.append(line)
                 size += len(line)
                 if size >= PIECE:
-                    yield "".join(piece)
-                    piece, size = [], 0
+                    yield "".join(lines)
+                    lines, size = [], 0
     except UnicodeDecodeError as error:
         raise UserError(
             f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it first, for example with iconv"
         ) from None
-    if piece:
-        yield "".join(piece)
+    if lines:
+        yield "".join(lines)
+
+
+def _lines(handle: TextIO) -> Iterator[str]:
+    """Yield lines; one that is longer than a piece in parts."""
+    rest = ""
+    while more := handle.readline(PIECE):
+        part, rest = rest + more, ""
+        if len(more) == PIECE and not more.endswith("\n"):
+            cut = _place_to_cut(part)
+            part, rest = part[:cut], part[cut:]
+        yield part
+    if rest:
+        yield rest
+
+
+def _place_to_cut(part: str) -> int:
+    """Return the index of the last white space, or the length where there is none behind the first character."""
+    for index in range(len(part) - 1, 0, -1):
+        if part[index].isspace():
+            return index
+    return len(part)
 
 
 def _flat_ids(path: Path, tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
@@ -76,9 +101,9 @@ def evaluation_blocks(
     Raises:
         UserError: if the file is missing, empty, not UTF-8, or shorter than one block.
     """
-    ids: list[int] = []
+    ids = array("q")  # a list would take five times the memory
     for piece in _flat_ids(path, tokenizer):
-        ids += piece
+        ids.extend(piece)
         if max_tokens and len(ids) >= max_tokens:
             ids = ids[:max_tokens]
             break
@@ -112,26 +137,42 @@ def choose_blocks(
         return _read_blocks(path, samples, seq_len)
     rng = torch.Generator().manual_seed(seed)
     chosen: list[list[int]] = []
-    rest: list[int] = []
     seen = 0
-    for piece in _flat_ids(path, tokenizer):
-        rest += piece
-        whole = len(rest) // seq_len
-        for start in range(0, whole * seq_len, seq_len):
-            slot = seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
-            seen += 1
-            if slot == len(chosen):
-                chosen.append(rest[start : start + seq_len])
-            elif slot < samples:
-                chosen[slot] = rest[start : start + seq_len]
-        rest = rest[whole * seq_len :]
-    if not seen:
-        raise _too_short(path, len(rest), seq_len)
+    for block in _blocks(path, tokenizer, seq_len):
+        slot = seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+        seen += 1
+        if slot >= samples:
+            continue
+        if slot == len(chosen):
+            chosen.append(block)
+        else:
+            chosen[slot] = block
     if seen < samples:
         raise UserError(
             f"{str(path)!r} holds {seen} blocks of {seq_len} tokens, {samples} were asked for; lower samples or seq-len"
         )
     return torch.tensor(chosen)[torch.randperm(samples, generator=rng)]
+
+
+def _blocks(
+    path: Path, tokenizer: "PreTrainedTokenizerBase", seq_len: int
+) -> Iterator[list[int]]:
+    """Yield the consecutive blocks of a text; the tail shorter than a block is left out.
+
+    Raises:
+        UserError: at the end, if there was none.
+    """
+    rest: list[int] = []
+    whole = 0
+    for ids in _flat_ids(path, tokenizer):
+        rest += ids
+        blocks = len(rest) // seq_len
+        whole += blocks
+        for start in range(0, blocks * seq_len, seq_len):
+            yield rest[start : start + seq_len]
+        rest = rest[blocks * seq_len :]
+    if not whole:
+        raise _too_short(path, len(rest), seq_len)
 
 
 def _too_short(path: Path, tokens: int, seq_len: int) -> UserError:
@@ -170,10 +211,12 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
     Returns:
         (batch,) int64.
     """
-    positions = range(step * batch, (step + 1) * batch)
-    epochs = {position // count for position in positions}
-    orders = {
-        e: torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + e))
-        for e in epochs
-    }
-    return torch.stack([orders[position // count][position % count] for position in positions])
+    chosen = []
+    orders: dict[int, torch.Tensor] = {}
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, count)
+        if epoch not in orders:
+            shuffle = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            orders[epoch] = torch.randperm(count, generator=shuffle)
+        chosen.append(orders[epoch][place])
+    return torch.stack(chosen)

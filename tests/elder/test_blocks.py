@@ -108,3 +108,75 @@ def test_blocks_chosen_earlier_are_read_as_they_are(tmp_path: Path, tokenizer: A
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="holds no calibration blocks"):
         choose_blocks(path, tokenizer, 4, 6, 0)
+
+
+def old_choice(ids: list[int], samples: int, seq_len: int, seed: int) -> torch.Tensor:
+    """Choose as former versions did, whose records must be reproduced; their reservoir held rows too many."""
+    rng = torch.Generator().manual_seed(seed)
+    chosen: list[list[int]] = []
+    for seen in range(len(ids) // seq_len):
+        slot = seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+        if slot == len(chosen):
+            chosen.append(ids[seen * seq_len : (seen + 1) * seq_len])
+        elif slot < samples:
+            chosen[slot] = ids[seen * seq_len : (seen + 1) * seq_len]
+    assert len(chosen) > samples
+    return torch.tensor(chosen)[torch.randperm(samples, generator=rng)]
+
+
+def test_the_reservoir_holds_as_many_blocks_as_asked_for_and_the_same_as_ever(
+    text_file: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    tensor = torch.tensor
+
+    def counted(value: list[list[int]]) -> torch.Tensor:
+        rows.append(len(value))
+        return tensor(value)
+
+    monkeypatch.setattr(data, "PIECE", 5_000)
+    ids = tokenizer(text_file.read_text(encoding="utf-8"))["input_ids"]
+    expected = [old_choice(ids, 16, 8, seed) for seed in range(5)]
+    monkeypatch.setattr(data.torch, "tensor", counted)
+    for seed in range(5):
+        assert torch.equal(choose_blocks(text_file, tokenizer, 16, 8, seed), expected[seed])
+    assert rows == [16] * 5
+
+
+def test_a_long_line_is_cut_before_white_space_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "PIECE", 10)
+    path = tmp_path / "text.txt"
+    # ten characters are read at a time, and a piece is given on once it has ten
+    path.write_text("one two three four five\nsix\nabcdefghijklmnop qr\n")
+    pieces = list(read_pieces(path))
+    assert "".join(pieces) == path.read_text()
+    assert pieces == [
+        "one two three four",
+        " five\nsix\n",
+        "abcdefghij",
+        "klmnop qr\n",
+    ]
+
+
+def test_a_text_in_one_line_takes_no_more_memory_than_one_in_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("word " * 400_000)
+    largest = max(len(piece) for piece in read_pieces(path))
+    assert largest <= 2 * data.PIECE
+    path.write_text("x" * 2_000_000)
+    assert max(len(piece) for piece in read_pieces(path)) == data.PIECE
+
+
+def test_a_long_line_is_tokenised_as_it_would_be_whole(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("the tide  came in, and the boats went out with it. " * 40)
+    whole = evaluation_blocks(path, tokenizer, 7)
+    monkeypatch.setattr(data, "PIECE", 100)
+    assert len(list(read_pieces(path))) > 10
+    assert torch.equal(evaluation_blocks(path, tokenizer, 7), whole)
