@@ -10,8 +10,9 @@ from elder.compression.stages import layers_to_keep
 from elder.device import device_of
 from elder.errors import UserError
 from elder.evaluation.tasks import check_tasks
-from elder.model.load import check_model, split_revision
+from elder.model.load import check_model
 from elder.model.removal import outline
+from elder.names import split_revision
 from elder.params import Params
 from elder.progress import say
 from elder.selection import get_method

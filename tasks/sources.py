@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError, nearest
+from elder.names import is_hub_id
 from elder.params import Calibration
 
 TEXT_SUFFIXES = {
@@ -27,7 +28,6 @@ TEXT_SUFFIXES = {
     ".gz",
     ".zst",
 }
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKENIZER_FILES = (
     "config.json",
@@ -93,9 +93,7 @@ def similar(path: Path) -> str:
 
 def looks_local(name: str) -> bool:
     """Say whether a name that is not on disk was meant as a path: the Hub knows no such id."""
-    path = Path(name)
-    in_folder = len(path.parts) > 1 and path.parent.is_dir()
-    return in_folder or path.suffix in TEXT_SUFFIXES or not HUB_ID.fullmatch(name)
+    return Path(name).suffix in TEXT_SUFFIXES or not is_hub_id(name)
 
 
 def digest(files: list[Path]) -> str:

@@ -14,6 +14,7 @@ from elder import params
 from elder.device import device_of
 from elder.errors import UserError
 from elder.model.layers import find_layers, text_config
+from elder.names import is_hub_id, split_revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -41,14 +42,6 @@ class Loaded:
     def num_layers(self) -> int:
         """Return the number of decoder layers."""
         return len(find_layers(self.model))
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Split ``owner/name@revision`` of the Hub; a folder keeps its name whole."""
-    if "@" in name and not Path(name).exists():
-        base, _, revision = name.rpartition("@")
-        return base, revision
-    return name, None
 
 
 def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded:
@@ -113,7 +106,7 @@ def check_model(source: str, wanted: params.Model) -> Any:
         raise UserError(
             f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer"
         )
-    elif source.startswith((".", "/", "~")) or source.count("/") != 1 or folder.parent.is_dir():
+    elif not is_hub_id(source):
         raise UserError(
             f"there is no model folder {source!r}; give a folder, a Hub id (owner/name), or models:/name@alias"
         )

@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
+from elder.names import hub_id
 from elder.report.html import Record, environment, summary
 from elder.report.plot import DOMAINS, finite
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|[a-z0-9][\w.-]*")
 
 
 def model_card(record: Record) -> str:
@@ -50,12 +49,6 @@ def model_name(record: Record) -> str:
     """Return what the shallower model is called: the base's last name and how many layers went."""
     base = record["model"]["name"].rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
     return f"{base}-minus-{len(record['removed'])}"
-
-
-def hub_id(name: str) -> str | None:
-    """Return the Hub id that a model's name stands for, or None for a folder, an S3 prefix or a registry's model."""
-    plain = name.partition("@")[0]
-    return plain if HUB_ID.fullmatch(plain) and not Path(plain).exists() else None
 
 
 def cell(value: Any) -> str:

@@ -61,7 +61,8 @@ def _disk(_: Params, root: Path) -> str:
 
 
 def _model(settings: Params, _: Path) -> str:
-    from elder.model.load import check_model, split_revision
+    from elder.model.load import check_model
+    from elder.names import split_revision
     from tasks.store.models import local_model
 
     source, _revision = split_revision(local_model(settings.model.name, settings))
@@ -71,10 +72,12 @@ def _model(settings: Params, _: Path) -> str:
 
 
 def _calibration(settings: Params, root: Path) -> str:
+    from tasks import sources
+
     source = settings.calibration.source
     if (root / source).exists():
         return source
-    if source.count("/") == 1 and not source.endswith(".txt"):
+    if not sources.looks_local(source):
         return f"{source} (a dataset of the Hub, read when a run starts)"
     raise UserError(f"there is no calibration text {source!r}; set calibration.source")
 

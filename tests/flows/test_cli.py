@@ -11,6 +11,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from elder.errors import UserError
+from elder.settings import read_params
+from flows.checks.doctor import _calibration
 from flows.cli.app import build_app
 
 
@@ -117,11 +119,13 @@ def test_doctor_names_each_part(here: Path) -> None:
     assert [name for name, check in parts.items() if not check["ok"]] == ["calibration"]
     assert "set calibration.source" in parts["calibration"]["detail"]
 
+    settings = read_params(None, ["calibration.source=wikitext"], {})  # an id of one word
+    assert _calibration(settings, here).startswith("wikitext (a dataset of the Hub")
+
 
 def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from elder.settings import read_params
     from flows.cli.app import SERVICES
     from tasks.registry import mlflow as registry
     from tasks.store import models

@@ -1,0 +1,66 @@
+"""Names: one rule says what is an id on the Hub."""
+
+from pathlib import Path
+
+import pytest
+
+from elder.errors import UserError
+from elder.model.load import check_model
+from elder.names import hub_id, is_hub_id, split_revision
+from elder.params import Model
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "word").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "Wikitext", "a", "meta-llama/Llama-2-7b-hf", "o_w.n-er/n_a.m-e", "0/1"]
+)
+def test_ids_of_the_hub(name: str) -> None:
+    assert is_hub_id(name)
+    assert hub_id(name) == name
+    assert hub_id(f"{name}@v1.0") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "word",  # a folder that is here
+        "models/tiny",
+        "models/absent",  # in a folder that is here: a mistyped path
+        "./gpt2",
+        "../x",
+        "~/x",
+        "/srv/x",
+        "a/b/c",
+        "owner/",
+        "-owner/name",
+        "a--b/c",
+        "a..b",
+        "two words",
+        "s3://bucket/x",
+        "models:/novels@champion",
+    ],
+)
+def test_names_that_are_no_ids_of_the_hub(name: str) -> None:
+    assert not is_hub_id(name)
+    assert hub_id(name) is None
+
+
+def test_a_revision_is_split_off_unless_a_folder_has_that_name(tmp_path: Path) -> None:
+    assert split_revision("gpt2@main") == ("gpt2", "main")
+    assert split_revision("owner/name@a1") == ("owner/name", "a1")
+    assert split_revision("gpt2") == ("gpt2", None)
+    (tmp_path / "gpt2@main").mkdir()
+    assert split_revision("gpt2@main") == ("gpt2@main", None)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "owner/name"])
+def test_a_model_of_the_hub_is_asked_for_there(name: str) -> None:
+    with pytest.raises(UserError, match=f"the configuration of '{name}' cannot be loaded"):
+        check_model(name, Model(name=name))  # tests have no network
