@@ -5,8 +5,9 @@ Heavy imports stay inside the command, so that help appears at once.
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -19,6 +20,11 @@ from elder.params import Params
 from elder.process import prepare_libraries
 from elder.progress import say
 from elder.settings import read_params
+
+if TYPE_CHECKING:
+    from elder.compare.plan import Measurement, Size
+    from elder.compare.rows import Row
+    from elder.compare.table import Section
 
 PRESETS = Path(__file__).parents[1] / "compare" / "presets"
 METHODS = "default,sleb,shortgpt,elder"
@@ -64,64 +70,89 @@ class CompareOptions:
     ] = Path("build/compare")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All that `elder compare` was asked to do, checked: nothing but the measuring is left."""
+
+    rows: "list[Row]"
+    base: Params
+    sizes: "list[Size]"
+    seeds: list[int]
+    texts: list[str]
+
+
 def compare(ctx: typer.Context, options: CompareOptions, common: CommonOptions) -> None:
     """Compare methods at equal budget: a table and charts. Goes on where it was cut; may run several times at once."""
     prepare_libraries()
-    chosen, preset_values = read_preset(options.preset)
-    base = _read(options, common, preset_values)
-    if options.layers is not None and options.ratios is not None:
-        raise UserError("--layers and --ratios were both given; give one of them")
-    ratios = options.ratios or (chosen.get("ratios") if options.layers is None else None)
-    sizes = read_sizes(options.layers, ratios, base)
-    seeds = numbers("--seeds", options.seeds, int) if options.seeds else [base.calibration.seed]
-    texts = _words(options.calibrations or base.calibration.source)
-
-    from elder.compare.rows import parse_rows
-    from elder.compare.run import plan, run_all
+    asked = read_comparison(options, common)
+    from elder.compare.plan import plan
+    from elder.compare.run import failures_by_name, run_all
     from elder.compare.write import flat, markdown
-    from elder.evaluation.tasks import check_tasks
 
-    rows = parse_rows(options.methods or chosen.get("methods", METHODS))
-    for row in rows:
-        row.settings(base)
-    task_data = base.evaluate.task_data
-    check_tasks(base.evaluate.tasks, Path(task_data) if task_data else None)
     output, budget = options.output, options.budget
     output.mkdir(parents=True, exist_ok=True)
     services = services_of(ctx)
-    base = services.with_local_model(base)
-    base, texts = texts_as_files(services, base, texts, output / "texts")
-    measurements = plan(rows, base, sizes, seeds, texts)
+    base = services.with_local_model(asked.base)
+    base, texts = texts_as_files(services, base, asked.texts, output / "texts")
+    measurements = plan(asked.rows, base, asked.sizes, asked.seeds, texts)
     say(f"{len(measurements)} measurements, the dense model included, in {output}")
 
-    def write() -> list[dict[str, Any]]:
+    def write() -> "list[Section]":
         return write_table(measurements, output, budget, base)
 
-    failed = run_all(measurements, output, write)
+    failures = run_all(measurements, output, write)
     sections = write()
     draw_charts(sections, output)
+    failed = failures_by_name(failures)
     result = {
         "output": str(output),
         "budget": budget,
         "rows": flat(sections),
-        "failed": dict(failed),
+        "failed": failed,
     }
-    show(
-        result,
-        common.as_json,
-        lambda: [
-            *markdown(sections, budget, seeds).split("\n"),
-            f"written to {output}/table.md",
-        ],
-    )
+
+    def lines() -> list[str]:
+        table = markdown(sections, budget, asked.seeds)
+        return [*table.split("\n"), f"written to {output}/table.md"]
+
+    show(result, common.as_json, lines)
     if failed:
-        first, reason = failed[0]
+        first, reason = next(iter(failed.items()))
         raise UserError(
             f"{len(failed)} row(s) could not be measured, the first {first}: {reason}"
         )
 
 
-def _read(options: CompareOptions, common: CommonOptions, preset: list[str]) -> Params:
+def read_comparison(options: CompareOptions, common: CommonOptions) -> Comparison:
+    """Read what is to be compared, and check all that can be checked without a model.
+
+    Raises:
+        UserError: for whatever is wrong with the options or the parameters.
+    """
+    from elder.compare.rows import parse_rows
+    from elder.evaluation.tasks import check_tasks
+
+    chosen, preset_values = read_preset(options.preset)
+    base = _read_params(options, common, preset_values)
+    if options.layers is not None and options.ratios is not None:
+        raise UserError("--layers and --ratios were both given; give one of them")
+    ratios = options.ratios
+    if ratios is None and options.layers is None:
+        ratios = chosen.get("ratios")
+    sizes = read_sizes(options.layers, ratios, base)
+    seeds = [base.calibration.seed]
+    if options.seeds:
+        seeds = numbers("--seeds", options.seeds, int)
+    texts = _words(options.calibrations or base.calibration.source)
+    rows = parse_rows(options.methods or chosen.get("methods", METHODS))
+    for row in rows:
+        row.settings(base)
+    task_data = base.evaluate.task_data
+    check_tasks(base.evaluate.tasks, Path(task_data) if task_data else None)
+    return Comparison(rows, base, sizes, seeds, texts)
+
+
+def _read_params(options: CompareOptions, common: CommonOptions, preset: list[str]) -> Params:
     """Read the parameters that all rows share; a preset gives way to ``--set``."""
     task_data = str(options.task_data) if options.task_data else None
     values = {"model.name": options.model, "evaluate.task_data": task_data}
@@ -151,13 +182,15 @@ def read_preset(name: str | None) -> tuple[dict[str, str], list[str]]:
     return chosen, [f"{section}.{key}={json.dumps(value)}" for section, key, value in sections]
 
 
-def read_sizes(layers: str | None, ratios: str | None, base: Params) -> list[dict[str, Any]]:
-    """Return for each size what is set in ``select``; without any, what the parameters say."""
+def read_sizes(layers: str | None, ratios: str | None, base: Params) -> "list[Size]":
+    """Return the sizes that the options name; without any, the one that the parameters say."""
+    from elder.compare.plan import Size
+
     if layers is not None:
-        return [{"layers": count} for count in numbers("--layers", layers, int)]
+        return [Size(layers=count) for count in numbers("--layers", layers, int)]
     if ratios is not None:
-        return [{"ratio": ratio} for ratio in numbers("--ratios", ratios, float)]
-    return [{"layers": base.select.layers, "ratio": base.select.ratio}]
+        return [Size(ratio=ratio) for ratio in numbers("--ratios", ratios, float)]
+    return [Size(base.select.layers, base.select.ratio)]
 
 
 def numbers(option: str, text: str, kind: type) -> list[Any]:
@@ -207,22 +240,21 @@ def texts_as_files(
 
 
 def write_table(
-    measurements: list[Any], output: Path, budget: float, base: Params
-) -> list[dict[str, Any]]:
+    measurements: "list[Measurement]", output: Path, budget: float, base: Params
+) -> "list[Section]":
     """Write table.md, table.csv and table.json of what is measured so far; returns the sections."""
-    from elder.compare.run import read_result
+    from elder.compare.result import read_result
     from elder.compare.table import build
     from elder.compare.write import csv_text, flat, markdown
     from elder.files import write_json, write_text
 
-    if (
-        not measurements[0].path(output).exists()
-    ):  # the dense model is in another process's hands
+    dense, *rows = measurements
+    if not dense.path(output).exists():  # it is in another process's hands
         return []
-    done = [read_result(one, output) for one in measurements if one.path(output).exists()]
-    sections = build(done[0], done[1:], budget)
+    results = [read_result(one, output) for one in rows if one.path(output).exists()]
+    sections = build(read_result(dense, output), results, budget)
     if sections:
-        seeds = sorted({result["seed"] for result in done[1:]})
+        seeds = sorted({result.seed for result in results})
         table = {
             "budget": budget,
             "seeds": seeds,
@@ -235,11 +267,9 @@ def write_table(
     return sections
 
 
-def draw_charts(sections: list[dict[str, Any]], output: Path) -> None:
+def draw_charts(sections: "list[Section]", output: Path) -> None:
     """Draw one chart a section, or say in a sentence why not."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if not find_spec("matplotlib"):
         say("no charts: matplotlib is not installed; the table has all numbers")
         return
     from elder.compare.chart import section_png

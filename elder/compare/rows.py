@@ -13,21 +13,13 @@ import yaml
 from elder.compensation import COMPENSATIONS
 from elder.compression.recipes import DEFAULT, apply_method
 from elder.errors import UserError, nearest
+from elder.fingerprint import RECIPE
 from elder.params import Params, Recover
 from elder.selection import METHODS
 from elder.settings import validate
 
 ALIASES = {"remove-then-train": "train", "remove-then-distil": "distil"}
 FLOORS = ("random", "last")
-SHARED = (
-    "model",
-    "calibration",
-    "evaluate",
-    "speed",
-    "gate",
-    "store",
-    "registry",
-)  # all the rest is the recipe
 ROW = re.compile(r"(?P<words>[^\[\]]+)(\[(?P<changes>.*)\])?")
 
 
@@ -59,17 +51,21 @@ class Row:
             tree[section][key] = part
         for name, value in self.changes:
             section, _, key = name.partition(".")
-            if section in SHARED:
-                raise UserError(
-                    f"{self.name!r} sets {name!r}, which all rows share; set it for all with --set"
-                )
-            if section not in tree:
-                own = [section for section in tree if section not in SHARED]
-                raise UserError(
-                    f"{self.name!r} sets {name!r}, a section that is not there; {nearest(section, own)}"
-                )
+            self._check_section(section, name)
             tree[section][key] = value
         return validate(tree)
+
+    def _check_section(self, section: str, name: str) -> None:
+        """Refuse a change of anything but the recipe: a row that was measured otherwise could not be compared."""
+        if section in RECIPE:
+            return
+        if section in Params.model_fields:
+            raise UserError(
+                f"{self.name!r} sets {name!r}, which all rows share; set it for all with --set"
+            )
+        raise UserError(
+            f"{self.name!r} sets {name!r}, a section that is not there; {nearest(section, RECIPE)}"
+        )
 
 
 def modes() -> tuple[str, ...]:

@@ -11,8 +11,10 @@ from filelock import FileLock
 
 from elder.cli.compare import numbers, read_preset, read_sizes
 from elder.compare import run as compare
+from elder.compare.plan import Measurement, Size, plan
+from elder.compare.result import read_result
 from elder.compare.rows import parse_rows
-from elder.compare.run import Measurement, plan, read_result, run_all
+from elder.compare.run import Failure, failures_by_name, run_all
 from elder.compression.stages import Job
 from elder.errors import UserError
 from elder.params import Params
@@ -37,10 +39,10 @@ def base(model_folder: Path, text_file: Path) -> Params:
 
 
 def planned(base: Params, methods: str, ratio: float = 1 / 3) -> list[Measurement]:
-    return plan(parse_rows(methods), base, [{"ratio": ratio}], [0], [base.calibration.source])
+    return plan(parse_rows(methods), base, [Size(ratio=ratio)], [0], [base.calibration.source])
 
 
-def run(measurements: list[Measurement], folder: Path) -> list[tuple[str, str]]:
+def run(measurements: list[Measurement], folder: Path) -> list[Failure]:
     return run_all(measurements, folder, lambda: None, isolate=False)
 
 
@@ -64,24 +66,21 @@ def test_a_row_holds_what_the_table_needs_and_its_models_are_gone(
     measurements = planned(base, "shortgpt+distil")
     assert run(measurements, tmp_path) == []
     dense, row = (read_result(one, tmp_path) for one in measurements)
-    assert (dense["name"], dense["removed"], dense["tokens_seen"]) == ("dense", [], 0)
-    assert (row["name"], len(row["removed"]), row["num_layers"], row["tokens"]) == (
+    assert (dense.name, dense.removed, dense.tokens_seen) == ("dense", [], 0)
+    assert (row.name, len(row.removed), row.num_layers, row.tokens) == (
         "shortgpt+distil",
         2,
         6,
         256,
     )
-    assert row["tokens_seen"] == 256  # one pass over 8 x 32
-    assert row["parameters"] < dense["parameters"]
-    assert (
-        row["perplexity"]["in_domain"]["perplexity"]
-        > dense["perplexity"]["in_domain"]["perplexity"]
-    )
-    assert row["losses"]["in_domain"].shape == (
+    assert row.tokens_seen == 256  # one pass over 8 x 32
+    assert row.parameters < dense.parameters
+    assert row.perplexity["in_domain"].perplexity > dense.perplexity["in_domain"].perplexity
+    assert row.losses["in_domain"].shape == (
         20,
     )  # 640 tokens in blocks of 32, as in calibration
-    assert row["losses"]["in_domain"].mean() == pytest.approx(
-        row["perplexity"]["in_domain"]["nll"], rel=1e-6
+    assert row.losses["in_domain"].mean() == pytest.approx(
+        row.perplexity["in_domain"].nll, rel=1e-6
     )
     assert list((tmp_path / "work").iterdir()) == []
 
@@ -101,11 +100,11 @@ def test_rows_that_mean_the_same_are_measured_once(
     run(measurements, tmp_path)
     assert counted == ["dense", "last"]
     first, second = (read_result(one, tmp_path) for one in measurements[1:])
-    assert (first["name"], second["name"]) == (
+    assert (first.name, second.name) == (
         "last",
         "default[select.method=last,recover.mode=none]",
     )
-    assert first["perplexity"] == second["perplexity"]
+    assert first.perplexity == second.perplexity
 
 
 def test_any_change_that_matters_is_measured_anew(
@@ -129,9 +128,9 @@ def test_any_change_that_matters_is_measured_anew(
     assert slugs(speed) == first
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "More.")
-    (_, row) = plan(parse_rows("last"), base, [{"ratio": 1 / 3}], [0], [str(other)])
+    (_, row) = plan(parse_rows("last"), base, [Size(ratio=1 / 3)], [0], [str(other)])
     assert row.slug != first[1]
-    monkeypatch.setattr(compare, "__version__", "another")
+    monkeypatch.setattr("elder.fingerprint.package_version", lambda name: "another")
     assert slugs()[0] != first[0]
 
 
@@ -152,7 +151,7 @@ def test_rows_that_choose_alike_share_the_choice(
     run(measurements, tmp_path)
     assert [name.split("-")[0] for name in learnt] == ["shortgpt"]
     first, second = (read_result(one, tmp_path) for one in measurements[1:3])
-    assert first["removed"] == second["removed"]
+    assert first.removed == second.removed
 
 
 def test_a_row_in_other_hands_is_left_and_come_back_to(
@@ -180,7 +179,7 @@ def test_one_row_that_cannot_be_measured_does_not_stop_the_others(
     base: Params, tmp_path: Path
 ) -> None:
     measurements = planned(base, "sleb[select.protect=[0,1,2,3,4]],last")
-    ((name, reason),) = run(measurements, tmp_path)
+    ((name, reason),) = failures_by_name(run(measurements, tmp_path)).items()
     assert name == "sleb[select.protect=[0,1,2,3,4]], seed 0"
     assert "protect fewer" in reason
     assert measurements[2].path(tmp_path).exists()
@@ -188,7 +187,7 @@ def test_one_row_that_cannot_be_measured_does_not_stop_the_others(
 
 def test_a_missing_text_is_refused_before_any_work(base: Params) -> None:
     with pytest.raises(UserError, match=r"no text file 'nowhere.txt'"):
-        plan(parse_rows("last"), base, [{"ratio": 0.5}], [0], ["nowhere.txt"])
+        plan(parse_rows("last"), base, [Size(ratio=0.5)], [0], ["nowhere.txt"])
 
 
 def test_the_papers_protocol_is_one_preset() -> None:
@@ -223,9 +222,9 @@ def test_the_papers_protocol_is_one_preset() -> None:
 
 def test_sizes_and_numbers() -> None:
     base = Params()
-    assert read_sizes("3,6", None, base) == [{"layers": 3}, {"layers": 6}]
-    assert read_sizes(None, "0.25,0.5", base) == [{"ratio": 0.25}, {"ratio": 0.5}]
-    assert read_sizes(None, None, base) == [{"layers": None, "ratio": 0.25}]
+    assert read_sizes("3,6", None, base) == [Size(layers=3), Size(layers=6)]
+    assert read_sizes(None, "0.25,0.5", base) == [Size(ratio=0.25), Size(ratio=0.5)]
+    assert read_sizes(None, None, base) == [Size(layers=None, ratio=0.25)]
     assert numbers("--seeds", "2,0,2", int) == [2, 0]
     for option, text, kind in (
         ("--ratios", "0.5,1.5", float),

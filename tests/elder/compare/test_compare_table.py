@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elder.compare.table import build, tie
+from elder.compare.marks import tie
+from elder.compare.result import Result
+from elder.compare.table import TableRow, build
 from elder.compare.write import csv_text, flat, markdown, title
 
 BLOCKS = np.array([0.0, 0.1, 0.2, 0.3])  # spread of a text: some blocks are harder than others
 
 
-def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) -> dict[str, Any]:
+def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) -> Result:
     losses = nll + BLOCKS - BLOCKS.mean()
     value = math.exp(nll) if nll < 700 else nll
     found = {
@@ -24,7 +26,7 @@ def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) ->
         "nll": nll,
         "tokens": 40,
     }
-    return {
+    values = {
         "name": name,
         "seed": seed,
         "calibration": "text.txt",
@@ -43,12 +45,19 @@ def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) ->
         "peak_memory_bytes": (1 + seed) << 20,
         "parameters": 99,
         "recipe": {"compensate": {"method": "none"}},
-    } | more
+    }
+    return Result.model_validate(values | more)
 
 
-def rows_of(*results: dict[str, Any], passes: float = 6.6) -> dict[str, dict[str, Any]]:
+def shifted(one: Result, by: np.ndarray) -> Result:
+    """Return a result with other losses of its blocks."""
+    losses = {domain: values + by for domain, values in one.losses.items()}
+    return one.model_copy(update={"losses": losses})
+
+
+def rows_of(*results: Result, passes: float = 6.6) -> dict[str, TableRow]:
     (section,) = build(result("dense", 3.0), results, passes)
-    return {row["name"]: row for row in section["rows"]}
+    return {row.name: row for row in section.rows}
 
 
 def test_dense_is_on_top_floors_at_the_bottom_and_the_rest_by_perplexity() -> None:
@@ -70,12 +79,12 @@ def test_the_gap_is_what_the_best_untrained_selection_leaves() -> None:
         result("default", 3.25, spent=6000),
     )
     # dense 3.0, best untrained and not compensated 4.0: a gap of 1.0
-    assert rows["sleb"]["gap_closed"] == pytest.approx(0)
-    assert rows["shortgpt"]["gap_closed"] == pytest.approx(-0.5)
-    assert rows["sleb+linear"]["gap_closed"] == pytest.approx(0.2)
-    assert rows["default"]["gap_closed"] == pytest.approx(0.75)
-    assert rows["dense"]["gap_closed"] is None
-    assert rows_of(result("default", 3.25, spent=6000))["default"]["gap_closed"] is None
+    assert rows["sleb"].gap_closed == pytest.approx(0)
+    assert rows["shortgpt"].gap_closed == pytest.approx(-0.5)
+    assert rows["sleb+linear"].gap_closed == pytest.approx(0.2)
+    assert rows["default"].gap_closed == pytest.approx(0.75)
+    assert rows["dense"].gap_closed is None
+    assert rows_of(result("default", 3.25, spent=6000))["default"].gap_closed is None
 
 
 def test_rows_over_the_budget_are_shown_but_never_best() -> None:
@@ -85,11 +94,11 @@ def test_rows_over_the_budget_are_shown_but_never_best() -> None:
         result("sleb", 4.0),
     ]
     rows = rows_of(*results)  # 6.6 passes over 1,000 tokens
-    assert [name for name, row in rows.items() if row["over_budget"]] == ["long"]
-    assert [name for name, row in rows.items() if row["mark"]["out_of_domain"] == "best"] == [
+    assert [name for name, row in rows.items() if row.over_budget] == ["long"]
+    assert [name for name, row in rows.items() if row.mark["out_of_domain"] == "best"] == [
         "default"
     ]
-    assert rows_of(*results, passes=7)["long"]["mark"]["out_of_domain"] == "best"
+    assert rows_of(*results, passes=7)["long"].mark["out_of_domain"] == "best"
 
 
 def test_a_tie_is_judged_block_by_block_not_by_the_spread_of_the_text() -> None:
@@ -97,9 +106,7 @@ def test_a_tie_is_judged_block_by_block_not_by_the_spread_of_the_text() -> None:
     # far less apart than the text's own standard error of 0.065, but the same on every block: no noise at all
     assert not tie([first], [second], "in_domain")
     # differences 0.05, -0.01, 0.03, -0.03: mean 0.01, spread 0.0365, standard error 0.0183: 0.01 < 0.0365
-    second["losses"] = {
-        "in_domain": first["losses"]["in_domain"] + np.array([0.05, -0.01, 0.03, -0.03])
-    }
+    second = shifted(first, np.array([0.05, -0.01, 0.03, -0.03]))
     assert tie([first], [second], "in_domain")
     assert tie([first], [result("c", 3.0)], "in_domain")  # identical
 
@@ -119,13 +126,9 @@ def test_over_seeds_the_noise_of_training_adds_to_that_of_the_text() -> None:
 
 
 def test_marks_of_a_whole_section() -> None:
-    close = result("close", 3.5)
-    close["losses"] = {
-        domain: values + np.array([0.02, -0.01, 0.0, 0.0])
-        for domain, values in close["losses"].items()
-    }
+    close = shifted(result("close", 3.5), np.array([0.02, -0.01, 0.0, 0.0]))
     rows = rows_of(result("best", 3.499), close, result("far", 3.6))
-    assert {name: row["mark"]["in_domain"] for name, row in rows.items()} == {
+    assert {name: row.mark["in_domain"] for name, row in rows.items()} == {
         "dense": None,
         "best": "best",
         "close": "tie",
@@ -134,14 +137,14 @@ def test_marks_of_a_whole_section() -> None:
 
 
 def test_task_means_are_marked_by_their_standard_errors() -> None:
-    def mean(name: str, value: float, **more: Any) -> dict[str, Any]:
+    def mean(name: str, value: float, **more: Any) -> Result:
         return result(name, 3.5, task_mean={"value": value, "stderr": 0.03}, **more)
 
     # two standard errors of a difference: 2 x hypot(0.03, 0.03) = 0.0849
     rows = rows_of(
         mean("best", 0.70), mean("tie", 0.62), mean("far", 0.61), mean("long", 0.9, spent=9000)
     )
-    assert {name: row["mark"]["task_mean"] for name, row in rows.items()} == {
+    assert {name: row.mark["task_mean"] for name, row in rows.items()} == {
         "dense": None,
         "best": "best",
         "tie": "tie",
@@ -153,27 +156,31 @@ def test_task_means_are_marked_by_their_standard_errors() -> None:
         [result("a", 3.5, task_mean=None, tasks={})],
         6.6,
     )
-    assert "task_mean" not in untested[0]["rows"][1]["mark"]
+    assert "task_mean" not in untested[0].rows[1].mark
     assert "task mean" not in markdown(untested, 6.6, [0])
 
 
 def test_seeds_are_averaged_in_log_perplexity() -> None:
     row = rows_of(result("a", 3.0, seed=0, spent=200), result("a", 3.2, seed=1, spent=400))["a"]
-    found = row["perplexity"]["in_domain"]
-    assert found["perplexity"] == pytest.approx(math.exp(3.1))
+    found = row.perplexity["in_domain"]
+    assert found.perplexity == pytest.approx(math.exp(3.1))
     # spread of 3.0 and 3.2 is 0.1414; over sqrt(2) that is 0.1
-    assert found["stderr"] == pytest.approx(0.1 * math.exp(3.1))
+    assert found.stderr == pytest.approx(0.1 * math.exp(3.1))
     # 0.5 and 0.6: mean 0.55, standard error 0.0707 / sqrt(2)
-    assert row["task_mean"] == {"value": pytest.approx(0.55), "stderr": pytest.approx(0.05)}
-    assert (row["tokens_seen"], row["tokens_generated"], row["optimizer_steps"]) == (
+    assert row.task_mean is not None
+    assert (row.task_mean.value, row.task_mean.stderr) == (
+        pytest.approx(0.55),
+        pytest.approx(0.05),
+    )
+    assert (row.tokens_seen, row.tokens_generated, row.optimizer_steps) == (
         300,
         600,
         3,
     )
-    assert row["trainable_parameters"] == 400
-    assert (row["seconds"], row["peak_memory_bytes"], row["seeds"]) == (10.5, 2 << 20, [0, 1])
-    single = rows_of(result("a", 3.0))["a"]["perplexity"]["in_domain"]
-    assert single["stderr"] == pytest.approx(
+    assert row.trainable_parameters == 400
+    assert (row.seconds, row.peak_memory_bytes, row.seeds) == (10.5, 2 << 20, [0, 1])
+    single = rows_of(result("a", 3.0))["a"].perplexity["in_domain"]
+    assert single.stderr == pytest.approx(
         math.exp(3.0) * 0.1291 / 2, rel=1e-3
     )  # the text's own
 
@@ -190,7 +197,7 @@ def test_sections_are_split_by_layers_and_by_calibration_text() -> None:
         "2 of 6 layers removed (33%), calibrated on other.txt",
         "2 of 6 layers removed (33%), calibrated on text.txt",
     ]
-    assert all(section["rows"][0]["name"] == "dense" for section in sections)
+    assert all(section.rows[0].name == "dense" for section in sections)
 
 
 def test_markdown_marks_best_ties_budget_and_missing_seeds() -> None:

@@ -1,0 +1,102 @@
+"""Measure one row, or the dense model: make its shallower model, evaluate it, write the numbers down, delete it."""
+
+import shutil
+from pathlib import Path
+
+from elder.compare.plan import DENSE, Measurement
+from elder.compare.result import BUDGET, Result, write_result
+from elder.compression.compress import describe, open_job
+from elder.compression.stages import STAGES, SYNTHETIC, Job
+from elder.environment import environment
+from elder.evaluation.perplexity import evaluate_by_block
+from elder.files import copy_whole
+from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
+from elder.model.load import DTYPES, Loaded, block_length, load_model, parameter_count
+from elder.params import Params
+from elder.process import prepare_libraries
+from elder.record import Json
+
+
+def measure(one: Measurement, folder: Path) -> None:
+    """Measure one row or the dense model, and write it down.
+
+    Args:
+        one: what is measured.
+        folder: of the comparison.
+
+    Raises:
+        UserError: for whatever is wrong with the model, the texts or the parameters.
+    """
+    prepare_libraries()
+    if one.row == DENSE:
+        loaded = load_model(one.settings.model)
+        made: dict[str, Json] = {"removed": [], "num_layers": loaded.num_layers}
+    else:
+        loaded, made = _compress(one, folder)
+    settings = one.settings
+    found, losses = evaluate_by_block(loaded, settings.evaluate, _seq_len(settings, loaded))
+    result = Result.model_validate(
+        {
+            **made,
+            "losses": {domain: values.numpy() for domain, values in losses.items()},
+            "calibration": settings.calibration.source,
+            "seed": settings.calibration.seed,
+            "parameters": parameter_count(loaded.model),
+            "perplexity": found["perplexity"],
+            "tasks": found["tasks"],
+            "task_mean": found["task_mean"],
+            "protocol": found["protocol"],
+            "evaluation_seconds": round(found["seconds"], 3),
+            "model": settings.model.name,
+            "recipe": recipe_of(settings),
+            "environment": environment(settings.model.device),
+        }
+    )
+    write_result(one, folder, result)
+    shutil.rmtree(folder / "work" / one.slug, ignore_errors=True)
+
+
+def _seq_len(settings: Params, loaded: Loaded) -> int:
+    """Return the tokens in an evaluation block: those asked for, or as in calibration."""
+    asked = settings.evaluate.seq_len
+    if asked == "auto":
+        asked = settings.calibration.seq_len
+    return block_length(asked, loaded.model)
+
+
+def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Json]]:
+    """Make one row's shallower model, in the dtype of the dense one, and say what that took."""
+    settings = one.settings
+    job = open_job(folder / "work" / one.slug, settings, Path(settings.calibration.source))
+    shared = _shared_files(job, folder / "shared")
+    for own, common in shared.items():
+        _copy(common, own)
+    for stage in STAGES:
+        job.run(stage)
+        for own, common in shared.items():
+            _copy(own, common)
+    record = describe(job, one.row)
+    made = {key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)}
+    dtype = DTYPES[record["model"]["dtype"]]
+    return job.load(job.last_folder(), dtype), made
+
+
+def _shared_files(job: Job, folder: Path) -> dict[Path, Path]:
+    """Return what rows may take from one another, {file of this row: common file}: the layers chosen, the text written.
+
+    A common file is named by all that its content depends on.
+    """
+    settings = job.settings
+    inputs = Fingerprint(model_parts(settings)) | calibration_parts(settings)
+    choice = inputs | {"select": settings.select.model_dump(mode="json")}
+    text = inputs | {"recover.synthetic": settings.recover.synthetic}
+    return {
+        job.work / "learn.json": folder / f"{choice.short}.json",
+        job.work / SYNTHETIC: folder / f"{text.short}.safetensors",
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file if it is there and the copy is not; several processes may make the same one."""
+    if source.exists() and not target.exists():
+        copy_whole(source, target)
