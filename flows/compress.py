@@ -10,6 +10,7 @@ from prefect import flow
 
 from elder import __version__
 from elder.params import Model, Params
+from elder.record import plain
 from elder.settings import load_params
 from tasks.baseline import baseline, baseline_key
 from tasks.data import prepare_data
@@ -87,7 +88,8 @@ def compress(
         own = baseline_key(name, key, data["digests"][blocks.name], settings)
         rows.append(baseline(own, name, settings, run_dir, params, blocks))
     speed = measure_speed(model, folder, params, run_dir / "speed.json")
-    champion = present_champion(settings.registry, settings.store)
+    present = present_champion(settings.registry, settings.store)
+    champion = plain(present) if present else None
     gate = judge(settings.gate, dense, candidate, speed, champion)
 
     record |= {

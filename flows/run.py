@@ -20,7 +20,7 @@ from elder.settings import read_params
 from flows.checks import reach
 from tasks.errors import hide_secrets
 from tasks.provenance import signing
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.run import notify
 from tasks.run.folder import run_folder
 from tasks.run.turn import turn
@@ -110,11 +110,8 @@ def _run(settings: Params, root: Path, method: str, told: dict[str, Any]) -> dic
             return compress(run_id, run_dir, root, method, model, revision)
         except BaseException as error:
             with suppress(UserError):  # the first failure is the one to tell
-                registry.end_failed(
-                    settings.registry,
-                    run_id,
-                    "FAILED" if isinstance(error, Exception) else "KILLED",
-                )
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                Registry(settings.registry).end_failed(run_id, status)
             raise
 
 
@@ -140,7 +137,7 @@ def check(settings: Params, root: Path) -> None:
     folder = settings.evaluate.task_data
     check_tasks(settings.evaluate.tasks, root / folder if folder else None)
     configured_store(settings.store, root).check()
-    registry.check(settings.registry, settings.store)
+    Registry(settings.registry).check_store(settings.store)
     reach.prefect(settings, root)
     signing.check(settings.signing, root)
     notify.check(settings.notify)

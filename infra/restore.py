@@ -10,25 +10,26 @@ For a lost store, ``--folder`` names model folders that runs have left on a mach
 very place where they were, since that follows from their bytes.
 """
 
-import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from elder.cli.options import Overrides
 from elder.cli.output import one_line, print_any_character, refuse
 from elder.errors import UserError
+from elder.files import read_json
 from elder.params import Params
+from elder.record import Record, plain, read_record
 from elder.report.html import write_report
 from elder.settings import read_params
 from flows.environment import prepare_environment
-from flows.run import refused
 from tasks.errors import Unreachable, plain_errors
-from tasks.provenance.bom import BOM, RECORD
-from tasks.registry import mlflow as registry
+from tasks.provenance.bom import BOM, RECORD, listed_files
 from tasks.registry.champion import CHAMPION, stored_record
+from tasks.registry.client import Registry
 from tasks.registry.history import Entry, read_log
 from tasks.registry.metrics import created_at
 from tasks.registry.promotion import history
@@ -36,16 +37,6 @@ from tasks.registry.versions import by_digest, same_model
 from tasks.store.base import Published, Store
 from tasks.store.manifest import MANIFEST, describe
 from tasks.store.open import configured_store
-
-NEEDED = {
-    "run_id",
-    "created",
-    "model",
-    "method",
-    "removed",
-    "gate",
-    "lineage",
-}  # what a registered record must say
 
 
 def publish(folder: Path, settings: Params, root: Path) -> str:
@@ -61,24 +52,21 @@ def publish(folder: Path, settings: Params, root: Path) -> str:
         )
     try:
         with plain_errors(folder):
-            named = json.loads((folder / RECORD).read_bytes())["lineage"]["params"]["registry"][
-                "name"
-            ]
-            parts = json.loads((folder / BOM).read_bytes())["metadata"]["component"][
-                "components"
-            ]
-        listed = {part["name"]: part["hashes"][0]["content"] for part in parts}
-    except (ValueError, KeyError, TypeError, IndexError):
+            record = read_record(read_json(folder / RECORD), RECORD)
+            listed = listed_files(read_json(folder / BOM))
+        own_name = record.lineage.params["registry"]["name"]
+    except (UserError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder}: its {RECORD} or {BOM} cannot be read: name another folder"
         ) from None
-    if named != name:
-        raise UserError(f"{folder} is a model of {named!r}: give that name instead of {name!r}")
-    changed = [
-        path
-        for path, sha256 in listed.items()
-        if path not in files or files[path].sha256 != sha256
-    ]
+    if own_name != name:
+        raise UserError(
+            f"{folder} is a model of {own_name!r}: give that name instead of {name!r}"
+        )
+    changed = []
+    for path, sha256 in listed.items():
+        if path not in files or files[path].sha256 != sha256:
+            changed.append(path)
     if changed:
         raise UserError(
             f"{folder} is not what the run left: {', '.join(changed)} changed; name another folder"
@@ -104,25 +92,27 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
         raise UserError(
             f"{store.url} holds no model {name!r}: it has {', '.join(others) or 'no models at all'}"
         )
-    registry.check(settings.registry, settings.store)
-    there = by_digest(settings.registry)
-    held = {version: digest for digest, version in there.items()}
-    for entry in log:
-        same_model(
-            settings.registry,
-            entry.version,
-            held.get(entry.version, entry.digest),
-            entry.digest,
-        )
-    wanted = numbers([digest for digest, record in records.items() if not refused(record)], log)
+    registry = Registry(settings.registry)
+    registry.check_store(settings.store)
+    versions = by_digest(registry)
+    _same_numbers(registry, versions, log)
+    passed = [digest for digest, record in records.items() if not record.gate.refused]
+    wanted = numbers(passed, log)
     for digest in sorted(records, key=lambda digest: wanted.get(digest, 0)):
-        version = _fill(
-            settings, store, digest, records[digest], there.get(digest), wanted.get(digest, 0)
+        url = f"{store.url}/models/{name}/{digest}"
+        model = StoredModel(
+            record=records[digest],
+            published=Published(
+                url=url, digest=digest, files=store.manifest(url), uploaded_bytes=0
+            ),
+            version=versions.get(digest),
+            number=wanted.get(digest, 0),
         )
-        told = f"version {version}" if version else "refused by the gate"
-        lines.append(f"run {records[digest]['run_id']}: {told}")
+        version = _fill(registry, model)
+        outcome = f"version {version}" if version else "refused by the gate"
+        lines.append(f"run {model.record.run_id}: {outcome}")
     log, fault = history(settings, root, name, whole=True)
-    return [*lines, _ending(settings, log)], fault
+    return [*lines, _ending(registry, log)], fault
 
 
 def numbers(digests: list[str], log: list[Entry]) -> dict[str, int]:
@@ -136,89 +126,100 @@ def numbers(digests: list[str], log: list[Entry]) -> dict[str, int]:
         By digest: the number in the history, or else the next that is free after those of versions made before.
     """
     known = {entry.digest: int(entry.version) for entry in log}
-    found, last = {}, 0
+    given, last = {}, 0
     for digest in digests:
         if digest not in known:
             last += 1
             while last in known.values():
                 last += 1
-        found[digest] = known.get(digest, last)
-        last = max(last, found[digest])
-    return found
+        given[digest] = known.get(digest, last)
+        last = max(last, given[digest])
+    return given
 
 
-def _records(settings: Params, store: Store) -> tuple[dict[str, dict[str, Any]], list[str]]:
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in the store, and what the registry has of it.
+
+    Attributes:
+        record: that lies beside its weights.
+        published: where it lies.
+        version: its number in the registry, or None.
+        number: that it should get; 0: none, the gate refused it.
+    """
+
+    record: Record
+    published: Published
+    version: str | None
+    number: int
+
+
+def _same_numbers(registry: Registry, versions: dict[str, str], log: list[Entry]) -> None:
+    """Refuse a registry that has given a number of the history to another model."""
+    digests = {version: digest for digest, version in versions.items()}
+    for entry in log:
+        there = digests.get(entry.version, entry.digest)
+        same_model(registry, entry.version, there, entry.digest)
+
+
+def _records(settings: Params, store: Store) -> tuple[dict[str, Record], list[str]]:
     """Return the records of all models by digest, the oldest first, and a line for each model that has none."""
-    folder, found, lines = f"models/{settings.registry.name}", {}, []
+    folder = f"models/{settings.registry.name}"
+    records: dict[str, Record] = {}
+    lines = []
     for path in sorted(store.paths(folder)):
         digest, _, rest = path.partition("/")
         if rest != MANIFEST:
             continue
         try:
-            record = stored_record(f"{store.url}/{folder}/{digest}", settings.store)
-            if lacking := NEEDED - set(record):
-                raise UserError(f"its {RECORD} lacks {', '.join(sorted(lacking))}")
-            found[digest] = record
+            records[digest] = stored_record(f"{store.url}/{folder}/{digest}", settings.store)
         except Unreachable:
             raise
         except UserError as error:
             lines.append(f"{folder}/{digest}: left out, {error}")
-    return dict(sorted(found.items(), key=lambda pair: created_at(pair[1]))), lines
+    by_age = sorted(records, key=lambda digest: created_at(records[digest]))
+    return {digest: records[digest] for digest in by_age}, lines
 
 
-def _fill(
-    settings: Params,
-    store: Store,
-    digest: str,
-    record: dict[str, Any],
-    version: str | None,
-    number: int,
-) -> str | None:
+def _fill(registry: Registry, model: StoredModel) -> str | None:
     """Record a run where MLflow does not know it, and register its model where it is not; returns the version."""
-    named, url = settings.registry, f"{store.url}/models/{settings.registry.name}/{digest}"
-    published = Published(url=url, digest=digest, files=store.manifest(url), uploaded_bytes=0)
-    run, status = registry.find_run(named, record["run_id"]) or (None, None)
+    record = model.record
+    run, status = registry.find_run(record.run_id) or (None, None)
     at = None if run else created_at(record)
     if run is None or status != "FINISHED":
-        run = registry.start_run(named, record["run_id"], at=at)
-        registry.log_record(named, run, record)
-    if version is None:
-        version = _register(settings, run, record, published, number)
-    if RECORD not in registry.attached(named, run):
-        told = record | {
-            "artifact": published.model_dump(exclude={"uploaded_bytes"}),
-            "model_version": version,
-        }
+        run = registry.start_run(record.run_id, at=at)
+        registry.log_record(run, record)
+    version = model.version or _register(registry, run, model)
+    if RECORD not in registry.attached(run):
+        artifact = model.published.model_dump(exclude={"uploaded_bytes"})
+        whole = record.model_copy(update={"artifact": artifact, "model_version": version})
         with tempfile.TemporaryDirectory() as folder:
-            write_report(told, Path(folder) / "report.html")
-            registry.log_files(named, run, told, Path(folder) / "report.html")
+            report = Path(folder) / "report.html"
+            write_report(plain(whole), report)
+            registry.log_files(run, whole, report)
     if status != "FINISHED":
-        registry.end_run(named, run, at=at)
+        registry.end_run(run, at=at)
     return version
 
 
-def _register(
-    settings: Params, run: str, record: dict[str, Any], published: Published, number: int
-) -> str | None:
+def _register(registry: Registry, run: str, model: StoredModel) -> str | None:
     """Register a model under its number; a number below it, whose model is gone, stays empty, as MLflow reuses none."""
-    named = settings.registry
-    version = registry.register(named, run, record, published)
-    while version is not None and int(version) < number:
-        with registry.plain_refusals(named):
-            registry.connect(named).delete_model_version(named.name, version)
-        version = registry.register(named, run, record, published)
+    version = registry.register(run, model.record, model.published)
+    while version is not None and int(version) < model.number:
+        registry.delete_version(version)
+        version = registry.register(run, model.record, model.published)
     return version
 
 
-def _ending(settings: Params, log: list[Entry]) -> str:
+def _ending(registry: Registry, log: list[Entry]) -> str:
     """Say what is known of the champion."""
-    name, found = settings.registry.name, registry.holder(settings.registry, CHAMPION)
+    name, holder = registry.name, registry.holder(CHAMPION)
     if log:
         return f"champion: version {log[-1].version}, by decision {len(log)} of the history"
-    if found:
+    if holder:
         return (
-            f"champion: version {found[0]}, by the registry alone: the store has no history of {name};"
-            f" elder promote {name} {found[0]} begins a new one"
+            f"champion: version {holder[0]}, by the registry alone: the store has no history of {name};"
+            f" elder promote {name} {holder[0]} begins a new one"
         )
     return "champion: none, nothing was ever promoted"
 

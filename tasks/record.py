@@ -13,12 +13,13 @@ from elder.evaluation.gate import judge as judge_rules
 from elder.evaluation.perplexity import PROTOCOL
 from elder.files import write_json
 from elder.fingerprint import folder_digest, package_version
+from elder.record import read_record
 from elder.report.card import model_card
 from elder.report.html import write_report
 from tasks.errors import without_secrets
 from tasks.provenance.bom import RECORD, write_bom
 from tasks.provenance.signing import SIGNATURE, sign
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.retry import try_again
 from tasks.store.base import Published
 from tasks.store.open import configured_store
@@ -102,7 +103,7 @@ def publish(
         told | {key: record[key] for key in ("run_id", "model", "lineage")},
     )
     write_json(folder / RECORD, record)
-    write_bom(folder, record, leave_out=(SIGNATURE,))
+    write_bom(folder, read_record(record, RECORD), leave_out=(SIGNATURE,))
     sign(folder, settings.signing, root)
     return configured_store(settings.store, root).publish(folder, settings.registry.name)
 
@@ -112,9 +113,10 @@ def register(
     record: dict[str, Any], published: Published, settings: params.Registry
 ) -> tuple[str, str | None]:
     """Record the run in MLflow and, where the gate lets it pass, register the model; returns (MLflow run, version)."""
-    run = registry.start_run(settings, record["run_id"])
-    registry.log_record(settings, run, record)
-    return run, registry.register(settings, run, record, published)
+    registry, typed = Registry(settings), read_record(record, RECORD)
+    run = registry.start_run(typed.run_id)
+    registry.log_record(run, typed)
+    return run, registry.register(run, typed, published)
 
 
 @task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
@@ -125,6 +127,7 @@ def report(
     path = run_dir / "report.html"
     write_report(record, path)
     write_json(run_dir / "record.json", record)
-    registry.log_files(settings, mlflow_run, record, path)
-    registry.end_run(settings, mlflow_run)
+    registry = Registry(settings)
+    registry.log_files(mlflow_run, read_record(record, RECORD), path)
+    registry.end_run(mlflow_run)
     return path

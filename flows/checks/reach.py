@@ -15,11 +15,11 @@ PROBE = ".write-check"
 def registry(settings: Params, _: Path) -> str:
     """Reach the registry; of a database, say what is wrong before MLflow tries it for minutes."""
     from tasks.errors import hide_secrets
-    from tasks.registry.mlflow import check
+    from tasks.registry.client import Registry
 
     uri = settings.registry.tracking_uri
     _database(uri)
-    check(settings.registry, settings.store)
+    Registry(settings.registry).check_store(settings.store)
     return hide_secrets(uri)
 
 

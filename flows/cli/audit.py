@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from elder.cli.options import CommonOptions
 from elder.cli.output import show
+
+if TYPE_CHECKING:
+    from tasks.audit.run import Audit
 
 MARKS = {True: "holds", False: "BROKEN", None: "unknown"}
 
@@ -36,9 +39,9 @@ def audit(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from tasks.audit.run import audit as run
 
-    found = run(settings, Path.cwd(), name, public_key, evaluate)
-    show(found, common.as_json, lambda: _audit_lines(found))
-    if not found["ok"]:
+    result = run(settings, Path.cwd(), name, public_key, evaluate)
+    show(result.model_dump(), common.as_json, lambda: _audit_lines(result))
+    if not result.ok:
         raise typer.Exit(1)
 
 
@@ -66,14 +69,11 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _audit_lines(found: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{MARKS[check['ok']]:<8} {check['name']}: {check['detail']}"
-        for check in found["checks"]
-    ]
-    broken = [check["name"] for check in found["checks"] if check["ok"] is False]
-    verdict = f"does not hold: {', '.join(broken)}" if broken else "nothing speaks against it"
-    return [*lines, f"{found['name']} version {found['version']}: {verdict}"]
+def _audit_lines(result: "Audit") -> list[str]:
+    lines = [f"{MARKS[check.ok]:<8} {check.name}: {check.detail}" for check in result.checks]
+    broken = ", ".join(result.broken)
+    verdict = f"does not hold: {broken}" if broken else "nothing speaks against it"
+    return [*lines, f"{result.name} version {result.version}: {verdict}"]
 
 
 def _reproduction_lines(found: dict[str, Any]) -> list[str]:

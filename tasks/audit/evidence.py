@@ -1,19 +1,22 @@
 """A registered version as an audit finds it: what the registry says, what lies in the store, and what is here."""
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from elder import params
 from elder.errors import UserError
+from elder.files import read_json
+from elder.record import Json, Record, read_record
 from tasks.provenance.bom import RECORD
-from tasks.registry.mlflow import connect, plain_refusals
+from tasks.registry.client import Registry, parse_reference
 from tasks.store.manifest import MANIFEST, Files, describe, parse
 from tasks.store.open import open_model
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 class Broken(Exception):
@@ -34,7 +37,7 @@ class Evidence:
         source: URL in the store that the registry gives.
         tags: of the version.
         run: MLflow's run that made it.
-        client: MLflow's client.
+        registry: that it was found in.
         folder: all that lies at ``source``, as it lies.
         settings: parameters of whoever audits.
         root: the project's folder.
@@ -45,8 +48,8 @@ class Evidence:
     version: str
     source: str
     tags: dict[str, str]
-    run: Any
-    client: Any
+    run: "Run"
+    registry: Registry
     folder: Path
     settings: params.Params
     root: Path
@@ -69,21 +72,30 @@ class Evidence:
             raise Broken(str(error)) from None
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """Return the content of record.json."""
+    def record_tree(self) -> Json:
+        """Return the content of record.json as it is written, which may be any JSON."""
+        path = self.folder / RECORD
+        if not path.is_file():
+            raise Broken(f"{RECORD} is missing")
         try:
-            found = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise Broken(f"{RECORD} is missing or not JSON") from None
-        if not isinstance(found, dict) or not {
-            "run_id",
-            "model",
-            "rows",
-            "gate",
-            "lineage",
-        } <= set(found):
-            raise Broken(f"{RECORD} is no record of a run")
-        return found
+            return read_json(path, RECORD)
+        except UserError as error:
+            raise Broken(str(error)) from None
+
+    @cached_property
+    def record(self) -> Record:
+        """Return the record, which is checked to be one."""
+        try:
+            return read_record(self.record_tree, RECORD)
+        except UserError as error:
+            raise Broken(str(error)) from None
+
+    def attached(self, name: str) -> Json:
+        """Return a JSON file that is attached to the MLflow run."""
+        try:
+            return self.registry.attached_json(self.run.info.run_id, name)
+        except ValueError:
+            raise Broken(f"{name} of the MLflow run is not JSON") from None
 
 
 Check = Callable[[Evidence], str]
@@ -92,35 +104,32 @@ Check = Callable[[Evidence], str]
 def gather(
     settings: params.Params, root: Path, name: str, public_key: Path | None, place: Path
 ) -> Evidence:
-    """Find a version in the registry and what it points to in the store, which may be copied into ``place``."""
-    found = re.fullmatch(r"([^/@]+)(?:@([^/@]+)|/(\d+))", name.removeprefix("models:/"))
-    if not found:
+    """Find a version in the registry and what it points to in the store, which may be copied into ``place``.
+
+    Raises:
+        UserError: the name means nothing, there is no such version, or registry or store cannot be read.
+    """
+    wanted = parse_reference(name)
+    if wanted is None:
         raise UserError(
             f"{name!r}: name a registered model as NAME@ALIAS or NAME/VERSION, such as my-model/3"
         )
-    model, alias, version = found.groups()
-    client = connect(settings.registry)
-    with plain_refusals(settings.registry):
-        entry = (
-            client.get_model_version_by_alias(model, alias)
-            if alias
-            else client.get_model_version(model, version)
+    registry = Registry(settings.registry)
+    entry = registry.look_up(wanted)
+    if not entry.run_id:
+        raise UserError(
+            f"version {entry.version} of {wanted.name} has no MLflow run: elder run registers with one"
         )
-        if not entry.run_id:
-            raise UserError(
-                f"version {entry.version} of {model} has no MLflow run: elder run registers with one"
-            )
-        run = client.get_run(entry.run_id)
-    store, prefix = open_model(
-        str(entry.source), settings.store.endpoint, settings.store.region
-    )
+    run = registry.run(entry.run_id)
+    source = str(entry.source)
+    store, prefix = open_model(source, settings.store.endpoint, settings.store.region)
     return Evidence(
-        name=model,
+        name=wanted.name,
         version=str(entry.version),
-        source=str(entry.source).rstrip("/"),
+        source=source.rstrip("/"),
         tags=dict(entry.tags),
         run=run,
-        client=client,
+        registry=registry,
         folder=store.as_it_lies(prefix, place),
         settings=settings,
         root=root,

@@ -23,6 +23,7 @@ from elder.errors import UserError
 from elder.files import check_output
 from elder.process import CPU_SETTINGS
 from elder.progress import say
+from elder.record import plain
 from tasks.audit.evidence import Broken, Unknown, gather
 from tasks.audit.record import find_data
 from tasks.audit.store import files
@@ -70,7 +71,7 @@ def reproduce(
         seen = gather(settings, root, name, None, place / "stored")
         try:
             files(seen)
-            record = seen.record
+            record = plain(seen.record)
         except (Broken, Unknown) as error:
             raise UserError(
                 f"{name} is not what it was, so its record cannot be followed: {error}"

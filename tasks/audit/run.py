@@ -1,19 +1,62 @@
 """Look at a registered version again: recompute all of its record that can be recomputed, and say what does not hold.
 
-The checks themselves are in ``tasks/audit_store.py`` (what lies in the store) and ``tasks/audit_record.py`` (what the
-record says). Each returns a sentence, or raises ``Broken`` or ``Unknown``.
+The checks are in ``store.py`` (what lies in the store), ``mlflow.py`` (what the registry says of it), ``choice.py``
+(which layers went) and ``record.py`` (the rest of the record). Each returns a sentence, or raises ``Broken`` or
+``Unknown``.
 """
 
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from elder import params
 from elder.errors import UserError
+from tasks.audit.choice import layer_weights
 from tasks.audit.evidence import Broken, Check, Evidence, Unknown, gather
-from tasks.audit.record import RECORD_CHECKS, measured_again
+from tasks.audit.mlflow import MLFLOW_CHECKS
+from tasks.audit.record import commit, data, gate, measured_again, source_model
 from tasks.audit.store import STORE_CHECKS
 from tasks.errors import Unreachable
+
+# In the order in which they are told.
+CHECKS: dict[str, Check] = {
+    **STORE_CHECKS,
+    **MLFLOW_CHECKS,
+    "gate": gate,
+    "layer weights": layer_weights,
+    "source model": source_model,
+    "data": data,
+    "commit": commit,
+}
+MEASURE: dict[str, Check] = {"perplexity": measured_again}
+# What a value of a free part of the record, such as the parameters, may lead to where somebody edited it.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
+class Finding(BaseModel):
+    """What one check came to; ``ok`` is None where nothing could be said here."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    ok: bool | None
+    detail: str
+
+
+class Audit(BaseModel):
+    """All findings on a version; ``ok``: none of them failed."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    version: str
+    source: str
+    ok: bool
+    checks: list[Finding]
+
+    @property
+    def broken(self) -> list[str]:
+        """Return the names of the checks that failed."""
+        return [finding.name for finding in self.checks if finding.ok is False]
 
 
 def audit(
@@ -22,7 +65,7 @@ def audit(
     name: str,
     public_key: Path | None = None,
     measure: bool = False,
-) -> dict[str, Any]:
+) -> Audit:
     """Audit one registered version.
 
     Args:
@@ -32,49 +75,33 @@ def audit(
         public_key: key that must have signed; None takes the one beside ``signing.private_key``.
         measure: measure perplexity again, too.
 
-    Returns:
-        ``name``, ``version``, ``source``, ``checks`` [{``name``, ``ok``, ``detail``}], and ``ok``: whether none of them
-        failed. A check's ``ok`` is None where nothing could be said here.
-
     Raises:
         UserError: there is no such version, no such key, or registry or store cannot be read.
     """
     if public_key is not None and not public_key.is_file():
         raise UserError(f"there is no public key {str(public_key)!r}; name the PEM file of one")
-    checks: dict[str, Check] = (
-        STORE_CHECKS | RECORD_CHECKS | ({"perplexity": measured_again} if measure else {})
-    )
+    checks = CHECKS | MEASURE if measure else CHECKS
     with tempfile.TemporaryDirectory(prefix="elder-audit-") as place:
-        seen = gather(settings, root, name, public_key, Path(place))
-        found = [_look(title, check, seen) for title, check in checks.items()]
-    well = all(check["ok"] is not False for check in found)
-    return {
-        "name": seen.name,
-        "version": seen.version,
-        "source": seen.source,
-        "ok": well,
-        "checks": found,
-    }
+        evidence = gather(settings, root, name, public_key, Path(place))
+        findings = [_examine(title, check, evidence) for title, check in checks.items()]
+    return Audit(
+        name=evidence.name,
+        version=evidence.version,
+        source=evidence.source,
+        ok=all(finding.ok is not False for finding in findings),
+        checks=findings,
+    )
 
 
-def _look(name: str, check: Check, seen: Evidence) -> dict[str, Any]:
+def _examine(name: str, check: Check, evidence: Evidence) -> Finding:
     try:
-        return {"name": name, "ok": True, "detail": check(seen)}
+        return Finding(name=name, ok=True, detail=check(evidence))
     except Unknown as error:
-        return {"name": name, "ok": None, "detail": f"not checked here: {error}"}
+        return Finding(name=name, ok=None, detail=f"not checked here: {error}")
     except Unreachable:
         raise
     except (Broken, UserError) as error:
-        return {"name": name, "ok": False, "detail": str(error)}
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-    ) as error:  # an edited record may hold anything
-        return {
-            "name": name,
-            "ok": False,
-            "detail": f"the record cannot be read ({type(error).__name__}: {error})",
-        }
+        return Finding(name=name, ok=False, detail=str(error))
+    except UNREADABLE as error:
+        fault = f"the record cannot be read ({type(error).__name__}: {error})"
+        return Finding(name=name, ok=False, detail=fault)

@@ -10,18 +10,34 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
+from elder.record import Json, Number, Record, plain
 from elder.report.card import model_name
 from tasks.store.manifest import File, Files, describe
 
 if TYPE_CHECKING:
-    from cyclonedx.model import Property
     from cyclonedx.model.component import Component
 
 BOM = "bom.cdx.json"
 RECORD = "record.json"
-Record = dict[str, Any]
+UNTOLD = ("$schema", "serialNumber")  # what of a bill does not follow from the record
+
+
+class Interval(TypedDict):
+    """One standard error to each side of a number."""
+
+    lowerBound: str
+    upperBound: str
+
+
+class PerformanceMetric(TypedDict, total=False):
+    """A measured number in CycloneDX's form."""
+
+    type: str
+    slice: str
+    value: str
+    confidenceInterval: Interval
 
 
 def write_bom(folder: Path, record: Record, leave_out: tuple[str, ...] = ()) -> None:
@@ -32,9 +48,8 @@ def write_bom(folder: Path, record: Record, leave_out: tuple[str, ...] = ()) -> 
         record: as in its record.json.
         leave_out: files that the bill cannot know, such as the signature over it.
     """
-    files = {
-        name: file for name, file in describe(folder).items() if name not in (BOM, *leave_out)
-    }
+    unknown = (BOM, *leave_out)
+    files = {name: file for name, file in describe(folder).items() if name not in unknown}
     (folder / BOM).write_text(bom(record, files), encoding="utf-8")
 
 
@@ -48,18 +63,17 @@ def bom(record: Record, files: Files) -> str:
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.output.json import JsonV1Dot6
 
-    made = Bom(serial_number=uuid.UUID(serial(files)), version=1)
-    model, packages, data = _model(record, files), _packages(record), _data(record)
-    made.metadata = BomMetaData(
-        component=model, timestamp=datetime.fromisoformat(record["created"])
-    )
-    for component in [*packages, *data]:
-        made.components.add(component)
-    made.register_dependency(model, [*packages, *data])
-    tree = json.loads(JsonV1Dot6(made).output_as_string())
-    tree["metadata"]["component"]["modelCard"] = model_card(
-        record
-    )  # the library has no data sets in its model card
+    model = _model(record, files)
+    parts = [*_packages(record), *_data(record)]
+    bill = Bom(serial_number=uuid.UUID(serial(files)), version=1)
+    made_at = datetime.fromisoformat(record.created)
+    bill.metadata = BomMetaData(component=model, timestamp=made_at)
+    for part in parts:
+        bill.components.add(part)
+    bill.register_dependency(model, parts)
+    tree = json.loads(JsonV1Dot6(bill).output_as_string())
+    card = model_card(record)
+    tree["metadata"]["component"]["modelCard"] = card  # the library's has no data sets
     return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
 
@@ -78,39 +92,57 @@ def faults(text: str, record: Record, files: Files) -> list[str]:
     """
     try:
         tree = json.loads(text)
-        model = tree["metadata"]["component"]
-        listed = {part["name"]: part["hashes"][0]["content"] for part in model["components"]}
-    except (ValueError, KeyError, TypeError, IndexError):
+        listed = listed_files(tree)
+    except (ValueError, RecursionError):
         return ["it cannot be read"]
-    found = [
-        f"it gives another sha256 for {name}"
-        for name, sha256 in listed.items()
-        if name in files and files[name].sha256 != sha256
-    ]
-    found += [
-        f"it lists {name}, which is not there" for name in sorted(set(listed) - set(files))
-    ]
+    sentences = []
+    for name, sha256 in listed.items():
+        if name in files and files[name].sha256 != sha256:
+            sentences.append(f"it gives another sha256 for {name}")
+    for name in sorted(set(listed) - set(files)):
+        sentences.append(f"it lists {name}, which is not there")
+    if RECORD not in listed:
+        return [*sentences, f"it does not list {RECORD}"]
     if RECORD in files and tree.get("serialNumber") != f"urn:uuid:{serial(files)}":
-        found.append("it was made for another record")
-    wanted = json.loads(
-        bom(record, {name: File(sha256=sha256, bytes=0) for name, sha256 in listed.items()})
-    )
-    differing = [
-        key
-        for key in wanted
-        if key not in ("$schema", "serialNumber") and tree.get(key) != wanted[key]
-    ]
-    return found + [f"its {key} differ from what the record says" for key in differing]
+        sentences.append("it was made for another record")
+    as_listed = {name: File(sha256=sha256, bytes=0) for name, sha256 in listed.items()}
+    wanted = json.loads(bom(record, as_listed))
+    for key, value in wanted.items():
+        if key not in UNTOLD and tree.get(key) != value:
+            sentences.append(f"its {key} differ from what the record says")
+    return sentences
 
 
-def model_card(record: Record) -> Record:
+def listed_files(tree: Json) -> dict[str, str]:
+    """Return {path: sha256} of the files that a bill of materials lists.
+
+    Args:
+        tree: its parsed JSON, which may hold anything.
+
+    Raises:
+        ValueError: it is no bill of materials, or gives something else than a sha256.
+    """
+    try:
+        parts = tree["metadata"]["component"]["components"]
+        listed = {part["name"]: part["hashes"][0]["content"] for part in parts}
+        for name, sha256 in listed.items():
+            File(sha256=sha256, bytes=0)
+            if not isinstance(name, str):
+                raise ValueError("a name is no text")
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError("it is no bill of materials") from error
+    return listed
+
+
+def model_card(record: Record) -> dict[str, Json]:
     """Return the model card in CycloneDX's form: what the model is, the data behind it, and the measured numbers."""
+    references = sorted(f"data:{name}" for name in record.lineage.data)
     return {
         "bom-ref": "model-card",
         "modelParameters": {
             "approach": {"type": "self-supervised"},
             "task": "text-generation",
-            "datasets": [{"ref": reference} for reference in _references(record)],
+            "datasets": [{"ref": reference} for reference in references],
             "inputs": [{"format": "text"}],
             "outputs": [{"format": "text"}],
         },
@@ -120,116 +152,91 @@ def model_card(record: Record) -> Record:
 
 
 def _model(record: Record, files: Files) -> "Component":
-    from cyclonedx.model import HashAlgorithm, HashType
+    """Return the model: its files, and the dense one that it was made from."""
+    from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType, Pedigree
 
-    source = record["model"]
-    ancestor = Component(
-        name=source["name"],
+    weights = Property(name="elder:weights_sha256", value=record.model.digest)
+    dense = Component(
+        name=record.model.name,
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        version=source.get("revision"),
+        version=record.model.revision,
         bom_ref="dense-model",
-        properties=[_property("elder:weights_sha256", source["digest"])],
+        properties=[weights],
     )
-    parts = [
-        Component(
-            name=name,
-            type=ComponentType.FILE,
-            bom_ref=f"file:{name}",
-            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=file.sha256)],
-        )
-        for name, file in files.items()
-    ]
+    parts = []
+    for name, file in files.items():
+        sha256 = HashType(alg=HashAlgorithm.SHA_256, content=file.sha256)
+        kind = ComponentType.FILE
+        parts.append(Component(name=name, type=kind, bom_ref=f"file:{name}", hashes=[sha256]))
     return Component(
-        name=model_name(record),
+        name=model_name(plain(record)),
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        version=record["run_id"],
+        version=record.run_id,
         bom_ref="model",
         components=parts,
-        pedigree=Pedigree(ancestors=[ancestor]),
+        pedigree=Pedigree(ancestors=[dense]),
     )
 
 
-def _packages(record: Record) -> list["Component"]:
+def _packages(record: Record) -> Iterator["Component"]:
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
 
-    lineage = record["lineage"]
-    return [
-        Component(
+    packages = record.lineage.installed or record.lineage.packages
+    for name, version in packages.items():
+        yield Component(
             name=name,
             version=version,
             type=ComponentType.LIBRARY,
             bom_ref=f"pypi:{name}",
             purl=PackageURL("pypi", name=name, version=version),
         )
-        for name, version in (lineage.get("installed") or lineage["packages"]).items()
-    ]
 
 
-def _data(record: Record) -> list["Component"]:
+def _data(record: Record) -> Iterator["Component"]:
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.component import Component, ComponentType
 
-    return [
-        Component(
-            name=name,
-            type=ComponentType.DATA,
-            bom_ref=f"data:{name}",
-            hashes=[HashType(alg=HashAlgorithm.MD5, content=digest)],
-        )
-        for name, digest in (record["lineage"].get("data") or {}).items()
-    ]
+    for name, digest in record.lineage.data.items():
+        md5 = HashType(alg=HashAlgorithm.MD5, content=digest)
+        kind = ComponentType.DATA
+        yield Component(name=name, type=kind, bom_ref=f"data:{name}", hashes=[md5])
 
 
-def _references(record: Record) -> list[str]:
-    return sorted(f"data:{name}" for name in record["lineage"].get("data") or {})
-
-
-def _metrics(record: Record) -> Iterator[Record]:
+def _metrics(record: Record) -> Iterator[PerformanceMetric]:
     """Yield the numbers of every row, with one standard error to each side."""
-    for row in record.get("rows") or []:
-        for domain, found in (row.get("perplexity") or {}).items():
-            yield _metric(
-                "perplexity",
-                f"{row['name']}, {domain}",
-                found["perplexity"],
-                found.get("stderr"),
-            )
-        for task, found in (row.get("tasks") or {}).items():
-            yield _metric(
-                found["metric"], f"{row['name']}, {task}", found["value"], found.get("stderr")
-            )
+    for row in record.rows:
+        for domain, measured in row.perplexity.items():
+            where = f"{row.name}, {domain}"
+            yield _metric("perplexity", where, measured.perplexity, measured.stderr)
+        for task, result in row.tasks.items():
+            where = f"{row.name}, {task}"
+            yield _metric(result.metric, where, result.value, result.stderr)
 
 
-def _metric(kind: str, part: str, value: float, stderr: float | None) -> Record:
-    interval = (
-        {}
-        if stderr is None
-        else {"lowerBound": repr(value - stderr), "upperBound": repr(value + stderr)}
-    )
-    return {"type": kind, "slice": part, "value": repr(value)} | (
-        {"confidenceInterval": interval} if interval else {}
-    )
+def _metric(
+    kind: str, part: str, value: Number | None, stderr: Number | None
+) -> PerformanceMetric:
+    metric: PerformanceMetric = {"type": kind, "slice": part, "value": repr(value)}
+    if value is not None and stderr is not None:
+        metric["confidenceInterval"] = {
+            "lowerBound": repr(value - stderr),
+            "upperBound": repr(value + stderr),
+        }
+    return metric
 
 
 def _facts(record: Record) -> Iterator[tuple[str, str]]:
-    gate = record.get("gate") or {}
     facts = {
-        "method": record.get("method"),
-        "removed layers, in order": record["removed"],
-        "layers before": record["model"].get("num_layers"),
-        "parameters": record.get("parameters_after"),
-        "gate": {"mode": gate.get("mode"), "passed": gate.get("passed")},
-        "commit": record["lineage"].get("git_commit"),
-        "energy": record.get("energy"),
+        "method": record.method,
+        "removed layers, in order": record.removed,
+        "layers before": record.model.num_layers,
+        "parameters": record.parameters_after,
+        "gate": {"mode": record.gate.mode, "passed": record.gate.passed},
+        "commit": record.lineage.git_commit,
+        "energy": record.energy,
     }
     for name, value in facts.items():
         if value is not None:
             yield f"elder:{name}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _property(name: str, value: str) -> "Property":
-    from cyclonedx.model import Property
-
-    return Property(name=name, value=value)

@@ -11,12 +11,16 @@ import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elder import params
 from elder.errors import UserError
 from tasks.errors import plain_errors
 from tasks.store.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from model_signing.hashing import Config as HashingConfig
+    from model_signing.signing import Config as SigningConfig
 
 SIGNATURE = "model.sig"
 
@@ -50,30 +54,33 @@ def sign(folder: Path, settings: params.Signing, root: Path) -> bool:
     with suppress(UserError):  # nobody knows whose signature is there
         if fault(folder, settings, public_key(settings, root)) is None:
             return True
+    # on the same disk, and never among the signed files
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        new = Path(place) / SIGNATURE
+        try:
+            _signer(folder, settings, root).sign(folder, new)
+        except UserError:
+            raise
+        except Exception as error:  # Sigstore and its HTTP client each raise their own types
+            if not settings.keyless:
+                raise
+            raise UserError(
+                f"Sigstore gave no signature ({type(error).__name__}); run where it can be reached, with a token"
+                " that has not expired, or set signing.keyless=false"
+            ) from None
+        os.replace(new, folder / SIGNATURE)
+    return True
+
+
+def _signer(folder: Path, settings: params.Signing, root: Path) -> "SigningConfig":
+    """Return what signs a folder, with the key or with the identity."""
     from model_signing import signing
 
     config = signing.Config().set_hashing_config(_hashing(folder))
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent
-    ) as place:  # on the same disk, and never among the signed files
-        new = Path(place) / SIGNATURE
-        if settings.keyless:
-            token = _identity_token()
-            try:
-                config.use_sigstore_signer(identity_token=token).sign(folder, new)
-            except (
-                Exception
-            ) as error:  # Sigstore and its HTTP client each raise their own types
-                raise UserError(
-                    f"Sigstore gave no signature ({type(error).__name__}); run where it can be reached, with a token"
-                    " that has not expired, or set signing.keyless=false"
-                ) from None
-        else:
-            config.use_elliptic_key_signer(
-                private_key=_private_key(root / settings.private_key)
-            ).sign(folder, new)
-        os.replace(new, folder / SIGNATURE)
-    return True
+    if settings.private_key is None or settings.keyless:
+        return config.use_sigstore_signer(identity_token=_identity_token())
+    key = _private_key(root / settings.private_key)
+    return config.use_elliptic_key_signer(private_key=key)
 
 
 def fault(folder: Path, settings: params.Signing, key: Path | None) -> str | None:
@@ -176,7 +183,7 @@ def _create(path: Path, data: bytes, mode: int) -> None:
             return
 
 
-def _hashing(folder: Path) -> Any:
+def _hashing(folder: Path) -> "HashingConfig":
     """Return how a folder is hashed: every file but the signature and the store's manifest, which knows both."""
     from model_signing import hashing
 

@@ -1,15 +1,15 @@
 """The present champion, as the gate needs it: its numbers, and the protocol under which they were measured."""
 
 import json
-from typing import Any
 
 from prefect import task
 
 from elder import params
 from elder.errors import UserError
+from elder.record import Champion, Record, read_record
 from tasks.errors import Unreachable
 from tasks.provenance.bom import RECORD
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.retry import try_again
 from tasks.store.manifest import fingerprint
 from tasks.store.open import open_model
@@ -18,34 +18,40 @@ CHAMPION = "champion"
 
 
 @task(name="champion", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def present_champion(settings: params.Registry, store: params.Store) -> dict[str, Any] | None:
+def present_champion(settings: params.Registry, store: params.Store) -> Champion | None:
+    """Read the champion's numbers from the record that lies beside its weights; see `champion_of`."""
+    return champion_of(Registry(settings), store)
+
+
+def champion_of(registry: Registry, store: params.Store) -> Champion | None:
     """Read the champion's numbers from the record that lies beside its weights.
 
     Returns:
-        ``version`` and ``url``, with ``run_id``, ``perplexity``, ``protocol`` and ``protocol_digest`` of its record, or
-        with ``fault``, which says why the record cannot be used; None where there is no champion.
+        Its version and URL, with the numbers of its record, or with ``fault``, which says why the record cannot be
+        used; None where there is no champion.
     """
-    found = registry.holder(settings, CHAMPION)
-    if found is None:
+    holder = registry.holder(CHAMPION)
+    if holder is None:
         return None
-    version, url = found
-    named = {"version": version, "url": url}
+    version, url = holder
     try:
         record = stored_record(url, store)
-        row = next(row for row in record["rows"] if row["kind"] == "candidate")
-        numbers = {key: row[key] for key in ("perplexity", "protocol", "protocol_digest")}
-        return named | {"run_id": record["run_id"]} | numbers
+        row = record.candidate
     except Unreachable:
         raise
     except UserError as error:
-        return named | {"fault": str(error)}
-    except (KeyError, TypeError, StopIteration) as error:
-        return named | {
-            "fault": f"its {RECORD} lacks what the gate compares: {str(error) or 'a candidate'}"
-        }
+        return Champion(version=version, url=url, fault=str(error))
+    return Champion(
+        version=version,
+        url=url,
+        run_id=record.run_id,
+        perplexity=row.perplexity,
+        protocol=row.protocol,
+        protocol_digest=row.protocol_digest,
+    )
 
 
-def stored_record(url: str, settings: params.Store) -> dict[str, Any]:
+def stored_record(url: str, settings: params.Store) -> Record:
     """Return the record of a published model, checked against the manifest.
 
     Raises:
@@ -59,6 +65,7 @@ def stored_record(url: str, settings: params.Store) -> dict[str, Any]:
     if fingerprint(data) != wanted:
         raise UserError(f"its {RECORD} is not what the manifest says")
     try:
-        return json.loads(data)
-    except ValueError:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
         raise UserError(f"its {RECORD} is not JSON") from None
+    return read_record(tree, f"its {RECORD}")

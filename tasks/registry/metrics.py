@@ -3,27 +3,27 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
 
+from elder.record import Json, Record, Row, Rule, Scores, plain
 from tasks.errors import hide_secrets
 
-VALUE = 6000  # characters of a parameter or tag that MLflow takes
+LONGEST_VALUE = 6000  # characters of a parameter or tag that MLflow takes
+Metric = tuple[str, float, int]  # name, value, step
 
 
-def created_at(record: dict[str, Any]) -> int:
+def created_at(record: Record) -> int:
     """Return when a record was made, in ms since 1970."""
-    return int(datetime.fromisoformat(record["created"]).timestamp() * 1000)
+    return int(datetime.fromisoformat(record.created).timestamp() * 1000)
 
 
-def params_of(record: dict[str, Any]) -> dict[str, str]:
+def params_of(record: Record) -> dict[str, str]:
     """Return the parameters that stand on the MLflow run of a record."""
-    sections = (record.get("lineage") or {}).get("params") or {}
-    return {key: _text(value)[:VALUE] for key, value in _flatten(sections)}
+    return {key: _text(value) for key, value in _flatten(record.lineage.params)}
 
 
-def metrics_of(record: dict[str, Any]) -> list[tuple[str, float, int]]:
+def metrics_of(record: Record) -> list[Metric]:
     """Return the metrics that stand on the MLflow run of a record, as (name, value, step)."""
     return [
         (re.sub(r"[^\w./ -]", "_", key), float(value), step)
@@ -31,74 +31,104 @@ def metrics_of(record: dict[str, Any]) -> list[tuple[str, float, int]]:
     ]
 
 
-def _metrics(record: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+def tags_of(record: Record) -> dict[str, str]:
+    """Return what a search in the registry should find without opening the record."""
+    model, lineage = record.model, record.lineage
+    tags = {
+        "method": record.method,
+        "model": model.name,
+        "model_revision": model.revision,
+        "model_digest": model.digest,
+        "removed": record.removed,
+        "gate": _verdict(record),
+        "gate_failed": [rule.rule for rule in record.gate.rules if not rule.passed] or None,
+        "data_digest": lineage.data if "data" in lineage.model_fields_set else None,
+        "git_commit": lineage.git_commit,
+        "git_clean": lineage.git_clean,
+    }
+    return {key: _text(value) for key, value in tags.items() if value is not None}
+
+
+def _verdict(record: Record) -> str:
+    """Return the verdict as it stands on a version: ``passed``, ``refused``, ``off``, or ``dry-run: passed``."""
+    gate = record.gate
+    passed = "passed" if gate.passed else "refused"
+    if gate.mode == "off":
+        return "off"
+    return passed if gate.mode == "on" else f"{gate.mode}: {passed}"
+
+
+def _metrics(record: Record) -> Iterator[Metric]:
     """Yield (name, value, step) for every number of the record that someone may want to compare between runs."""
-    for row in record.get("rows", []):
-        for domain, found in row.get("perplexity", {}).items():
-            yield from _measured(
-                f"{row['name']}/perplexity/{domain}", found["perplexity"], found.get("stderr")
-            )
-        for task, found in row.get("tasks", {}).items():
-            yield from _measured(
-                f"{row['name']}/task/{task}", found["value"], found.get("stderr")
-            )
-        mean = row.get("task_mean") or {}
-        yield from _measured(f"{row['name']}/task_mean", mean.get("value"), mean.get("stderr"))
-        yield from _numbers(
-            row["name"],
-            {key: value for key, value in row.items() if not isinstance(value, dict)},
-        )
-    yield from _numbers(
-        "speed", {k: v for k, v in (record.get("speed") or {}).items() if k != "protocol"}
+    for row in record.rows:
+        yield from _of_row(row)
+    if record.speed:
+        speed = plain(record.speed)
+        speed.pop("protocol", None)
+        yield from _numbers("speed", speed)
+    yield from _measured("seconds", record.seconds, None)
+    yield from _measured("energy_kwh", (record.energy or {}).get("kwh"), None)
+    for rule in record.gate.rules:
+        yield from _of_rule(rule)
+    for point in record.curve:
+        yield f"{point.stage}/loss", point.loss, point.step
+        yield f"{point.stage}/lr", point.lr, point.step
+    if record.weights:
+        yield from _layer_weights(record.weights)
+
+
+def _of_row(row: Row) -> Iterator[Metric]:
+    for domain, measured in row.perplexity.items():
+        name = f"{row.name}/perplexity/{domain}"
+        yield from _measured(name, measured.perplexity, measured.stderr)
+    for task, result in row.tasks.items():
+        yield from _measured(f"{row.name}/task/{task}", result.value, result.stderr)
+    if row.task_mean:
+        yield from _measured(f"{row.name}/task_mean", row.task_mean.value, row.task_mean.stderr)
+    alone = {key: value for key, value in plain(row).items() if not isinstance(value, dict)}
+    yield from _numbers(row.name, alone)
+
+
+def _of_rule(rule: Rule) -> Iterator[Metric]:
+    pairs = (
+        ("gate", rule.value),
+        ("gate_limit", rule.limit),
+        ("gate_passed", rule.passed),
     )
-    yield from _measured("seconds", record.get("seconds"), None)
-    yield from _measured("energy_kwh", (record.get("energy") or {}).get("kwh"), None)
-    for rule in record.get("gate", {}).get("rules", []):
-        for prefix, key in (
-            ("gate", "value"),
-            ("gate_limit", "limit"),
-            ("gate_passed", "passed"),
-        ):
-            if rule.get(key) is not None:
-                yield (
-                    f"{prefix}/{rule['rule']}",
-                    float(rule[key]),
-                    0,
-                )  # a check's yes or no is 1 or 0
-    for point in record.get("curve", []):
-        for key in ("loss", "lr"):
-            yield f"{point['stage']}/{key}", point[key], point["step"]
-    yield from _layer_weights(record.get("weights") or {})
+    for prefix, value in pairs:
+        if value is not None:
+            yield f"{prefix}/{rule.rule}", float(value), 0  # a yes or no is 1 or 0
 
 
-def _layer_weights(weights: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
-    for step, found in enumerate(weights.get("rounds", []), start=1):
-        for layer, value in enumerate(found["values"]):
+def _layer_weights(weights: Scores) -> Iterator[Metric]:
+    for step, one in enumerate(weights.rounds, start=1):
+        for layer, value in enumerate(one.values):
             if value is not None:
                 yield f"layer_weight/{layer:02d}", value, step
 
 
-def _measured(key: str, value: Any, stderr: Any) -> Iterator[tuple[str, float, int]]:
+def _measured(key: str, value: Json, stderr: Json) -> Iterator[Metric]:
     for name, number in ((key, value), (f"{key}_stderr", stderr)):
         if _is_number(number):
             yield name, number, 0
 
 
-def _numbers(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, float, int]]:
+def _numbers(prefix: str, values: Mapping[str, Json]) -> Iterator[Metric]:
     for key, value in _flatten(values, f"{prefix}/", "/"):
         if _is_number(value):
             yield key, value, 0
 
 
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    )
+def _is_number(value: Json) -> bool:
+    """Say whether MLflow takes a value as a metric: an infinite one, too, but none that is not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not math.isnan(value)
 
 
 def _flatten(
-    values: dict[str, Any], prefix: str = "", separator: str = "."
-) -> Iterator[tuple[str, Any]]:
+    values: Mapping[str, Json], prefix: str = "", separator: str = "."
+) -> Iterator[tuple[str, Json]]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}{separator}", separator)
@@ -106,26 +136,6 @@ def _flatten(
             yield f"{prefix}{key}", value
 
 
-def tags_of(record: dict[str, Any]) -> dict[str, str]:
-    """Return what a search in the registry should find without opening the record."""
-    gate, lineage = record["gate"], record.get("lineage") or {}
-    passed = "passed" if gate["passed"] else "refused"
-    model = record["model"]
-    tags = {
-        "method": record["method"],
-        "model": model["name"],
-        "model_revision": model.get("revision"),
-        "model_digest": model.get("digest"),
-        "removed": record["removed"],
-        "gate": {"on": passed, "off": "off"}.get(gate["mode"], f"{gate['mode']}: {passed}"),
-        "gate_failed": [rule["rule"] for rule in gate.get("rules", []) if not rule["passed"]]
-        or None,
-        "data_digest": lineage.get("data"),
-        "git_commit": lineage.get("git_commit"),
-        "git_clean": lineage.get("git_clean"),
-    }
-    return {key: _text(value)[:VALUE] for key, value in tags.items() if value is not None}
-
-
-def _text(value: Any) -> str:
-    return hide_secrets(value if isinstance(value, str) else json.dumps(value))
+def _text(value: Json) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return hide_secrets(text)[:LONGEST_VALUE]

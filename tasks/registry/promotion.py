@@ -8,19 +8,28 @@ number is taken and the plan is refused: nobody overwrites a decision that he ha
 the registry follows; whoever finds the registry behind the history, after a crash in between, moves it on.
 """
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from elder import params
 from elder.errors import UserError
 from elder.evaluation.gate import beside_champion
-from tasks.registry.champion import present_champion, stored_record
+from elder.record import Champion, Number, Record, Row, Rule, plain
+from tasks.registry.champion import champion_of, stored_record
+from tasks.registry.client import Registry
+from tasks.registry.connection import sqlite_file
 from tasks.registry.history import Entry, append, champions, read_log
-from tasks.registry.versions import Gone, Version, find_version, is_told, same_model, tell
+from tasks.registry.versions import (
+    Gone,
+    Version,
+    find_version,
+    is_told,
+    same_model,
+    write_history,
+)
 from tasks.store.base import Store
 from tasks.store.open import configured_store, open_model
 
@@ -42,9 +51,8 @@ class Plan(BaseModel):
     previous: str | None
     digest: str
     compared: str
-    measured: dict[
-        str, dict[str, Any]
-    ]  # by version: layers, perplexities and mean over tasks, as its record has them
+    # by version: layers, perplexities and mean over tasks, as its record has them
+    measured: dict[str, dict[str, Number | None]]
 
 
 def plan_promotion(
@@ -63,42 +71,38 @@ def plan_promotion(
         Refused: a check said no.
         UserError: there is no such version, it is champion already by the history, or registry or store cannot be used.
     """
-    named, store = _open(settings, root, name)
-    log, gone = _settle(named, store)
-    candidate = find_version(named, version)
-    if candidate.gate.rpartition(" ")[2] != "passed":
+    registry, store = _open(settings, root, name)
+    log, gone = _settle(registry, store)
+    version_found = find_version(registry, version)
+    if version_found.gate.rpartition(" ")[2] != "passed":
         raise Refused(
-            f"version {version} of {name} did not pass the gate (gate: {candidate.gate}): promote another"
+            f"version {version} of {name} did not pass the gate (gate: {version_found.gate}): promote another"
         )
-    champion = (
-        {"version": log[-1].version, "fault": gone}
-        if gone
-        else present_champion.fn(named, settings.store)
-    )
-    itself = champion is not None and champion["version"] == version
+    if gone:
+        champion: Champion | None = Champion(version=log[-1].version, fault=gone)
+    else:
+        champion = champion_of(registry, settings.store)
+    itself = champion is not None and champion.version == version
     if itself and log:
         raise UserError(f"version {version} of {name} is the champion already")
-    record = _record(name, candidate, settings.store)
+    record = _record(name, version_found, settings.store)
     if itself:  # and no decision is known: the history was lost with its store, or never was
-        champion, compared = (
-            None,
-            "It was the champion already, in the registry; the history begins with it.",
-        )
+        champion = None
+        compared = "It was the champion already, in the registry; the history begins with it."
     else:
-        compared = _compare(
-            settings.gate, _row(record), champion, force, f"version {version} of {name}"
-        )
-    _check_bytes(name, candidate, settings.store)
+        title = f"version {version} of {name}"
+        compared = _compare(settings.gate, record.candidate, champion, force, title)
+    _check_bytes(name, version_found, settings.store)
     measured = {version: _numbers(record)}
-    if champion and "fault" not in champion:
-        measured[champion["version"]] = _numbers(stored_record(champion["url"], settings.store))
+    if champion and champion.url and not champion.fault:
+        measured[champion.version] = _numbers(stored_record(champion.url, settings.store))
     return Plan(
         action="promote",
         name=name,
         number=len(log) + 1,
         version=version,
-        previous=champion and champion["version"],
-        digest=candidate.digest,
+        previous=champion.version if champion else None,
+        digest=version_found.digest,
         compared=compared,
         measured=measured,
     )
@@ -111,17 +115,17 @@ def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:
         Refused: its bytes are not what they were.
         UserError: there is none, its number means another model now, or registry or store cannot be used.
     """
-    named, store = _open(settings, root, name)
-    log, _ = _settle(named, store)
+    registry, store = _open(settings, root, name)
+    log, _ = _settle(registry, store)
     stack = champions(log)
     if len(stack) < 2:
         raise UserError(
             f"{name} has no champion to go back to: elder history {name} shows who was champion"
         )
-    back = find_version(named, stack[-2])
+    back = find_version(registry, stack[-2])
     for entry in log:
         if entry.version == back.version:
-            same_model(named, back.version, back.digest, entry.digest)
+            same_model(registry, back.version, back.digest, entry.digest)
     _check_bytes(name, back, settings.store)
     return Plan(
         action="rollback",
@@ -146,7 +150,7 @@ def carry_out(settings: params.Params, root: Path, plan: Plan, by: str, reason: 
         raise UserError(
             f"a reason of {len(reason)} characters: say in 1 to {LONGEST_REASON} why, the history keeps it"
         )
-    named, store = _open(settings, root, plan.name)
+    registry, store = _open(settings, root, plan.name)
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     told = plan.model_dump(exclude={"name", "measured"})
     entry = Entry(**told, by=by, at=at, reason=reason.strip())
@@ -157,7 +161,7 @@ def carry_out(settings: params.Params, root: Path, plan: Plan, by: str, reason: 
             f" ({first.reason}); look at elder history {plan.name}, then decide again"
         )
     try:
-        settle(named, store)
+        settle(registry, store)
     except UserError as error:
         raise UserError(
             f"the decision stands in the history of {plan.name}, but the registry could not be told ({error}):"
@@ -166,23 +170,26 @@ def carry_out(settings: params.Params, root: Path, plan: Plan, by: str, reason: 
     return entry
 
 
-def settle(named: params.Registry, store: Store, whole: bool = False) -> list[Entry]:
+def settle(registry: Registry, store: Store, whole: bool = False) -> list[Entry]:
     """Move the registry on to what the history says, where it is behind, and return the history.
 
     After each change the history is read again: whoever tells an older decision at the same moment as somebody else a
     newer one must not have the last word.
 
     Args:
-        named: registry, with the model's name.
+        registry: of the model.
         store: where the history lies.
         whole: look at every tag, even where the last decision was told.
     """
     told: Entry | None = None
     while True:
-        log = read_log(store, named.name)
-        if not log or (told == log[-1] or not (told or whole)) and is_told(named, log[-1]):
+        log = read_log(store, registry.name)
+        if not log:
             return log
-        tell(named, log)
+        trusted = told == log[-1] if told else not whole  # that all tags but the last are there
+        if trusted and is_told(registry, log[-1]):
+            return log
+        write_history(registry, log)
         told = log[-1]
 
 
@@ -190,85 +197,79 @@ def history(
     settings: params.Params, root: Path, name: str, whole: bool = False
 ) -> tuple[list[Entry], str]:
     """Return all decisions on a model, and what kept the registry from being moved on to the last of them, or ''."""
-    named, store = _open(settings, root, name)
+    registry, store = _open(settings, root, name)
     log = read_log(store, name)
     try:
-        return settle(named, store, whole), ""
+        return settle(registry, store, whole), ""
     except UserError as error:  # the history can be read where the registry is lost
         return log, str(error)
 
 
-def _settle(named: params.Registry, store: Store) -> tuple[list[Entry], str]:
+def _settle(registry: Registry, store: Store) -> tuple[list[Entry], str]:
     """Settle, unless the registry lost the champion: then another can follow; returns the history and that fault."""
     try:
-        return settle(named, store), ""
+        return settle(registry, store), ""
     except Gone:
-        return read_log(store, named.name), "the registry does not have it any more"
+        return read_log(store, registry.name), "the registry does not have it any more"
 
 
-def _open(settings: params.Params, root: Path, name: str) -> tuple[params.Registry, Store]:
+def _open(settings: params.Params, root: Path, name: str) -> tuple[Registry, Store]:
     uri = settings.registry.tracking_uri
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    database = sqlite_file(uri)
+    if database and not database.exists():
         raise UserError(
             f"there is no registry {uri} here: give this command in the project's folder, or set registry.tracking_uri"
         )
-    return settings.registry.model_copy(update={"name": name}), configured_store(
-        settings.store, root
-    )
+    registry = Registry(settings.registry.model_copy(update={"name": name}))
+    return registry, configured_store(settings.store, root)
 
 
-def _record(name: str, candidate: Version, store: params.Store) -> dict[str, Any]:
+def _record(name: str, candidate: Version, store: params.Store) -> Record:
     try:
-        return stored_record(candidate.url, store)
+        record = stored_record(candidate.url, store)
+        _ = record.candidate  # there must be one to compare
     except UserError as error:
         raise Refused(
             f"version {candidate.version} of {name} cannot be compared with anything: {error}"
         ) from error
-
-
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    return next((row for row in record.get("rows", []) if row["kind"] == "candidate"), {})
+    return record
 
 
 def _compare(
-    gate: params.Gate,
-    row: dict[str, Any],
-    champion: dict[str, Any] | None,
-    force: bool,
-    candidate: str,
+    gate: params.Gate, row: Row, champion: Champion | None, force: bool, candidate: str
 ) -> str:
     """Return what the gate's rule for the champion says, which the history keeps."""
-    rule = beside_champion(gate.max_champion_ratio, row, champion)
+    other = plain(champion) if champion else None
+    judged = beside_champion(gate.max_champion_ratio, plain(row), other)
+    rule = Rule.model_validate(judged) if judged else None
     if rule is None:
         return "Not compared with the champion: gate.max_champion_ratio is null."
-    if rule["passed"]:
-        return str(rule["reason"])
+    if rule.passed:
+        return rule.reason
     if not force:
         raise Refused(
-            f"{candidate} was not promoted. {rule['reason']} With --force it is promoted all the same."
+            f"{candidate} was not promoted. {rule.reason} With --force it is promoted all the same."
         )
-    return f"Forced: {rule['reason']}"
+    return f"Forced: {rule.reason}"
 
 
-def _check_bytes(name: str, found: Version, settings: params.Store) -> None:
-    store, prefix = open_model(found.url, settings.endpoint, settings.region)
+def _check_bytes(name: str, version: Version, settings: params.Store) -> None:
+    store, prefix = open_model(version.url, settings.endpoint, settings.region)
     faults = store.verify(prefix)
-    if prefix.rpartition("/")[2] != found.digest:
+    if prefix.rpartition("/")[2] != version.digest:
         faults.append("they are not those of its digest")
     if faults:
         raise Refused(
-            f"version {found.version} of {name} has other stored bytes than were registered: {'; '.join(faults)};"
+            f"version {version.version} of {name} has other stored bytes than were registered: {'; '.join(faults)};"
             " do not use it, promote another version"
         )
 
 
-def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    row = _row(record)
-    perplexity = {
-        domain: found["perplexity"] for domain, found in row.get("perplexity", {}).items()
-    }
-    return {
-        "layers": len(record.get("kept", [])),
-        **perplexity,
-        "tasks": (row.get("task_mean") or {}).get("value"),
-    }
+def _numbers(record: Record) -> dict[str, Number | None]:
+    """Return layers, perplexities and the mean over tasks of a record's candidate."""
+    row = record.candidate
+    numbers: dict[str, Number | None] = {"layers": len(record.kept)}
+    for domain, measured in row.perplexity.items():
+        numbers[domain] = measured.perplexity
+    numbers["tasks"] = row.task_mean.value if row.task_mean else None
+    return numbers

@@ -4,11 +4,10 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
-from elder import params
 from elder.errors import UserError
 from tasks.registry.champion import CHAMPION
+from tasks.registry.client import Reference, Registry
 from tasks.registry.history import Entry
-from tasks.registry.mlflow import connect, plain_refusals
 
 
 class Gone(UserError):
@@ -25,57 +24,59 @@ class Version(BaseModel):
     gate: str
 
 
-def find_version(registry: params.Registry, version: str) -> Version:
-    """Look a version of ``registry.name`` up.
+def find_version(registry: Registry, version: str) -> Version:
+    """Look a version of the registered model up.
 
     Raises:
         UserError: there is none, or it was not registered by this project.
     """
     if not re.fullmatch(r"[1-9]\d*", version):
         raise UserError(f"version {version!r}: name a number, such as 3")
-    client = connect(registry)
-    with plain_refusals(registry):
-        found = client.get_model_version(registry.name, version)
-    if not {"digest", "gate"} <= set(found.tags):
+    entry = registry.look_up(Reference(registry.name, None, version))
+    if not {"digest", "gate"} <= set(entry.tags):
         raise UserError(
             f"version {version} of {registry.name} has no tags 'digest' and 'gate': register it with elder run"
         )
     return Version(
         version=version,
-        url=str(found.source),
-        digest=found.tags["digest"],
-        gate=found.tags["gate"],
+        url=str(entry.source),
+        digest=entry.tags["digest"],
+        gate=entry.tags["gate"],
     )
 
 
-def by_digest(registry: params.Registry) -> dict[str, str]:
-    """Return the numbers of all versions of ``registry.name`` by the digest of their files."""
-    return {
-        tags["digest"]: number for number, tags in _tags(registry).items() if "digest" in tags
-    }
+def by_digest(registry: Registry) -> dict[str, str]:
+    """Return the numbers of all versions of the registered model by the digest of their files."""
+    numbers = {}
+    for number, tags in _tags(registry).items():
+        if "digest" in tags:
+            numbers[tags["digest"]] = number
+    return numbers
 
 
-def same_model(registry: params.Registry, version: str, found: str | None, wanted: str) -> None:
+def same_model(registry: Registry, version: str, digest: str | None, wanted: str) -> None:
     """Refuse a version that is another model than the one that the history means by its number.
 
     Raises:
         UserError: if the two digests differ.
     """
-    if found != wanted:
-        raise UserError(
-            f"the history says that version {version} of {registry.name} is the model {wanted[:12]}..., in the registry"
-            f" it is {found[:12] + '...' if found else 'one without a digest'}: use the registry that belongs to this"
-            " store, or fill it again as docs/disaster-recovery.md says"
-        )
+    if digest == wanted:
+        return
+    there = f"{digest[:12]}..." if digest else "one without a digest"
+    raise UserError(
+        f"the history says that version {version} of {registry.name} is the model {wanted[:12]}..., in the registry"
+        f" it is {there}: use the registry that belongs to this store, or fill it again as docs/disaster-recovery.md"
+        " says"
+    )
 
 
-def is_told(registry: params.Registry, entry: Entry) -> bool:
+def is_told(registry: Registry, entry: Entry) -> bool:
     """Say whether the registry tells this decision as the last one."""
-    aliases, tags = _aliases_and_tags(registry)
+    aliases, tags = registry.aliases_and_tags()
     return aliases.get(CHAMPION) == entry.version and tags.get(_tag(entry)) == _story(entry)
 
 
-def tell(registry: params.Registry, log: list[Entry]) -> None:
+def write_history(registry: Registry, log: list[Entry]) -> None:
     """Write the history into the registry: tags on its versions and on the model, and last of all the alias.
 
     Whoever finds the alias where the history says knows by this order that the tags are there, too. What is there
@@ -83,42 +84,55 @@ def tell(registry: params.Registry, log: list[Entry]) -> None:
     lost with its store, stays as ``lost-history/...``.
 
     Args:
-        registry: its ``name`` is the model.
+        registry: of the model.
         log: all decisions, at least one.
 
     Raises:
         Gone: it does not have the last of these versions.
         UserError: it cannot be written, or what it calls one of these versions is another model.
     """
-    versions = _tags(registry)
+    versions, champion = _tags(registry), log[-1].version
     for entry in log:
         if entry.version in versions:
-            same_model(
-                registry, entry.version, versions[entry.version].get("digest"), entry.digest
-            )
-    if log[-1].version not in versions:
+            digest = versions[entry.version].get("digest")
+            same_model(registry, entry.version, digest, entry.digest)
+    if champion not in versions:
         raise Gone(
-            f"version {log[-1].version} of {registry.name}, champion by the history, is not in the registry: fill it"
+            f"version {champion} of {registry.name}, champion by the history, is not in the registry: fill it"
             " again as docs/disaster-recovery.md says, or promote another version with --force"
         )
-    aliases, told = _aliases_and_tags(registry)
-    client, name = connect(registry), registry.name
-    with plain_refusals(registry):
+    aliases, told = registry.aliases_and_tags()
+    with registry.refusals():
         for version, tags in version_tags(log).items():
-            there = versions.get(version, {})
-            for key, value in tags.items() if version in versions else ():
-                if value is None and key in there:
-                    client.delete_model_version_tag(name, version, key)
-                elif value is not None and there.get(key) != value:
-                    client.set_model_version_tag(name, version, key, value)
+            if version in versions:
+                _tag_version(registry, version, versions[version], tags)
         for entry in log:
-            key, story = _tag(entry), _story(entry)
-            if key in told and told[key] != story:
-                client.set_registered_model_tag(name, f"lost-{key}", told[key])
-            if told.get(key) != story:
-                client.set_registered_model_tag(name, key, story)
-        if aliases.get(CHAMPION) != log[-1].version:
-            client.set_registered_model_alias(name, CHAMPION, log[-1].version)
+            _tag_model(registry, told, entry)
+        if aliases.get(CHAMPION) != champion:
+            registry.client.set_registered_model_alias(registry.name, CHAMPION, champion)
+
+
+def _tag_version(
+    registry: Registry, version: str, present: dict[str, str], wanted: dict[str, str | None]
+) -> None:
+    """Bring the tags of a version to what they should be; None: the tag must not be there."""
+    client, name = registry.client, registry.name
+    for key, value in wanted.items():
+        if value is None and key in present:
+            client.delete_model_version_tag(name, version, key)
+        elif value is not None and present.get(key) != value:
+            client.set_model_version_tag(name, version, key, value)
+
+
+def _tag_model(registry: Registry, told: dict[str, str], entry: Entry) -> None:
+    """Tell one decision in a tag of the model; what another history says there is kept under another key."""
+    key, story = _tag(entry), _story(entry)
+    before = told.get(key)
+    if before == story:
+        return
+    if before is not None:
+        registry.client.set_registered_model_tag(registry.name, f"lost-{key}", before)
+    registry.client.set_registered_model_tag(registry.name, key, story)
 
 
 def version_tags(log: list[Entry]) -> dict[str, dict[str, str | None]]:
@@ -155,24 +169,8 @@ def _story(entry: Entry) -> str:
     return f"{entry.action} {change} by {entry.by} at {entry.at}: {entry.reason}"
 
 
-def _tags(registry: params.Registry) -> dict[str, dict[str, str]]:
+def _tags(registry: Registry) -> dict[str, dict[str, str]]:
     """Return the tags of all versions by their numbers."""
-    client = connect(registry)
-    with plain_refusals(registry):
-        found = client.search_model_versions(f"name = '{registry.name}'")
-    return {str(version.version): version.tags for version in found}
-
-
-def _aliases_and_tags(registry: params.Registry) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the aliases (version by name) and the tags of the model; none, where there is no such model."""
-    from mlflow.exceptions import MlflowException
-
-    client = connect(registry)
-    with plain_refusals(registry):
-        try:
-            model = client.get_registered_model(registry.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}, {}
-        return {alias: str(version) for alias, version in model.aliases.items()}, model.tags
+    with registry.refusals():
+        entries = registry.client.search_model_versions(f"name = '{registry.name}'")
+    return {str(entry.version): entry.tags for entry in entries}

@@ -6,7 +6,7 @@ from filelock import FileLock
 
 from elder.params import Params
 from elder.progress import say
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.store.manifest import digest
 from tasks.store.open import open_model
 
@@ -35,7 +35,7 @@ def fetch(name: str, settings: Params) -> Path:
     Raises:
         UserError: the name means nothing, or the bytes are damaged.
     """
-    url = registry.source_of(name, settings.registry) if name.startswith("models:") else name
+    url = Registry(settings.registry).source_of(name) if name.startswith("models:") else name
     store, prefix = open_model(url, settings.store.endpoint, settings.store.region)
     target = PLACE / digest(store.manifest(prefix))[:16]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -126,18 +126,22 @@ def test_doctor_names_each_part(here: Path) -> None:
 def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from elder import params
     from flows.cli.app import SERVICES
-    from tasks.registry import mlflow as registry
     from tasks.store import models
     from tasks.store.open import open_store
 
     first = open_store("a store").publish(here / "models" / "tiny", "tiny")
     asked = []
-    monkeypatch.setattr(
-        registry,
-        "source_of",
-        lambda uri, section: asked.append(section.tracking_uri) or first.url,
-    )
+
+    class Elsewhere:
+        def __init__(self, section: params.Registry) -> None:
+            asked.append(section.tracking_uri)
+
+        def source_of(self, _: str) -> str:
+            return first.url
+
+    monkeypatch.setattr(models, "Registry", Elsewhere)
     settings = read_params(None, ["registry.tracking_uri=sqlite:///other.db"], {})
     folder = Path(SERVICES.local_model("models:/tiny@champion", settings))
     assert asked == ["sqlite:///other.db"]

@@ -17,8 +17,8 @@ from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from elder import params
-from tasks.registry import mlflow as registry
 from tasks.registry import promotion
+from tasks.registry.client import Registry
 from tests.flows.waiting import wait_for
 from tests.tasks.registered import record, register, settings_for
 
@@ -89,7 +89,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> params.Params:
     """Register two versions in the registry of a project's folder, the first of them champion."""
     place = tmp_path_factory.mktemp("project")
     made = settings_for(str(place / "store"), f"sqlite:///{place}/mlflow.db")
-    registry.connect(made.registry)
+    Registry(made.registry)
     for number, perplexity in ((1, 20.0), (2, 19.0)):
         register(made, place / f"model {number}", record(perplexity))
     plan = promotion.plan_promotion(made, place, "tiny", "1")
@@ -104,7 +104,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> params.Params:
 def champions(settings: params.Params) -> list[tuple[str, str, str]]:
     log, fault = promotion.history(settings, Path(settings.store.url).parent, "tiny")
     assert fault == ""
-    holder = registry.holder(settings.registry, "champion")
+    holder = Registry(settings.registry).holder("champion")
     assert holder
     assert holder[0] == log[-1].version
     return [(entry.version, entry.by, entry.reason) for entry in log]

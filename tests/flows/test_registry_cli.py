@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from elder import params
 from flows.cli import registry as registry_cli
 from flows.cli.app import build_app
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tests.tasks.registered import record, register, settings_for
 
 
@@ -17,7 +17,7 @@ from tests.tasks.registered import record, register, settings_for
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a project's folder with a registry: its first start takes seconds."""
     folder = tmp_path_factory.mktemp("project")
-    registry.connect(params.Registry(tracking_uri=f"sqlite:///{folder}/mlflow.db"))
+    Registry(params.Registry(tracking_uri=f"sqlite:///{folder}/mlflow.db"))
     return folder
 
 

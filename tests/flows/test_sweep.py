@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -55,9 +56,7 @@ def runs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs
     for name in ("data", "models", "params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(project / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "flows.run.registry.check", lambda *_: None
-    )  # to make a database takes seconds
+    monkeypatch.setattr("flows.run.Registry", Mock())  # to make a database takes seconds
     made = Runs()
     monkeypatch.setattr(sweep, "run_compression", made)
     return made

@@ -15,7 +15,7 @@ from elder.errors import UserError
 from infra import restore as script
 from infra.restore import numbers, restore
 from tasks.record import publish, register, report
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.registry.history import Entry
 from tasks.registry.promotion import carry_out, history, plan_promotion, plan_rollback
 from tests.tasks.registered import record as numbers_of
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an empty registry once: its first start takes seconds."""
     path = tmp_path_factory.mktemp("db") / "mlflow.db"
-    registry.connect(params.Registry(tracking_uri=f"sqlite:///{path}"))
+    Registry(params.Registry(tracking_uri=f"sqlite:///{path}"))
     return path
 
 
@@ -75,7 +75,10 @@ def run(
         "num_layers": 3,
         "removed": [1],
         "kept": [0, 2],
-        "weights": {"rounds": [{"removed": [1], "values": [0.9, 0.1, 0.8], "checked": []}]},
+        "weights": {
+            "name": "layer weight",
+            "rounds": [{"removed": [1], "values": [0.9, 0.1, 0.8], "checked": []}],
+        },
         "rows": [row | {"name": "dense", "kind": "dense"}, row],
         "curve": [
             {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5} for step in (1, 2)
@@ -120,7 +123,8 @@ def roll_back(settings: params.Params, root: Path) -> Entry:
 
 def snapshot(settings: params.Params) -> dict[str, Any]:
     """Return all that the registry tells, under names that a new registry has, too."""
-    client = registry.connect(settings.registry)
+    registry = Registry(settings.registry)
+    client = registry.client
     experiment = client.get_experiment_by_name(settings.registry.experiment)
     runs, versions = {}, {}
     for found in client.search_runs([experiment.experiment_id]):
@@ -140,7 +144,7 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
             "params": data.params,
             "metrics": metrics,
             "status": found.info.status,
-            "files": registry.attached(settings.registry, run_id),
+            "files": registry.attached(run_id),
             "record": attached,
         }
     names = {
@@ -186,7 +190,7 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
     ]
     again = snapshot(after)
     assert again == told
-    client = registry.connect(after.registry)
+    client = Registry(after.registry).client
     made = client.get_run(client.get_model_version("tiny", "2").run_id).info
     assert (
         made.start_time == made.end_time == 1795485720000
@@ -281,7 +285,7 @@ def test_a_registry_with_other_versions_is_not_told_what_is_false(
         restore(after, tmp_path)
     assert snapshot(after) == found
 
-    client = registry.connect(after.registry)
+    client = Registry(after.registry).client
     client.delete_registered_model("tiny")  # the way out that docs/disaster-recovery.md shows
     assert restore(after, tmp_path)[1] == ""
     again = snapshot(after)
@@ -404,7 +408,7 @@ def test_a_history_that_the_registry_cannot_follow_is_exit_status_1(
 ) -> None:
     promote(at, tmp_path, "1")
     next((tmp_path / "store" / "models" / "tiny").glob("*/record.json")).unlink()
-    registry.connect(at.registry).delete_registered_model("tiny")
+    Registry(at.registry).client.delete_registered_model("tiny")
     said = refusal(capsys, "tiny", status=1)
     assert (
         "not brought in line with the history: version 1 of tiny, champion by the history, is not in the"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from elder import params
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.store.base import Published
 from tasks.store.open import configured_store
 
@@ -21,6 +21,7 @@ def settings_for(
 
 def record(perplexity: float, protocol: str = "p", layers: int = 9) -> dict[str, Any]:
     row = {
+        "name": "default",
         "kind": "candidate",
         "perplexity": {
             "in_domain": {"perplexity": perplexity - 1},
@@ -30,7 +31,15 @@ def record(perplexity: float, protocol: str = "p", layers: int = 9) -> dict[str,
         "protocol": {"evaluate": {"text": protocol}},
         "protocol_digest": protocol,
     }
-    return {"run_id": "r", "rows": [row], "kept": list(range(layers))}
+    return {
+        "run_id": "r",
+        "created": "2026-11-24T02:15:00+00:00",
+        "model": {"name": "models/dense"},
+        "removed": [layers],
+        "kept": list(range(layers)),
+        "rows": [row],
+        "gate": {"mode": "on", "passed": True},
+    }
 
 
 def register(
@@ -43,7 +52,8 @@ def register(
         (folder / "record.json").write_text(json.dumps(content))
     name = settings.registry.name
     published = configured_store(settings.store, folder.parent).publish(folder, name)
-    client = registry.connect(settings.registry)
-    registry._ensure_name(client, name)
+    registry = Registry(settings.registry)
+    registry.ensure_model()
     tags = {"digest": published.digest, "gate": gate}
-    return str(client.create_model_version(name, published.url, tags=tags).version), published
+    made = registry.client.create_model_version(name, published.url, tags=tags)
+    return str(made.version), published

@@ -21,12 +21,13 @@ from elder.evaluation.gate import judge
 from elder.model.layers import remove_layers
 from elder.model.load import parameter_count, weights_digest
 from elder.model.save import save_model
+from elder.record import Record
 from elder.settings import validate
 from tasks.audit.run import audit
 from tasks.provenance import signing
 from tasks.provenance.signing import SIGNATURE
 from tasks.record import publish
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.store.manifest import MANIFEST, describe, digest, dump
 
 TEXT = "a b c a b b c a " * 60
@@ -185,15 +186,16 @@ def publish_version(
         save_with_record(model, words(), folder, record)
         with_key = settings.model_copy(update={"signing": section})
         published = publish.fn(folder, record, with_key, root)
-        run = registry.start_run(settings.registry, run_id)
-        registry.log_record(settings.registry, run, record)
-        number = registry.register(settings.registry, run, record, published)
+        registry, typed = Registry(settings.registry), Record.model_validate(record)
+        run = registry.start_run(run_id)
+        registry.log_record(run, typed)
+        number = registry.register(run, typed, published)
         later = {
             "artifact": published.model_dump(exclude={"uploaded_bytes"}),
             "model_version": number,
         }
-        registry.log_files(settings.registry, run, record | later)
-        client = registry.connect(settings.registry)
+        registry.log_files(run, typed.model_copy(update=later))
+        client = registry.client
         place = Path(published.url)
         made.append(
             Version(
@@ -220,18 +222,19 @@ def broken(
     settings: params.Params, root: Path, version: Version, **options: Any
 ) -> dict[str, str]:
     """Audit; return what does not hold, and what was said of it."""
-    found = audit(settings, root, f"shallow/{version.number}", **options)
-    assert found["ok"] == all(check["ok"] is not False for check in found["checks"])
-    return {check["name"]: check["detail"] for check in found["checks"] if check["ok"] is False}
+    result = audit(settings, root, f"shallow/{version.number}", **options)
+    faults = {check.name: check.detail for check in result.checks if check.ok is False}
+    assert result.ok is (not faults)
+    return faults
 
 
 def test_an_honest_version_holds_in_everything(
     settings: params.Params, root: Path, version: Version
 ) -> None:
-    found = audit(settings, root, "shallow@challenger", measure=True)
-    assert [check for check in found["checks"] if check["ok"] is not True] == []
-    assert (found["ok"], found["name"], found["version"]) == (True, "shallow", version.number)
-    assert len(found["checks"]) == 16
+    result = audit(settings, root, "shallow@challenger", measure=True)
+    assert [check for check in result.checks if check.ok is not True] == []
+    assert (result.ok, result.name, result.version) == (True, "shallow", version.number)
+    assert len(result.checks) == 16
 
 
 def test_a_run_that_publishes_again_publishes_the_same_bytes(
@@ -419,7 +422,7 @@ def test_whoever_covers_all_tracks_but_has_no_key_is_found(
 
     record = json.loads((version.place / "record.json").read_text())
     (version.place / MANIFEST).unlink()
-    write_bom(version.place, record, leave_out=(SIGNATURE,))
+    write_bom(version.place, Record.model_validate(record), leave_out=(SIGNATURE,))
     new = renew_manifest(version.place)
     moved = version.place.rename(version.place.with_name(new))
     with sqlite3.connect(root / "mlflow.db") as database:
@@ -444,13 +447,11 @@ def test_the_key_decides_who_must_have_signed(
 def test_what_is_not_here_is_neither_right_nor_wrong(
     settings: params.Params, tmp_path: Path, version: Version, root: Path
 ) -> None:
-    found = audit(settings, tmp_path, f"shallow/{version.number}")
-    unknown = {
-        check["name"]: check["detail"] for check in found["checks"] if check["ok"] is None
-    }
+    result = audit(settings, tmp_path, f"shallow/{version.number}")
+    unknown = {check.name: check.detail for check in result.checks if check.ok is None}
     assert set(unknown) == {"signature", "source model", "data", "commit"}
     assert all(detail.startswith("not checked here: ") for detail in unknown.values())
-    assert found["ok"] is True
+    assert result.ok is True
 
 
 def test_a_source_model_that_changed_since_is_named(

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from elder import params
+from elder.record import Record
 from elder.settings import validate
 from tasks.audit.run import audit
 from tasks.provenance.bom import bom
-from tasks.registry import mlflow as registry
+from tasks.registry.client import Registry
 from tasks.store.manifest import MANIFEST, describe
 from tasks.store.open import configured_store
 from tests.tasks.audit.old_records import NAME, OldVersion
@@ -61,18 +62,17 @@ def settings(root: Path) -> params.Params:
 @pytest.fixture(scope="module")
 def version(old: OldVersion, root: Path, settings: params.Params) -> str:
     """Register what earlier code published."""
-    record, folder = old.record, root / "to publish"
+    record, folder = Record.model_validate(old.record), root / "to publish"
     shutil.copytree(old.published, folder, ignore=shutil.ignore_patterns(MANIFEST))
     published = configured_store(settings.store, root).publish(folder, NAME)
     assert (published.digest, published.uploaded_bytes) == (old.digest, 0)
-    run = registry.start_run(settings.registry, record["run_id"])
-    registry.log_record(settings.registry, run, record)
-    number = registry.register(settings.registry, run, record, published)
-    later = {
-        "artifact": published.model_dump(exclude={"uploaded_bytes"}),
-        "model_version": number,
-    }
-    registry.log_files(settings.registry, run, record | later)
+    registry = Registry(settings.registry)
+    run = registry.start_run(record.run_id)
+    registry.log_record(run, record)
+    number = registry.register(run, record, published)
+    artifact = published.model_dump(mode="json", exclude={"uploaded_bytes"})
+    later = {"artifact": artifact, "model_version": number}
+    registry.log_files(run, record.model_copy(update=later))
     assert number is not None
     return number
 
@@ -81,10 +81,10 @@ def test_an_old_version_holds_in_every_check(
     settings: params.Params, root: Path, version: str
 ) -> None:
     result = audit(settings, root, f"{NAME}/{version}", measure=True)
-    said = {check["name"]: check["ok"] for check in result["checks"]}
+    said = {check.name: check.ok for check in result.checks}
     assert list(said) == CHECKS
     assert said.pop("commit") is None  # this project is no git repository
-    assert set(said.values()) == {True}, result["checks"]
+    assert set(said.values()) == {True}, result.checks
 
 
 def test_an_old_bill_of_materials_is_made_again_byte_for_byte(old: OldVersion) -> None:
@@ -94,4 +94,4 @@ def test_an_old_bill_of_materials_is_made_again_byte_for_byte(old: OldVersion) -
         part["name"] for part in json.loads(stored)["metadata"]["component"]["components"]
     }
     files = {name: file for name, file in describe(folder).items() if name in listed}
-    assert bom(old.record, files) == stored
+    assert bom(Record.model_validate(old.record), files) == stored

@@ -9,6 +9,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from elder.record import Record
 from tasks.provenance.bom import BOM, bom, faults, write_bom
 from tasks.store.manifest import describe
 
@@ -39,6 +40,8 @@ RECORD: dict[str, Any] = {
     },
 }
 
+TYPED = Record.model_validate(RECORD)
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -46,7 +49,7 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "record.json").write_text(json.dumps(RECORD))
-    write_bom(folder, RECORD, leave_out=("model.sig",))
+    write_bom(folder, TYPED, leave_out=("model.sig",))
     return folder
 
 
@@ -84,34 +87,36 @@ def test_it_is_a_valid_ml_bom(model: Path) -> None:
 def test_the_same_record_and_files_give_the_same_bytes(model: Path) -> None:
     before = (model / BOM).read_bytes()
     (model / "model.sig").write_text("written after it")
-    write_bom(model, RECORD, leave_out=("model.sig",))
+    write_bom(model, TYPED, leave_out=("model.sig",))
     assert (model / BOM).read_bytes() == before
     files = {name: file for name, file in describe(model).items() if name != BOM}
     (model / "record.json").write_text("{}")
     other = {name: file for name, file in describe(model).items() if name != BOM}
     assert (
-        json.loads(bom(RECORD, files))["serialNumber"]
-        != json.loads(bom(RECORD, other))["serialNumber"]
+        json.loads(bom(TYPED, files))["serialNumber"]
+        != json.loads(bom(TYPED, other))["serialNumber"]
     )
 
 
 def test_each_edit_is_named(model: Path) -> None:
     files = describe(model)
     text = (model / BOM).read_text()
-    assert faults(text, RECORD, files) == []
-    assert faults("{", RECORD, files) == ["it cannot be read"]
-    assert faults(text.replace("21.5", "11.5"), RECORD, files) == [
+    assert faults(text, TYPED, files) == []
+    assert faults("{", TYPED, files) == ["it cannot be read"]
+    assert faults(text.replace("21.5", "11.5"), TYPED, files) == [
         "its metadata differ from what the record says"
     ]
-    assert faults(text.replace("2.13.0", "2.13.1"), RECORD, files) == [
+    assert faults(text.replace("2.13.0", "2.13.1"), TYPED, files) == [
         "its components differ from what the record says"
     ]
     sha256 = files["model.safetensors"].sha256
-    assert faults(text.replace(sha256, "0" * 64), RECORD, files) == [
+    assert faults(text.replace(sha256, "0" * 64), TYPED, files) == [
         "it gives another sha256 for model.safetensors"
     ]
     fewer = {name: file for name, file in files.items() if name != "model.safetensors"}
-    assert faults(text, RECORD, fewer) == ["it lists model.safetensors, which is not there"]
+    assert faults(text, TYPED, fewer) == ["it lists model.safetensors, which is not there"]
     changed = copy.deepcopy(RECORD)
     changed["rows"][0]["tasks"]["blimp"]["value"] = 0.8
-    assert faults(text, changed, files) == ["its metadata differ from what the record says"]
+    assert faults(text, Record.model_validate(changed), files) == [
+        "its metadata differ from what the record says"
+    ]

@@ -3,27 +3,41 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from elder.params import Registry, Store
+from elder.record import Champion
 from tasks.errors import Unreachable
-from tasks.registry import mlflow as registry
+from tasks.registry import champion
 from tasks.registry.champion import present_champion
 from tasks.store.open import open_store
 
 ROW = {
+    "name": "default",
     "kind": "candidate",
     "perplexity": {"out_of_domain": {"perplexity": 50.0, "stderr": 0.5}},
     "protocol": {"limit": None},
     "protocol_digest": "d" * 64,
     "seconds": 3.0,
 }
-RECORD = {"run_id": "20261124-021500-ab12cd34", "rows": [{"kind": "dense"}, ROW]}
+RECORD = {
+    "run_id": "20261124-021500-ab12cd34",
+    "created": "2026-11-24T02:15:00+00:00",
+    "model": {"name": "models/dense"},
+    "removed": [1],
+    "rows": [{"name": "dense", "kind": "dense"}, ROW],
+    "gate": {"mode": "on", "passed": True},
+}
+NO_CANDIDATE = RECORD | {"rows": RECORD["rows"][:1]}
+NO_NUMBER = RECORD | {"rows": [ROW | {"perplexity": {"in_domain": {}}}]}
 
 
-def champion_at(url: str | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any] | None:
-    monkeypatch.setattr(registry, "holder", lambda _, alias: ("3", url) if url else None)
+def champion_at(url: str | None, monkeypatch: pytest.MonkeyPatch) -> Champion | None:
+    monkeypatch.setattr(
+        champion, "Registry", lambda _: Mock(holder=lambda _: url and ("3", url))
+    )
     return present_champion.fn(Registry(), Store())
 
 
@@ -42,14 +56,16 @@ def test_there_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_and_protocol_come_from_its_record(
     published: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert champion_at(published, monkeypatch) == {
-        "version": "3",
-        "url": published,
-        "run_id": RECORD["run_id"],
-        "perplexity": ROW["perplexity"],
-        "protocol": ROW["protocol"],
-        "protocol_digest": ROW["protocol_digest"],
-    }
+    assert champion_at(published, monkeypatch) == Champion.model_validate(
+        {
+            "version": "3",
+            "url": published,
+            "run_id": RECORD["run_id"],
+            "perplexity": ROW["perplexity"],
+            "protocol": ROW["protocol"],
+            "protocol_digest": ROW["protocol_digest"],
+        }
+    )
 
 
 def test_a_record_that_is_not_what_was_published(
@@ -58,11 +74,8 @@ def test_a_record_that_is_not_what_was_published(
     path = Path(published) / "record.json"
     path.write_text(path.read_text(encoding="utf-8").replace("50.0", "99.0"), encoding="utf-8")
     found = champion_at(published, monkeypatch)
-    assert found == {
-        "version": "3",
-        "url": published,
-        "fault": "its record.json is not what the manifest says",
-    }
+    fault = "its record.json is not what the manifest says"
+    assert found == Champion(version="3", url=published, fault=fault)
 
 
 @pytest.mark.parametrize(
@@ -70,15 +83,13 @@ def test_a_record_that_is_not_what_was_published(
     [
         ({"config.json": "{}"}, "there is no record.json beside its weights"),
         ({"record.json": "{"}, "its record.json is not JSON"),
+        ({"record.json": json.dumps(NO_CANDIDATE)}, "has no row of the candidate model"),
         (
-            {"record.json": '{"rows": []}'},
-            "its record.json lacks what the gate compares: a candidate",
+            {"record.json": json.dumps(NO_NUMBER)},
+            "is no record of a run: rows.0.perplexity.in_domain.perplexity: Field required",
         ),
-        (
-            {"record.json": '{"rows": [{"kind": "candidate"}]}'},
-            "lacks what the gate compares: 'perplexity'",
-        ),
-        ({"record.json": "[]"}, "lacks what the gate compares"),
+        ({"record.json": "[]"}, "its record.json is no record of a run"),
+        ({"record.json": "[" * 100_000}, "its record.json is not JSON"),
     ],
 )
 def test_a_record_that_cannot_be_used(
@@ -92,14 +103,14 @@ def test_a_record_that_cannot_be_used(
         open_store(str(tmp_path / "store")).publish(folder, "tiny").url, monkeypatch
     )
     assert found is not None
-    assert fault in found["fault"]
+    assert fault in found.fault
 
 
 def test_a_model_that_is_gone_is_a_fault_and_a_store_that_is_away_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = champion_at(str(tmp_path / "store" / "models" / "tiny" / "a"), monkeypatch)
-    assert "is no published model" in found["fault"]
+    assert "is no published model" in found.fault
 
     def away(*_: Any) -> None:
         raise Unreachable("the store does not answer")

@@ -7,8 +7,8 @@ import pytest
 
 from elder import params
 from elder.errors import UserError
-from tasks.registry import mlflow as registry
 from tasks.registry import promotion
+from tasks.registry.client import Registry
 from tasks.registry.history import Entry, append, read_log
 from tasks.registry.promotion import Refused, carry_out, history, plan_promotion, plan_rollback
 from tasks.store.base import Store
@@ -19,7 +19,7 @@ from tests.tasks.registered import record, register, settings_for
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Make the database once: its first start takes seconds."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('db')}/mlflow.db"
-    registry.connect(params.Registry(tracking_uri=uri))
+    Registry(params.Registry(tracking_uri=uri))
     return uri
 
 
@@ -60,14 +60,14 @@ def roll_back(settings: params.Params, root: Path) -> Entry:
 
 
 def champion(settings: params.Params) -> str | None:
-    holder = registry.holder(settings.registry, "champion")
+    holder = Registry(settings.registry).holder("champion")
     return holder and holder[0]
 
 
 def tags(settings: params.Params, version: str) -> dict[str, str]:
     found = (
-        registry.connect(settings.registry)
-        .get_model_version(settings.registry.name, version)
+        Registry(settings.registry)
+        .client.get_model_version(settings.registry.name, version)
         .tags
     )
     return {key: value for key, value in found.items() if key not in ("digest", "gate")}
@@ -123,7 +123,7 @@ def test_two_promotions_and_a_rollback_tell_the_true_story(settings, tmp_path):
 
     log, fault = history(settings, tmp_path, settings.registry.name)
     assert (log, fault) == ([first, second, back], "")
-    told = registry.connect(settings.registry).get_registered_model(settings.registry.name).tags
+    told = Registry(settings.registry).client.get_registered_model(settings.registry.name).tags
     assert sorted(told) == ["history/000001", "history/000002", "history/000003"]
     assert (
         told["history/000003"]
@@ -209,7 +209,7 @@ def test_damaged_bytes_are_neither_promoted_nor_rolled_back_to(local, tmp_path):
 
 def test_a_version_that_points_to_another_model_is_refused(local, tmp_path):
     _, first = register(local, tmp_path / "model 1", record(20.0))
-    client, name = registry.connect(local.registry), local.registry.name
+    client, name = Registry(local.registry).client, local.registry.name
     tags = {"digest": "e" * 64, "gate": "passed"}
     version = client.create_model_version(name, first.url, tags=tags).version
     with pytest.raises(Refused, match="not those of its digest"):
@@ -272,7 +272,7 @@ def test_a_crash_between_history_and_registry_is_mended_by_the_next_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(promotion, "tell", crash)
+        patched.setattr(promotion, "write_history", crash)
         with pytest.raises(KeyboardInterrupt):
             promote(local, tmp_path, "2")
     assert champion(local) == "1"  # never none
@@ -281,7 +281,7 @@ def test_a_crash_between_history_and_registry_is_mended_by_the_next_command(
     assert (plan.number, plan.previous) == (3, "2")
     assert tags(local, "1")["archived_for"] == "2"
 
-    registry.connect(local.registry).set_registered_model_alias(
+    Registry(local.registry).client.set_registered_model_alias(
         local.registry.name, "champion", "3"
     )  # by hand
     history(local, tmp_path, local.registry.name)
@@ -293,12 +293,12 @@ def test_who_tells_an_older_decision_does_not_have_the_last_word(local, tmp_path
         add(local, tmp_path, number)
     promote(local, tmp_path, "1")
     plan = plan_promotion(local, tmp_path, local.registry.name, "2")
-    store, tell = promotion.configured_store(local.store, tmp_path), promotion.tell
+    store, tell = promotion.configured_store(local.store, tmp_path), promotion.write_history
 
     def overtaken(named: params.Registry, log: list[Entry]) -> None:
         """Let a newer decision be written and told while this one is being told."""
         if len(log) == 2:
-            found = registry.connect(named).get_model_version(named.name, "3")
+            found = named.client.get_model_version(named.name, "3")
             newer = {
                 "number": 3,
                 "version": "3",
@@ -310,7 +310,7 @@ def test_who_tells_an_older_decision_does_not_have_the_last_word(local, tmp_path
             tell(named, [*log, newest])
         tell(named, log)
 
-    monkeypatch.setattr(promotion, "tell", overtaken)
+    monkeypatch.setattr(promotion, "write_history", overtaken)
     carry_out(local, tmp_path, plan, "anna@host", "better")
     assert champion(local) == "3"
     assert tags(local, "2")["archived_for"] == "3"
@@ -325,7 +325,7 @@ def test_a_decision_that_the_registry_could_not_be_told_stands(local, tmp_path, 
         raise UserError("it cannot be reached")
 
     with monkeypatch.context() as patched:
-        patched.setattr(promotion, "tell", refuse)
+        patched.setattr(promotion, "write_history", refuse)
         with pytest.raises(
             UserError, match="the decision stands .*could not be told .it cannot be reached."
         ):
@@ -339,7 +339,7 @@ def test_a_decision_that_the_registry_could_not_be_told_stands(local, tmp_path, 
 def test_a_champion_from_before_the_history_is_where_a_rollback_ends(local, tmp_path):
     for number in (1, 2):
         add(local, tmp_path, number)
-    registry.connect(local.registry).set_registered_model_alias(
+    Registry(local.registry).client.set_registered_model_alias(
         local.registry.name, "champion", "1"
     )
     assert promote(local, tmp_path, "2").previous == "1"
@@ -355,7 +355,7 @@ def test_a_registry_of_another_history_is_left_alone(local, tmp_path):
         update={"number": 2, "digest": "f" * 64}
     )
     assert append(store, local.registry.name, other)
-    client = registry.connect(local.registry)
+    client = Registry(local.registry).client
     client.delete_registered_model_alias(local.registry.name, "champion")
     log, fault = history(local, tmp_path, local.registry.name)
     assert len(log) == 2
@@ -383,7 +383,7 @@ def test_a_champion_that_was_deleted_can_be_followed_by_another(local, tmp_path)
         add(local, tmp_path, number)
     for version in ("1", "2"):
         promote(local, tmp_path, version)
-    client, name = registry.connect(local.registry), local.registry.name
+    client, name = Registry(local.registry).client, local.registry.name
     client.delete_model_version(name, "2")
     assert champion(local) is None
     assert (
@@ -411,7 +411,7 @@ def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(loca
     for number in (1, 2, 3):
         add(local, tmp_path, number)
         promote(local, tmp_path, str(number))
-    client, name = registry.connect(local.registry), local.registry.name
+    client, name = Registry(local.registry).client, local.registry.name
     wanted = tags(local, "2")
     client.delete_model_version(name, "1")
     client.delete_model_version_tag(name, "2", "promoted_by")

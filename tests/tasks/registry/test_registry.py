@@ -13,7 +13,8 @@ from moto.server import ThreadedMotoServer
 
 from elder import params
 from elder.errors import UserError
-from tasks.registry import mlflow as registry
+from elder.record import Record
+from tasks.registry.client import Registry
 from tasks.store.open import open_store
 
 SECRET = "hunter2secret"
@@ -33,7 +34,7 @@ ROW = {
     "task_mean": {"value": 0.75, "stderr": 0.01},
     "removed": [1],
     "parameters": 4096,
-    "peak_memory_bytes": None,
+    "peak_memory": None,
 }
 RECORD = {
     "run_id": "20261124-021500-ab12cd34",
@@ -43,10 +44,11 @@ RECORD = {
     "method": "default",
     "removed": [1],
     "weights": {
+        "name": "layer weight",
         "rounds": [
-            {"removed": 1, "values": [0.9, 0.1, 0.8]},
-            {"removed": 2, "values": [0.7, None, 0.6]},
-        ]
+            {"removed": [1], "values": [0.9, 0.1, 0.8]},
+            {"removed": [2], "values": [0.7, None, 0.6]},
+        ],
     },
     "rows": [
         {"name": "dense", "kind": "dense", **ROW},
@@ -65,7 +67,13 @@ RECORD = {
         "mode": "on",
         "passed": True,
         "rules": [
-            {"rule": "perplexity: out of domain", "value": 1.21, "limit": 1.5, "passed": True}
+            {
+                "rule": "perplexity: out of domain",
+                "value": 1.21,
+                "limit": 1.5,
+                "passed": True,
+                "reason": "It is within the most allowed.",
+            }
         ],
     },
     "lineage": {
@@ -83,7 +91,7 @@ def settings(tmp_path_factory) -> params.Registry:
     made = params.Registry(
         name="tiny", tracking_uri=f"sqlite:///{tmp_path_factory.mktemp('a db')}/mlflow.db"
     )
-    registry.connect(made)
+    Registry(made)
     return made
 
 
@@ -131,12 +139,13 @@ def _load_elsewhere(
 def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
     record["lineage"]["params"]["registry"]["tracking_uri"] = f"postgresql://me:{SECRET}@db/x"
     (tmp_path / "report.html").write_text("<html>")
-    run = registry.start_run(settings, record["run_id"], {"started_by": "test"})
-    registry.log_record(settings, run, record)
-    registry.log_files(settings, run, record, tmp_path / "report.html")
-    registry.end_run(settings, run)
+    registry, typed = Registry(settings), Record.model_validate(record)
+    run = registry.start_run(typed.run_id, {"started_by": "test"})
+    registry.log_record(run, typed)
+    registry.log_files(run, typed, tmp_path / "report.html")
+    registry.end_run(run)
 
-    client = registry.connect(settings)
+    client = registry.client
     data = client.get_run(run).data
     assert client.get_run(run).info.status == "FINISHED"
     assert data.params["select.ratio"] == "0.25"
@@ -181,26 +190,28 @@ def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
     assert (
         Path(settings.tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts"
     ).is_dir()
-    assert registry.start_run(settings, record["run_id"]) == run
+    assert registry.start_run(typed.run_id) == run
     assert client.get_run(run).info.status == "RUNNING"
 
 
 def test_registered_version_loads_in_transformers(settings, record, model, tmp_path):
     store = open_store(str(tmp_path / "a store #1"))
     published = store.publish(model, "tiny")
-    run = registry.start_run(settings, "local")
-    version = registry.register(settings, run, record, published)
-    assert registry.register(settings, run, record, published) == version
+    registry, typed = Registry(settings), Record.model_validate(record)
+    run = registry.start_run("local")
+    version = registry.register(run, typed, published)
+    assert registry.register(run, typed, published) == version
 
-    entry = registry.connect(settings).get_model_version_by_alias("tiny", "challenger")
+    entry = registry.client.get_model_version_by_alias("tiny", "challenger")
     assert (entry.version, entry.run_id, entry.source) == (int(version), run, published.url)
     assert entry.tags["digest"] == published.digest
     assert entry.tags["run_id"] == record["run_id"]
     assert entry.tags["gate"] == "passed"
     assert "gate_failed" not in entry.tags
-    assert registry.holder(settings, "challenger") == (version, published.url)
-    assert registry.holder(settings, "champion") is None
-    assert registry.holder(settings.model_copy(update={"name": "nobody"}), "champion") is None
+    assert registry.holder("challenger") == (version, published.url)
+    assert registry.holder("champion") is None
+    nobody = settings.model_copy(update={"name": "nobody"})
+    assert Registry(nobody).holder("champion") is None
     assert entry.tags["git_commit"] == "abc123"
     assert (
         _load_elsewhere(settings, "models:/tiny@challenger", tmp_path) == "[[1, 2]] 2 (1, 2, 4)"
@@ -209,14 +220,14 @@ def test_registered_version_loads_in_transformers(settings, record, model, tmp_p
 
     kept = params.Store(url=str(tmp_path / "a store #1"))
     for uri in ("models:/tiny@challenger", f"models:/tiny/{version}"):
-        folder = registry.resolve(uri, tmp_path / uri.replace("/", "_"), settings, kept)
+        folder = registry.fetch(uri, tmp_path / uri.replace("/", "_"), kept)
         assert (folder / "model.safetensors").read_bytes() == (
             model / "model.safetensors"
         ).read_bytes()
     weights = Path(published.url) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     with pytest.raises(UserError, match="damaged.*model.safetensors"):
-        registry.resolve(f"models:/tiny/{version}", tmp_path / "damaged", settings, kept)
+        registry.fetch(f"models:/tiny/{version}", tmp_path / "damaged", kept)
 
 
 def test_registered_version_in_s3_loads_in_transformers(
@@ -233,13 +244,13 @@ def test_registered_version_in_s3_loads_in_transformers(
         )
         kept = params.Store(url="s3://models/night", endpoint=endpoint, region="us-east-1")
         published = open_store(kept.url, kept.endpoint, kept.region).publish(model, "tiny")
-        version = registry.register(
-            settings, registry.start_run(settings, "s3"), record, published
-        )
+        registry = Registry(settings)
+        run = registry.start_run("s3")
+        version = registry.register(run, Record.model_validate(record), published)
         uri = f"models:/tiny/{version}"
         env = {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         assert _load_elsewhere(settings, uri, tmp_path, env) == "[[1, 2]] 2 (1, 2, 4)"
-        folder = registry.resolve(uri, tmp_path / "copy", settings, kept)
+        folder = registry.fetch(uri, tmp_path / "copy", kept)
         assert (folder / "config.json").read_bytes() == (model / "config.json").read_bytes()
     finally:
         server.stop()
@@ -253,10 +264,11 @@ def test_only_a_gate_that_is_on_refuses(settings, record, model, tmp_path, mode,
     record["gate"]["rules"][0]["passed"] = False
     named = settings.model_copy(update={"name": f"gate-{mode}"})
     published = open_store(str(tmp_path / "store")).publish(model, "tiny")
-    run = registry.start_run(named, f"gate {mode}")
-    registry.log_record(named, run, record)
-    version = registry.register(named, run, record, published)
-    client = registry.connect(named)
+    registry, typed = Registry(named), Record.model_validate(record)
+    run = registry.start_run(f"gate {mode}")
+    registry.log_record(run, typed)
+    version = registry.register(run, typed, published)
+    client = registry.client
     found = client.search_model_versions(f"name = 'gate-{mode}'")
     tags = client.get_run(run).data.tags
     assert (tags["gate"], tags["gate_failed"]) == (
@@ -270,26 +282,27 @@ def test_only_a_gate_that_is_on_refuses(settings, record, model, tmp_path, mode,
 
 
 def test_a_failed_flow_leaves_no_running_run(settings):
-    run, client = registry.start_run(settings, "fails"), registry.connect(settings)
-    registry.end_failed(settings, "fails")
+    registry = Registry(settings)
+    run, client = registry.start_run("fails"), registry.client
+    registry.end_failed("fails")
     assert client.get_run(run).info.status == "FAILED"
-    assert registry.start_run(settings, "fails") == run  # started again
-    registry.end_failed(settings, "fails", "KILLED")
+    assert registry.start_run("fails") == run  # started again
+    registry.end_failed("fails", "KILLED")
     assert client.get_run(run).info.status == "KILLED"
-    registry.start_run(settings, "fails")
-    registry.end_run(settings, run)
-    registry.end_failed(settings, "fails")
-    registry.end_failed(settings, "never started")
+    registry.start_run("fails")
+    registry.end_run(run)
+    registry.end_failed("fails")
+    registry.end_failed("never started")
     assert client.get_run(run).info.status == "FINISHED"
 
 
 def test_bad_model_uris(settings, tmp_path):
     for uri in ("models:/tiny", "models:/tiny/latest", "tiny@challenger", "models:/a/b/3"):
         with pytest.raises(UserError, match="models:/name@alias or models:/name/3"):
-            registry.resolve(uri, tmp_path / "x", settings, params.Store())
+            Registry(settings).fetch(uri, tmp_path / "x", params.Store())
     for uri in ("models:/absent@challenger", "models:/absent/1"):
         with pytest.raises(UserError, match="absent"):
-            registry.resolve(uri, tmp_path / "x", settings, params.Store())
+            Registry(settings).fetch(uri, tmp_path / "x", params.Store())
     assert not (tmp_path / "x").exists()
 
 
@@ -304,14 +317,14 @@ def test_unusable_tracking(tmp_path, monkeypatch):
         (f"ftp://me:{SECRET}@host", "name sqlite:///FILE"),
     ]:
         with pytest.raises(UserError, match=said) as caught:
-            registry.connect(params.Registry(tracking_uri=uri))
+            Registry(params.Registry(tracking_uri=uri))
         assert SECRET not in str(caught.value)
 
 
 def test_check_refuses_a_local_store_behind_a_server(settings, monkeypatch):
-    registry.check(settings, params.Store(url="store"))
-    monkeypatch.setattr(registry, "connect", lambda registry: None)
-    served = params.Registry(tracking_uri="http://127.0.0.1:9")
-    registry.check(served, params.Store(url="s3://bucket/x"))
+    Registry(settings).check_store(params.Store(url="store"))
+    monkeypatch.setattr("tasks.registry.client.connect", lambda _: None)
+    served = Registry(params.Registry(tracking_uri="http://127.0.0.1:9"))
+    served.check_store(params.Store(url="s3://bucket/x"))
     with pytest.raises(UserError, match="cannot read the local store"):
-        registry.check(served, params.Store(url="store"))
+        served.check_store(params.Store(url="store"))

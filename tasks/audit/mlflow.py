@@ -1,0 +1,96 @@
+"""What an audit looks at in the registry: whether what stands there of a run is what the record says."""
+
+import sys
+from collections.abc import Collection, Mapping
+
+from elder.record import Json
+from tasks.audit.evidence import Broken, Check, Evidence
+from tasks.provenance.bom import RECORD
+from tasks.registry.metrics import metrics_of, params_of, tags_of
+
+LATER = {"artifact", "model_version", "report"}  # known only after the folder was published
+LARGEST = sys.float_info.max  # what MLflow's databases make of an infinite number
+MANY = 5  # names in a sentence; more are counted
+Points = dict[str, set[tuple[int, float]]]  # (step, value) by name of the metric
+
+
+def attached_record(evidence: Evidence) -> str:
+    """Compare the record attached to the MLflow run with the one in the store, key by key as JSON."""
+    attached, stored = evidence.attached(RECORD), evidence.record_tree
+    _ = evidence.record  # must be one
+    if not isinstance(attached, dict):
+        raise Broken(f"{RECORD} of the MLflow run is no record of a run")
+    keys = sorted({*stored, *attached} - LATER)
+    differing = [key for key in keys if stored.get(key) != attached.get(key)]
+    artifact = attached.get("artifact")
+    place = (artifact.get("url"), artifact.get("digest")) if isinstance(artifact, dict) else ()
+    if place != (evidence.source, evidence.tags.get("digest")):
+        differing.append("artifact")
+    if str(attached.get("model_version")) != evidence.version:
+        differing.append("model_version")
+    if differing:
+        names = some(differing)
+        raise Broken(f"{RECORD} of the MLflow run differs from the stored one in {names}")
+    run = evidence.run.info.run_id
+    return f"{RECORD} of MLflow run {run} says the same as the stored one"
+
+
+def logged_params(evidence: Evidence) -> str:
+    """Compare the parameters of the MLflow run with the record's."""
+    wanted = params_of(evidence.record)
+    return _same("parameters", wanted, dict(evidence.run.data.params))
+
+
+def logged_metrics(evidence: Evidence) -> str:
+    """Compare every metric of the MLflow run, step by step, with the record's numbers."""
+    wanted: Points = {}
+    for key, value, step in metrics_of(evidence.record):
+        bounded = max(-LARGEST, min(LARGEST, value))
+        wanted.setdefault(key, set()).add((step, bounded))
+    return _same("metrics", wanted, _logged(evidence))
+
+
+def version_tags(evidence: Evidence) -> str:
+    """Compare the tags of the version and of its run with the record; further ones, such as promotions', may be."""
+    record = evidence.record
+    own = tags_of(record) | {"run_id": record.run_id}
+    for title, tags in (("version", evidence.tags), ("run", evidence.run.data.tags)):
+        differing = [key for key, value in own.items() if tags.get(key) != value]
+        if differing:
+            raise Broken(f"tags of the {title} differ from the record: {some(differing)}")
+    return f"{len(own)} tags of version and run follow from the record"
+
+
+def some(names: list[str]) -> str:
+    """List names in a sentence: the first few, and how many more there are."""
+    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
+    return ", ".join(names[:MANY]) + more
+
+
+def _logged(evidence: Evidence) -> Points:
+    """Return all points of all metrics of the MLflow run; step -1 stands for a newest value that no point has."""
+    run, registry = evidence.run, evidence.registry
+    points: Points = {}
+    with registry.refusals():
+        for key, latest in run.data.metrics.items():
+            history = registry.client.get_metric_history(run.info.run_id, key)
+            points[key] = {(point.step, point.value) for point in history}
+            if latest not in {value for _, value in points[key]}:
+                points[key].add((-1, latest))
+    return points
+
+
+def _same(title: str, wanted: Mapping[str, Json], logged: Mapping[str, Json]) -> str:
+    keys: Collection[str] = wanted.keys() | logged.keys()
+    differing = sorted(key for key in keys if wanted.get(key) != logged.get(key))
+    if differing:
+        raise Broken(f"{title} of the MLflow run differ from the record: {some(differing)}")
+    return f"{len(wanted)} {title} of the MLflow run are those of the record"
+
+
+MLFLOW_CHECKS: dict[str, Check] = {
+    "record in MLflow": attached_record,
+    "parameters in MLflow": logged_params,
+    "metrics in MLflow": logged_metrics,
+    "tags": version_tags,
+}
