@@ -22,7 +22,7 @@ from gpu_report import TRAINED, Results, flops_per_token
 from gpu_stages import ROOT, WEIGHTS, Bench, Shape, shape_of, stages_of
 from transformers import LlamaConfig
 
-from elder.device import device_of
+from elder.device import device_of, is_out_of_memory
 from elder.environment import environment
 from elder.errors import UserError
 from elder.model.forward import seed_everything
@@ -99,10 +99,12 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     """Run one stage; what the card cannot do is a result, too."""
     try:
         return stage()
-    except torch.OutOfMemoryError as error:
-        return {"error": f"out of memory: {str(error).split('. ')[0]}"}
     except UserError as error:
         return {"error": str(error)}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"error": f"out of memory: {str(error).split('. ')[0]}"}
 
 
 def run_part(args: argparse.Namespace, shape: Shape, device: torch.device) -> None:

@@ -1,11 +1,33 @@
 """The device that a name means, where a model is, and how much memory was taken there."""
 
+import re
 import resource
 from typing import Any
 
 import torch
 
-from elder.errors import UserError
+from elder.errors import NEED_LESS, UserError
+
+# How torch, the system and the GPU's libraries say that memory does not suffice; on a CPU torch has no type for it.
+OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|cannot allocate memory|CUBLAS_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+TRIED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory did not suffice, on whichever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def out_of_memory(error: BaseException, what: str = "the work") -> UserError:
+    """Return the sentence for such an error: what did not fit, how much was asked for, and what to do."""
+    tried = TRIED.search(str(error))
+    asked = f" ({tried[1]} more were asked for)" if tried else ""
+    return UserError(f"{what} does not fit into memory{asked}; {NEED_LESS}")
 
 
 def device_of(name: str) -> torch.device:

@@ -1,11 +1,20 @@
-"""The one exception for what a user can mend, and the hint that names the nearest valid word."""
+"""The exceptions that end in one sentence: for what a user can mend, and for a process that died."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NEED_LESS = (
+    "make it need less (--dtype bfloat16, a smaller batch of the step: select, regularise, recover, evaluate and speed "
+    "each have a key for it), or use a machine with more"
+)
+
 
 class UserError(Exception):
     """The input is wrong: the message is one clear sentence that says what was given, what is allowed, what to do."""
+
+
+class Crash(Exception):
+    """A process that does the work was killed or failed: the message is one clear sentence that says what to do."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from elder.compression.recipes import apply_method
 from elder.compression.stages import layers_to_keep
 from elder.device import device_of
-from elder.errors import UserError
+from elder.errors import Crash, UserError
 from elder.evaluation.tasks import check_tasks
 from elder.model.load import check_model
 from elder.model.removal import outline
@@ -49,7 +49,9 @@ def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]
         record = _run(settings, root, method, told)
     except Exception as error:
         said = (
-            str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            str(error)
+            if isinstance(error, UserError | Crash)
+            else f"{type(error).__name__}: {error}"
         )
         notify.notify(settings.notify, "failure", told | {"error": hide_secrets(said)})
         raise

@@ -18,7 +18,7 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from elder.compression.recipes import DEFAULT
-from elder.errors import UserError, nearest
+from elder.errors import Crash, UserError, nearest
 from elder.files import write_json
 from elder.params import Params
 from elder.progress import say
@@ -132,7 +132,9 @@ def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> Ro
             say(f"done by run {record['run_id']}")
     except Exception as error:
         said = (
-            str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            str(error)
+            if isinstance(error, UserError | Crash)
+            else f"{type(error).__name__}: {error}"
         )
         say(f"failed: {said}")
         return row | {"error": hide_secrets(said)}

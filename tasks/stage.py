@@ -5,6 +5,7 @@ A process of its own is the only way that GPU memory is surely freed, and a cras
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 from prefect import task
 
-from elder.errors import UserError
+from elder.errors import NEED_LESS, Crash, UserError
 from elder.process import CPU_SETTINGS
 from tasks.run.slots import gpu_slot
 
@@ -26,7 +27,7 @@ def run_stage(*arguments: str | Path) -> None:
 
     Raises:
         UserError: what the stage refused.
-        RuntimeError: if it failed otherwise, or was killed.
+        Crash: if it failed otherwise, or was killed.
     """
     with tempfile.TemporaryDirectory() as folder, gpu_slot():
         sentence = Path(folder) / "error"
@@ -40,10 +41,18 @@ def run_stage(*arguments: str | Path) -> None:
         if sentence.exists():
             raise UserError(sentence.read_text(encoding="utf-8"))
     if status:
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
-        raise RuntimeError(
-            f"stage {arguments[0]} {how}; what it had finished is kept, run again to go on"
+        raise Crash(
+            f"stage {arguments[0]} {_how(status)}; what it had finished is kept, run again to go on"
         )
+
+
+def _how(status: int) -> str:
+    """Say how a stage ended, and what may help."""
+    if status == -signal.SIGKILL:
+        return f"was killed (SIGKILL), as the system does where memory runs out: {NEED_LESS}"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"failed with exit status {status}, for the reason shown above"
 
 
 @task(name="compression stage", task_run_name="{name}")

@@ -1,6 +1,8 @@
 """The application: which commands there are, and how their failures end."""
 
-from typing import Any
+import sys
+import traceback
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -9,16 +11,17 @@ from elder.cli import compare, library, stage
 from elder.cli.options import with_options
 from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
-from elder.errors import UserError
+from elder.errors import Crash, UserError
 
 INTERRUPTED = (
     "interrupted: nothing was left half-written; the same command goes on from where it was"
 )
+CRASHED = 3  # exit status, apart from a check's no (1) and a wrong input (2)
 DISK_FULL = "error: the disk is full; free some space and give the same command again"
 
 
 class PlainErrors(TyperGroup):
-    """Commands whose failures end in one sentence: exit 2 for a wrong input or an interruption."""
+    """Commands whose failures end in one sentence: exit 2 for a wrong input or an interruption, 3 for a crash."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Read the command line and run the command."""
@@ -33,11 +36,25 @@ class PlainErrors(TyperGroup):
             refuse(f"error: {error}", 2)
         except KeyboardInterrupt:
             refuse(INTERRUPTED, 2)
+        except Crash as error:
+            refuse(f"error: {error}", CRASHED)
         except Exception as error:
-            # safetensors wraps the system's error in a type of its own
-            if "No space left on device" not in str(error):
+            if hasattr(error, "exit_code"):  # of the command line itself, which ends it
                 raise
-            refuse(DISK_FULL, 2)
+            _end_with(error)
+
+
+def _end_with(error: Exception) -> NoReturn:
+    """End after an error that no command expects: a full disk or memory is said, anything else is a fault of ours."""
+    # safetensors wraps the system's error in a type of its own
+    if "No space left on device" in str(error):
+        refuse(DISK_FULL, 2)
+    from elder.device import is_out_of_memory, out_of_memory
+
+    if is_out_of_memory(error):
+        refuse(f"error: {out_of_memory(error)}", 2)
+    traceback.print_exception(error)
+    sys.exit(CRASHED)
 
 
 def build_app(services: Services) -> typer.Typer:

@@ -27,6 +27,7 @@ from pathlib import Path
 from elder.compare.measure import measure
 from elder.compare.plan import DENSE, Measurement
 from elder.compare.result import read_result, value_of
+from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.locks import Busy, hold
 from elder.progress import say
@@ -131,6 +132,8 @@ def _attempt(one: Measurement, folder: Path) -> str | None:
         except UserError as error:
             return str(error)
         except Exception as error:  # one broken row must not cost the hours of the others
+            if is_out_of_memory(error):
+                return str(out_of_memory(error, f"the row {one.row}"))
             traceback.print_exc()
             return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None

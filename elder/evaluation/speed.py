@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from elder import params
-from elder.device import device_of_model
+from elder.device import device_of_model, is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.model.layers import text_config
 from elder.model.load import Loaded, context_length, parameter_count
@@ -193,11 +193,9 @@ def generation_agrees(
         cached, plain = (
             _generate(model, starts, new_tokens, use_cache=use) for use in (True, False)
         )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "memory does not suffice to check generation; give fewer prompts"
-        ) from None
     except Exception as error:  # a wrong layer index fails in as many ways as there are caches
+        if is_out_of_memory(error):
+            raise out_of_memory(error, "the check of generation") from None
         say(f"generation fails: {type(error).__name__}: {error}")
         return False
     return torch.equal(cached.sequences, plain.sequences)
@@ -215,7 +213,9 @@ def _bench(models: list[Loaded], settings: params.Speed) -> list[Job]:
     try:
         with torch.inference_mode(), meter("speed", turns * len(jobs)) as step:
             _in_turns(jobs, settings, step)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             "memory does not suffice to measure speed; lower speed.batch or speed.prompt_tokens"
         ) from None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from elder import params
-from elder.device import device_of
+from elder.device import device_of, is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.model.layers import find_layers, text_config
 from elder.names import is_hub_id, split_revision
@@ -81,8 +81,9 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
             f"the weights of {source!r} lack {len(missing)} tensors, such as {missing[0]}; save it anew"
         )
     find_layers(model)
+    _or_refuse(source, "model", lambda: model.to(device))
     return Loaded(
-        model.to(device).eval(),
+        model.eval(),
         tokenizer,
         wanted.name,
         getattr(config, "_commit_hash", None),
@@ -186,13 +187,10 @@ def _or_refuse(source: str, what: str, load: Callable[[], Any]) -> Any:
         return load()
     except UserError:
         raise
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the {what} of {source!r} does not fit into the device's memory; try --dtype bfloat16"
-        ) from None
-    except (
-        Exception
-    ) as error:  # transformers, the Hub client and safetensors each raise their own types
+    # transformers, the Hub client and safetensors each raise their own types
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, f"the {what} of {source!r}") from None
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"the {what} of {source!r} cannot be loaded: {first or type(error).__name__}"

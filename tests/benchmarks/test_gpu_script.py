@@ -163,18 +163,33 @@ def test_an_interrupted_part_goes_on(tmp_path: Path) -> None:
     assert after["select, shortgpt"] == first["select, shortgpt"]
 
 
-def test_a_stage_that_fails_is_said_and_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."
+            ),
+            "out of memory: CUDA out of memory",
+        ),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried. Error code 12"
+            ),
+            "out of memory: DefaultCPUAllocator: can't allocate memory: you tried",
+        ),
+    ],
+)
+def test_a_stage_that_fails_is_said_and_tried_again(
+    tmp_path: Path, error: Exception, said: str
+) -> None:
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."
-        )
+        raise error
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bench, "regularise", full)
         records = run("regularise", tmp_path)
-    assert {record["error"] for record in records.values()} == {
-        "out of memory: CUDA out of memory"
-    }
+    assert {record["error"] for record in records.values()} == {said}
     assert "- regularise, adapters: out of memory" in (tmp_path / "summary.md").read_text()
     assert "error" not in run("regularise", tmp_path)["regularise, adapters"]
 

@@ -189,6 +189,19 @@ def test_generation_disagrees_when_two_layers_share_a_place_in_the_cache() -> No
     assert not generation_agrees(loaded, new_tokens=16)
 
 
+def test_a_want_of_memory_does_not_count_as_wrong_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+        )
+
+    monkeypatch.setattr("elder.evaluation.speed._generate", full)
+    with pytest.raises(UserError, match="the check of generation does not fit into memory"):
+        generation_agrees(tiny(), new_tokens=16)
+
+
 def test_generation_disagrees_when_a_layer_goes_without_its_index() -> None:
     loaded = tiny(layers=3)
     del loaded.model.model.layers[0]

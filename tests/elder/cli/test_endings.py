@@ -1,0 +1,62 @@
+"""How a command ends when its work fails: one sentence and a status of its own, or a traceback of a fault of ours."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from typer.testing import Result
+
+from elder.errors import Crash
+
+Elder = Callable[..., Result]
+
+
+def ending(elder: Elder, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Result:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("elder.model.load.load_model", failing)
+    monkeypatch.setattr("elder.compression.stages.load_model", failing)
+    return elder("select", "--method", "shortgpt")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+        ),
+        MemoryError(),
+    ],
+)
+def test_a_want_of_memory_is_one_sentence(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    found = ending(elder, monkeypatch, error)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: the work does not fit into memory")
+    assert found.stderr.count("\n") == 1
+
+
+def test_a_process_that_died_is_one_sentence_and_a_status_of_its_own(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ending(elder, monkeypatch, Crash("stage learn was killed"))
+    assert (found.exit_code, found.stderr) == (3, "error: stage learn was killed\n")
+
+
+def test_a_fault_of_ours_shows_where_and_is_no_check_that_said_no(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ending(elder, monkeypatch, ZeroDivisionError("a fault"))
+    assert found.exit_code == 3
+    assert "Traceback" in found.stderr
+    assert found.stderr.endswith("ZeroDivisionError: a fault\n")
+
+
+def test_wrong_options_end_as_ever(elder: Elder) -> None:
+    found = elder("select", "--no-such-option")
+    assert found.exit_code == 2
+    assert "No such option" in found.stderr
