@@ -134,16 +134,31 @@ def read_json(path: Path, what: str = "") -> Any:
         what: how a sentence that refuses it calls the file; by default its path.
 
     Raises:
-        UserError: if it cannot be read, is too large, too deeply nested or not JSON.
+        UserError: if it cannot be read, or is too large, too deeply nested or not JSON.
     """
     what = what or repr(str(path))
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:
             raise UserError(f"{what} has {size} bytes, more than the {LARGEST_JSON} allowed")
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}") from None
+    return parse_json(data, what)
+
+
+def parse_json(data: bytes | str, what: str) -> Any:
+    """Return the value of a JSON text that may come from anywhere.
+
+    Args:
+        data: the text, UTF-8.
+        what: how a sentence that refuses it calls it.
+
+    Raises:
+        UserError: if it is too deeply nested or not JSON.
+    """
+    try:
+        value = json.loads(data)
     except ValueError as error:  # integers of thousands of digits and wrong UTF-8, too
         raise UserError(f"{what} is not valid JSON: {error}") from None
     except RecursionError:

@@ -1,6 +1,10 @@
-"""What a model's or a dataset's name means: a place on this machine, or an id on the Hub. One rule for all who ask."""
+"""What a model's or a dataset's name means, and what a registered model may be called. One rule for all who ask."""
 
+import re
 from pathlib import Path
+
+REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_REGISTERED = 200  # characters: MLflow takes 256, a folder's name 255 bytes
 
 
 def is_hub_id(name: str) -> bool:
@@ -20,6 +24,18 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def registered_name_fault(name: str) -> str | None:
+    """Say what is wrong with the name of a registered model, or None.
+
+    The name is a folder in the store, a prefix in S3 and a name in MLflow, which takes neither ``/`` nor ``:``.
+    """
+    if len(name) > LONGEST_REGISTERED:
+        return f"give at most {LONGEST_REGISTERED} characters"
+    if not REGISTERED.fullmatch(name):
+        return "use letters, digits, '.', '_' and '-', a letter or digit first"
+    return None
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from elder.errors import UserError
+from elder.files import parse_json
 from elder.record import Json, Number, Record, plain
 from elder.report.card import model_name
 from tasks.store.manifest import File, Files, describe
@@ -91,9 +93,9 @@ def faults(text: str, record: Record, files: Files) -> list[str]:
         files: all files of the folder, as they are.
     """
     try:
-        tree = json.loads(text)
+        tree = parse_json(text, BOM)
         listed = listed_files(tree)
-    except (ValueError, RecursionError):
+    except (ValueError, UserError):
         return ["it cannot be read"]
     sentences = []
     for name, sha256 in listed.items():

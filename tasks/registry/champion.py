@@ -1,11 +1,10 @@
 """The present champion, as the gate needs it: its numbers, and the protocol under which they were measured."""
 
-import json
-
 from prefect import task
 
 from elder import params
 from elder.errors import UserError
+from elder.files import parse_json
 from elder.record import Champion, Record, read_record
 from tasks.errors import Unreachable
 from tasks.provenance.bom import RECORD
@@ -64,8 +63,5 @@ def stored_record(url: str, settings: params.Store) -> Record:
         raise UserError(f"there is no {RECORD} beside its weights")
     if fingerprint(data) != wanted:
         raise UserError(f"its {RECORD} is not what the manifest says")
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError):
-        raise UserError(f"its {RECORD} is not JSON") from None
-    return read_record(tree, f"its {RECORD}")
+    what = f"its {RECORD}"
+    return read_record(parse_json(data, what), what)

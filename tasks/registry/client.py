@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from elder import params
 from elder.errors import UserError
+from elder.files import read_json
 from elder.record import Json, Record, plain
 from tasks.errors import hide_secrets
 from tasks.provenance.bom import RECORD
@@ -146,12 +147,11 @@ class Registry:
         """Return the content of a JSON file attached to an MLflow run.
 
         Raises:
-            UserError: MLflow does not have it.
-            ValueError: it is not JSON.
+            UserError: MLflow does not have it, or it is not JSON.
         """
         with self.refusals(), tempfile.TemporaryDirectory() as place:
-            path = self.client.download_artifacts(mlflow_run, name, place)
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+            path = Path(self.client.download_artifacts(mlflow_run, name, place))
+            return read_json(path, f"{name} of the MLflow run")
 
     def run(self, mlflow_run: str) -> "Run":
         """Return an MLflow run with its parameters, newest metrics and tags."""

@@ -4,13 +4,13 @@ Entries are created and never replaced. Of several writers of the next number on
 follow the same one: the log is what decides who is champion, and the registry's alias only repeats it.
 """
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elder.errors import UserError
+from elder.names import registered_name_fault
 from tasks.store.base import Store
 
 READERS = 8  # entries read at once
@@ -81,10 +81,9 @@ def _read_entry(store: Store, name: str, number: int) -> Entry:
 
 
 def _folder(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(
-            f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first"
-        )
+    fault = registered_name_fault(name)
+    if fault:
+        raise UserError(f"model name {name!r}: {fault}")
     return f"history/{name}"
 
 

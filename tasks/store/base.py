@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict
 
 from elder.errors import UserError
+from elder.names import registered_name_fault
 from tasks.errors import hide_secrets, plain_errors
 from tasks.store.manifest import (
     MANIFEST,
@@ -59,10 +59,9 @@ class Store(ABC):
         Raises:
             UserError: the folder is missing, empty or has a manifest.json, the name is not usable, the store refuses.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise UserError(
-                f"model name {name!r}: use letters, digits, '.', '_' and '-', a letter or digit first"
-            )
+        fault = registered_name_fault(name)
+        if fault:
+            raise UserError(f"model name {name!r}: {fault}")
         files = describe(Path(folder))
         if MANIFEST in files:
             raise UserError(

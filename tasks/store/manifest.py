@@ -1,8 +1,4 @@
-"""The manifest of a stored model: its files with sha256 and size, and the digest over them that names the model.
-
-Also the two things that everything beside it needs: plain sentences for the operating system's refusals, and URLs in
-messages without their passwords.
-"""
+"""The manifest of a stored model: files with sha256 and size, and the digest over them that names the model."""
 
 import hashlib
 import json
@@ -12,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elder.errors import UserError
+from elder.files import parse_json
 from tasks.errors import plain_errors
 
 MANIFEST = "manifest.json"
@@ -26,6 +23,13 @@ class File(BaseModel):
 
 
 Files = dict[str, File]  # by path relative to the model's folder, with "/"
+
+
+class Content(BaseModel):
+    """What manifest.json holds."""
+
+    digest: str
+    files: Files
 
 
 def fingerprint(source: Path | bytes) -> File:
@@ -55,16 +59,14 @@ def describe(folder: Path) -> Files:
 
 def digest(files: Files) -> str:
     """Return the sha256 over the sorted list of (path, sha256, bytes)."""
-    lines = sorted([path, file.sha256, file.bytes] for path, file in files.items())
+    lines = sorted((path, file.sha256, file.bytes) for path, file in files.items())
     return hashlib.sha256(json.dumps(lines, separators=(",", ":")).encode()).hexdigest()
 
 
 def dump(files: Files) -> bytes:
     """Return the content of manifest.json; the same files give the same bytes."""
-    content = {
-        "digest": digest(files),
-        "files": {path: files[path].model_dump() for path in sorted(files)},
-    }
+    by_path = {path: files[path].model_dump() for path in sorted(files)}
+    content = {"digest": digest(files), "files": by_path}
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
@@ -76,31 +78,31 @@ def parse(data: bytes, place: str) -> Files:
         place: URL of the model; where its last part is a digest, the manifest must match that too.
     """
     try:
-        content = json.loads(data)
-        stated, files = (
-            content["digest"],
-            {path: File(**file) for path, file in content["files"].items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        content = Content.model_validate(parse_json(data, MANIFEST))
+    except (ValidationError, UserError) as error:
         raise UserError(
             f"{place}: {MANIFEST} is not readable; publish the model again"
         ) from error
+    files = content.files
     for path in files:
-        if (
-            path in ("", ".")
-            or path.startswith("/")
-            or "\\" in path
-            or ".." in PurePosixPath(path).parts
-        ):
+        if not _inside(path):
             raise UserError(
                 f"{place}: {MANIFEST} names {path!r}, which lies outside the model; do not use this model"
             )
     folder = place.rpartition("/")[2]
-    if digest(files) != stated or (re.fullmatch("[0-9a-f]{64}", folder) and folder != stated):
+    in_its_place = folder == content.digest or not re.fullmatch("[0-9a-f]{64}", folder)
+    if digest(files) != content.digest or not in_its_place:
         raise UserError(
             f"{place}: {MANIFEST} does not match its digest; publish the model again"
         )
     return files
+
+
+def _inside(path: str) -> bool:
+    """Say whether a relative path stays below the folder that it starts from."""
+    if path in ("", ".") or path.startswith("/") or "\\" in path:
+        return False
+    return ".." not in PurePosixPath(path).parts
 
 
 def difference(name: str, found: File | None, wanted: File) -> str:

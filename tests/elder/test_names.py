@@ -6,7 +6,7 @@ import pytest
 
 from elder.errors import UserError
 from elder.model.load import check_model
-from elder.names import hub_id, is_hub_id, split_revision
+from elder.names import hub_id, is_hub_id, registered_name_fault, split_revision
 from elder.params import Model
 
 
@@ -50,6 +50,14 @@ def test_ids_of_the_hub(name: str) -> None:
 def test_names_that_are_no_ids_of_the_hub(name: str) -> None:
     assert not is_hub_id(name)
     assert hub_id(name) is None
+
+
+def test_what_a_registered_model_may_be_called() -> None:
+    for name in ("work", "data", "3", "a.b_c-D", "x" * 200):
+        assert registered_name_fault(name) is None
+    for name in ("", "org/model", "my model", "a:b", ".hidden", "-x", "modèle", "a\n"):
+        assert registered_name_fault(name) is not None
+    assert registered_name_fault("x" * 201) == "give at most 200 characters"
 
 
 def test_a_revision_is_split_off_unless_a_folder_has_that_name(tmp_path: Path) -> None:

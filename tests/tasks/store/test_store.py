@@ -176,6 +176,28 @@ def test_changed_manifest_is_refused(store, folder, tmp_path):
         store.fetch(published.url, tmp_path / "copy")
 
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        DEEP,
+        b'{"digest": "d", "files": ' + DEEP + b"}",
+        b'{"digest": "d", "files": {"a": {"sha256": "%s", "bytes": %s}}}'
+        % (b"0" * 64, b"9" * 5000),
+        b'{"digest": 1, "files": {}}',
+        b'{"digest": "d", "files": [1]}',
+        b'{"digest": "d", "files": {"a": null}}',
+        b"\xff",
+    ],
+    ids=["deep", "deep inside", "huge integer", "number", "list", "null", "no text"],
+)
+def test_a_manifest_of_any_content_is_refused_in_a_sentence(content: bytes) -> None:
+    with pytest.raises(UserError, match="store/x: manifest.json is not readable; publish"):
+        parse(content, "store/x")
+
+
 def test_manifest_must_match_its_own_digest():
     files = {"a": {"sha256": "0" * 64, "bytes": 0}}
     with pytest.raises(UserError, match="does not match its digest"):
