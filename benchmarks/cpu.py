@@ -32,6 +32,8 @@ def work() -> float:
     from elder import params
     from elder.data import choose_blocks
     from elder.model.load import load_model
+    from elder.training.data import training_data
+    from elder.training.loop import TrainingRun
     from elder.training.recover import recover
 
     dense, student = (
@@ -40,7 +42,8 @@ def work() -> float:
     blocks = choose_blocks(Path("data/calibration.txt"), dense.tokenizer, 16, 256, 0)
     settings = params.Recover(epochs=5, batch=4, lr=1e-3, synthetic=0)
     started = time.perf_counter()
-    recover(student.model, dense.model, blocks, settings, 0, torch.bfloat16)
+    run = TrainingRun("recover", 0, torch.bfloat16)
+    recover(student.model, dense.model, training_data(blocks), settings, run)
     return time.perf_counter() - started
 
 

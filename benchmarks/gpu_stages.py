@@ -26,6 +26,8 @@ from elder.evaluation.speed import compare
 from elder.model.layers import remove_layers
 from elder.model.load import Loaded, parameter_count
 from elder.progress import say
+from elder.training.data import training_data
+from elder.training.loop import TrainingRun
 from elder.training.recover import recover
 from elder.training.regularise import regularise
 
@@ -220,7 +222,7 @@ class Bench:
 
         def run(blocks: torch.Tensor) -> float:
             record = select_layers(loaded, blocks, params.Params(select=chosen))
-            removed, learnt = record["removed"], record["spent"]["tokens_seen"]
+            removed, learnt = record.removed, record.spent.tokens_seen
             if learnt:  # one round for each layer that goes: L, L - 1, ... layers are passed
                 return self.flops(learnt, self.layers - (len(removed) - 1) / 2, 1, FROZEN)
             passes = sleb_passes(self.layers, removed) if method == "sleb" else (self.layers, 1)
@@ -234,7 +236,9 @@ class Bench:
         settings = params.Regularise(epochs=3, lr=2e-5, lambda2=1e-3, **self._common(rank))
 
         def run(blocks: torch.Tensor) -> float:
-            spent = regularise(model, self.spread(0.25), blocks, settings, SEED, WEIGHTS)
+            plan = TrainingRun("regularise", SEED, WEIGHTS)
+            data = training_data(blocks)
+            spent = regularise(model, self.spread(0.25), data, settings, plan)
             return self.flops(spent.tokens_seen, self.layers, 1, FROZEN if rank else TRAINED)
 
         return self._noted(self.measure(run, self.shape.batch), model, rank)
@@ -247,7 +251,8 @@ class Bench:
         settings = params.Recover(mode="distil", epochs=6, lr=1e-5, **self._common(rank))
 
         def run(blocks: torch.Tensor) -> float:
-            spent = recover(student, dense, blocks, settings, SEED, WEIGHTS)
+            plan = TrainingRun("recover", SEED, WEIGHTS)
+            spent = recover(student, dense, training_data(blocks), settings, plan)
             times = FROZEN if rank else TRAINED
             left = student.config.num_hidden_layers
             return self.flops(spent.tokens_seen, left, 1, times) + self.flops(

@@ -8,7 +8,15 @@ records that older versions wrote still hold.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    ValidationError,
+    model_serializer,
+)
 
 from elder.errors import UserError
 
@@ -54,10 +62,10 @@ class Spent(BaseModel):
 class Point(Plain):
     """One optimiser step: ``loss`` in nats, and the learning rate of it."""
 
+    stage: str | None = None
     step: int
     loss: Number
     lr: Number
-    stage: str | None = None
 
 
 class Trial(Plain):
@@ -67,6 +75,14 @@ class Trial(Plain):
     held_out_loss: Number | None
     tokens: int
     chosen: bool = False
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Write what was tried behind the stage, before what came of it."""
+        found: dict[str, Json] = write(self)
+        tried = {name: found.pop(name) for name in self.model_extra or {} if name in found}
+        stage = {"stage": found.pop("stage")} if "stage" in found else {}
+        return stage | tried | found
 
 
 class Round(Plain):

@@ -9,6 +9,8 @@ import yaml
 from prefect import flow
 
 from elder import __version__
+from elder.compression.job import processes
+from elder.compression.stages import STAGES
 from elder.params import Model, Params
 from elder.record import plain
 from elder.settings import load_params
@@ -66,7 +68,7 @@ def compress(
     )
 
     work = run_dir / "work"
-    for stages in ("learn", "regularise", "remove,compensate", "recover"):
+    for stages in processes(STAGES):
         compression_stage(stages, work, params, blocks)
     folder = run_dir / settings.registry.name
     record = save(work, params, blocks, folder, method)

@@ -24,6 +24,7 @@ from elder.cli.services import services_of
 from elder.errors import UserError
 from elder.params import Params
 from elder.process import prepare_libraries
+from elder.record import plain
 from elder.settings import validate
 
 
@@ -110,14 +111,14 @@ def select(
     result = {
         "method": settings.select.method,
         "model": model,
-        "num_layers": found["num_layers"],
-        "removed": found["removed"],
-        "scores": found["scores"],
-        "tokens": found["tokens"],
-        "tokens_seen": found["spent"]["tokens_seen"],
-        "search": found["spent"]["search"],
+        "num_layers": found.num_layers,
+        "removed": found.removed,
+        "scores": plain(found.scores),
+        "tokens": found.tokens,
+        "tokens_seen": found.spent.tokens_seen,
+        "search": [plain(trial) for trial in found.spent.search],
         "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": found["peak_memory_bytes"],
+        "peak_memory_bytes": found.peak_memory_bytes,
     }
     show(result, common.as_json, lambda: _selection_lines(result))
 
@@ -145,7 +146,7 @@ def compress(
         recipe.method or DEFAULT,
         model_name=model,
     )
-    result = {**record, "model": model, "output": str(recipe.output)}
+    result = {**plain(record), "model": model, "output": str(recipe.output)}
     show(result, common.as_json, lambda: _compression_lines(result))
 
 

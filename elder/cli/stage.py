@@ -16,6 +16,7 @@ from elder.params import Params
 from elder.process import prepare_libraries
 from elder.settings import load_params
 
+PATIENCE = 30.0  # seconds that a stage's process may take to end once the one that started it was killed
 app = typer.Typer(no_args_is_help=True)
 ParamsFile = Annotated[Path, typer.Option("--params", help="All parameters, as YAML.")]
 Result = Annotated[Path, typer.Option(help="JSON file to write.")]
@@ -33,7 +34,7 @@ def job(
     names: Annotated[
         str,
         typer.Argument(
-            help="learn, regularise, remove, compensate, recover; several with commas."
+            help="Names of stages, with commas; an unknown one lists those that there are."
         ),
     ],
     work: Annotated[Path, typer.Option(help="Work folder of the compression.")],
@@ -41,11 +42,13 @@ def job(
     calibration: Annotated[Path, typer.Option(help="Text or calibration blocks.")],
 ) -> None:
     """Run stages of a compression in its work folder."""
-    from elder.compression.compress import open_job
+    from elder.compression.job import get_stage, open_job
+    from elder.compression.stages import STAGES
 
-    opened = open_job(work, _read(params), calibration)
-    for name in names.split(","):
-        opened.run(name)
+    wanted = [get_stage(STAGES, name).name for name in names.split(",")]
+    with open_job(work, _read(params), calibration, STAGES, PATIENCE) as opened:
+        for name in wanted:
+            opened.run(name)
 
 
 @app.command()
@@ -58,10 +61,12 @@ def finish(
 ) -> None:
     """Save the shallower model with its record."""
     from elder.compression.compress import finish as run
-    from elder.compression.compress import open_job
+    from elder.compression.job import open_job
+    from elder.compression.stages import STAGES
 
     if not (output / "elder.json").is_file():
-        run(open_job(work, _read(params), calibration), output, method)
+        with open_job(work, _read(params), calibration, STAGES, PATIENCE) as opened:
+            run(opened, output, method)
 
 
 @app.command()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from elder.compare.plan import DENSE, Measurement
 from elder.compare.result import BUDGET, Result, write_result
-from elder.compression.compress import describe, open_job
-from elder.compression.stages import STAGES, SYNTHETIC, Job
+from elder.compression.compress import describe
+from elder.compression.job import Job, open_job
+from elder.compression.stages import STAGES, SYNTHETIC
 from elder.environment import environment
 from elder.evaluation.perplexity import evaluate_by_block
 from elder.files import copy_whole
@@ -14,7 +15,7 @@ from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recip
 from elder.model.load import DTYPES, Loaded, block_length, load_model, parameter_count
 from elder.params import Params
 from elder.process import prepare_libraries
-from elder.record import Json
+from elder.record import Json, plain
 
 
 def measure(one: Measurement, folder: Path) -> None:
@@ -67,18 +68,19 @@ def _seq_len(settings: Params, loaded: Loaded) -> int:
 def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Json]]:
     """Make one row's shallower model, in the dtype of the dense one, and say what that took."""
     settings = one.settings
-    job = open_job(folder / "work" / one.slug, settings, Path(settings.calibration.source))
-    shared = _shared_files(job, folder / "shared")
-    for own, common in shared.items():
-        _copy(common, own)
-    for stage in STAGES:
-        job.run(stage)
+    work, source = folder / "work" / one.slug, Path(settings.calibration.source)
+    with open_job(work, settings, source, STAGES) as job:
+        shared = _shared_files(job, folder / "shared")
         for own, common in shared.items():
-            _copy(own, common)
-    record = describe(job, one.row)
+            _copy(common, own)
+        for stage in STAGES:
+            job.run(stage.name)
+            for own, common in shared.items():
+                _copy(own, common)
+        record = plain(describe(job, one.row, settings.model.name))
+        loaded = job.load(job.last_folder(), DTYPES[job.learnt.dtype])
     made = {key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)}
-    dtype = DTYPES[record["model"]["dtype"]]
-    return job.load(job.last_folder(), dtype), made
+    return loaded, made
 
 
 def _shared_files(job: Job, folder: Path) -> dict[Path, Path]:
@@ -91,7 +93,7 @@ def _shared_files(job: Job, folder: Path) -> dict[Path, Path]:
     choice = inputs | {"select": settings.select.model_dump(mode="json")}
     text = inputs | {"recover.synthetic": settings.recover.synthetic}
     return {
-        job.work / "learn.json": folder / f"{choice.short}.json",
+        job.marker("learn"): folder / f"{choice.short}.json",
         job.work / SYNTHETIC: folder / f"{text.short}.safetensors",
     }
 

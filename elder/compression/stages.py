@@ -1,102 +1,41 @@
 """The stages of one compression: learn, regularise, remove, compensate, recover. Each can be killed and run again.
 
-A stage reads what the ones before it left in the work folder, and writes its own result there by rename: a JSON file
-that is also the mark of completion, beside a model folder where there is one. ``elder compress`` runs the stages in one
-process; a flow runs each in a process of its own. Both give the same bytes.
+A stage reads what the ones before it left in the work folder, and leaves its own result there: `elder.compression.job`.
+``elder compress`` runs the stages in one process; a flow runs them in processes of their own. Both give the same bytes.
+
+`STAGES`, at the end of this file, is the one list of them: a new stage is a function and a line there.
 """
 
 import hashlib
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from elder import params
 from elder.compensation import NONE, Repair, compensate, get_compensation
-from elder.data import choose_blocks
+from elder.compression.job import Job, Stage
+from elder.compression.results import (
+    Chosen,
+    Compensated,
+    Learnt,
+    Removed,
+    Trained,
+)
 from elder.device import peak_memory_bytes
 from elder.errors import UserError
-from elder.files import file_digest, write_json
-from elder.model.forward import seed_everything
+from elder.files import file_digest
 from elder.model.layers import check_removal, find_layers, fixed_layers, remove_layers
-from elder.model.load import Loaded, block_length, load_model, parameter_count, weights_digest
-from elder.model.save import save_model
+from elder.model.load import Loaded, parameter_count, weights_digest
 from elder.progress import say
-from elder.selection import Problem, get_method
-from elder.training.loop import Spent
+from elder.record import Round, Scores, Spent
+from elder.selection import Problem, Selection, get_method
+from elder.training.data import training_data
+from elder.training.loop import TrainingRun
 from elder.training.recover import recover
 from elder.training.regularise import regularise
 from elder.training.synthesis import synthetic_blocks
 
 SYNTHETIC = "recover.synthetic.safetensors"  # what the dense model wrote, in the work folder
-STAGES = ("learn", "regularise", "remove", "compensate", "recover")
-
-
-class Job:
-    """One compression in its work folder.
-
-    Args:
-        work: folder for results and checkpoints of the stages; made if absent.
-        settings: all parameters; ``model.name`` must be a folder or a Hub id.
-        calibration: UTF-8 text, or blocks chosen earlier (.safetensors).
-    """
-
-    def __init__(self, work: Path, settings: params.Params, calibration: Path) -> None:
-        self.work, self.settings, self.calibration = work, settings, calibration
-        work.mkdir(parents=True, exist_ok=True)
-
-    def run(self, stage: str) -> dict[str, Any]:
-        """Run one stage, or return its result if it is there already."""
-        marker = self.work / f"{stage}.json"
-        if marker.exists():
-            return self.result(stage)
-        settings = self.settings
-        seed_everything(settings.calibration.seed)
-        started = time.monotonic()
-        result: dict[str, Any] = RUNNERS[stage](self)
-        result["seconds"] = round(time.monotonic() - started, 3)
-        write_json(marker, result)
-        (self.work / f"{stage}.checkpoint").unlink(missing_ok=True)
-        return result
-
-    def result(self, stage: str) -> dict[str, Any]:
-        """Return the result of a stage that is done."""
-        return json.loads((self.work / f"{stage}.json").read_text(encoding="utf-8"))
-
-    def folder(self, stage: str) -> Path | None:
-        """Return the model folder that a stage left, or None if it left the model as it was."""
-        folder = self.work / stage
-        return folder if folder.is_dir() else None
-
-    def last_folder(self) -> Path:
-        """Return the model folder of the last stage that left one."""
-        return next(folder for stage in reversed(STAGES) if (folder := self.folder(stage)))
-
-    def load(self, folder: Path | None = None, dtype: torch.dtype | None = None) -> Loaded:
-        """Load the dense model, or the one in a folder of this job."""
-        wanted = self.settings.model
-        if folder is not None:
-            wanted = wanted.model_copy(update={"name": str(folder), "revision": None})
-        return load_model(wanted, dtype)
-
-    def blocks(self, loaded: Loaded) -> torch.Tensor:
-        """Return the calibration blocks, (samples, seq_len) int64."""
-        calibration = self.settings.calibration
-        seq_len = block_length(calibration.seq_len, loaded.model)
-        blocks = choose_blocks(
-            self.calibration, loaded.tokenizer, calibration.samples, seq_len, calibration.seed
-        )
-        size = loaded.model.get_input_embeddings().num_embeddings
-        if int(blocks.max()) >= size:
-            raise UserError(
-                f"{str(self.calibration)!r} was made for another tokenizer: this model knows {size} tokens"
-            )
-        return blocks
 
 
 def layers_to_remove(settings: params.Select, count: int) -> int:
@@ -147,22 +86,26 @@ def layers_to_keep(model: nn.Module, settings: params.Select) -> frozenset[int]:
     return kept
 
 
-def select_layers(
-    loaded: Loaded, blocks: torch.Tensor, settings: params.Params
-) -> dict[str, Any]:
-    """Choose the layers that go; returns the selection as a record.
+def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params) -> Chosen:
+    """Choose the layers that go.
+
+    Args:
+        loaded: the dense model.
+        blocks: calibration blocks, (samples, seq_len) int64.
+        settings: the section ``select``, and ``calibration.seed``.
 
     Raises:
         UserError: if the configuration cannot say the result: before the choice where that is certain, else after it.
     """
     chosen = settings.select
+    count = loaded.num_layers
     problem = Problem(
-        loaded.model,
-        blocks,
-        layers_to_remove(chosen, loaded.num_layers),
-        layers_to_keep(loaded.model, chosen),
-        chosen,
-        settings.calibration.seed,
+        model=loaded.model,
+        blocks=blocks,
+        count=layers_to_remove(chosen, count),
+        protected=layers_to_keep(loaded.model, chosen),
+        settings=chosen,
+        seed=settings.calibration.seed,
     )
     selection = get_method(chosen.method)(problem)
     try:
@@ -171,134 +114,129 @@ def select_layers(
         raise UserError(
             f"{error}; protect some of these layers, or remove another number of them"
         ) from None
-    rounds = [
-        {
-            "removed": list(r.removed),
-            "values": list(r.values),
-            "checked": [list(pair) for pair in r.checked],
-        }
-        for r in selection.rounds
-    ]
-    record = {
-        "num_layers": loaded.num_layers,
-        "removed": list(selection.removed),
-        "scores": {"name": selection.score, "lower_goes": True, "rounds": rounds},
-        "spent": asdict(
-            Spent(
-                selection.tokens_seen, selection.optimizer_steps, search=list(selection.search)
-            )
-        ),
-        "tokens": blocks.numel(),
-        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
-    }
-    say(
-        f"{chosen.method} removes layers {', '.join(map(str, selection.removed))} of 0 to {loaded.num_layers - 1}"
+    removed = list(selection.removed)
+    say(f"{chosen.method} removes layers {', '.join(map(str, removed))} of 0 to {count - 1}")
+    return Chosen(
+        num_layers=count,
+        removed=removed,
+        scores=_scores(selection),
+        spent=_spent(selection),
+        tokens=blocks.numel(),
+        peak_memory_bytes=peak_memory_bytes(loaded.model.device),
     )
-    return record
 
 
-def _learn(job: Job) -> dict[str, Any]:
+def _scores(selection: Selection) -> Scores:
+    rounds = []
+    for one in selection.rounds:
+        rounds.append(
+            Round(removed=list(one.removed), values=list(one.values), checked=list(one.checked))
+        )
+    return Scores(name=selection.score, lower_goes=True, rounds=rounds)
+
+
+def _spent(selection: Selection) -> Spent:
+    return Spent(
+        tokens_seen=selection.tokens_seen,
+        optimizer_steps=selection.optimizer_steps,
+        search=list(selection.search),
+    )
+
+
+def _learn(job: Job) -> Learnt:
     get_compensation(job.settings.compensate.method)  # a wrong name is said before any work
     loaded = job.load()
     blocks = job.blocks(loaded)
-    return {
-        **select_layers(loaded, blocks, job.settings),
-        "parameters": parameter_count(loaded.model),
-        "weights_sha256": weights_digest(loaded.model),
-        "revision": loaded.revision,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "seq_len": blocks.shape[1],
-        "calibration_sha256": file_digest(job.calibration),
-        "blocks_sha256": hashlib.sha256(blocks.numpy().tobytes()).hexdigest(),
-    }
+    chosen = select_layers(loaded, blocks, job.settings)
+    return Learnt(
+        **dict(chosen),
+        parameters=parameter_count(loaded.model),
+        weights_sha256=weights_digest(loaded.model),
+        revision=loaded.revision,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        seq_len=blocks.shape[1],
+        calibration_sha256=file_digest(job.calibration),
+        blocks_sha256=hashlib.sha256(blocks.numpy().tobytes()).hexdigest(),
+    )
 
 
-def _regularise(job: Job) -> dict[str, Any]:
+def _regularise(job: Job) -> Trained:
     settings = job.settings.regularise
     if not settings.epochs:
-        return {"spent": asdict(Spent()), "peak_memory_bytes": 0}
+        return Trained()
     if settings.anneal and job.settings.compensate.method != NONE:
         raise UserError(
             f"regularise.anneal is {settings.anneal:g}: layers that fade out leave nothing to mend; "
             "set it to 0, or compensate.method to none"
         )
+    removed = job.learnt.removed
     loaded = job.load(dtype=torch.float32)
-    spent = regularise(
-        loaded.model,
-        job.result("learn")["removed"],
-        job.blocks(loaded),
-        settings,
-        job.settings.calibration.seed,
-        compute_dtype(job),
-        job.work / "regularise.checkpoint",
-    )
+    data = training_data(job.blocks(loaded))
+    spent = regularise(loaded.model, removed, data, settings, _training_run(job, "regularise"))
     peak = peak_memory_bytes(loaded.model.device)
-    save_model(loaded.model, loaded.tokenizer, job.work / "regularise")
-    return {"spent": asdict(spent), "peak_memory_bytes": peak}
+    job.keep("regularise", loaded)
+    return Trained(spent=spent, peak_memory_bytes=peak)
 
 
-def _remove(job: Job) -> dict[str, Any]:
+def _remove(job: Job) -> Removed:
     loaded = job.load(job.folder("regularise"), _kept_dtype(job))
-    remove_layers(loaded.model, job.result("learn")["removed"])
-    save_model(loaded.model, loaded.tokenizer, job.work / "remove")
-    return {
-        "parameters": parameter_count(loaded.model),
-        "num_layers": len(find_layers(loaded.model)),
-    }
+    remove_layers(loaded.model, job.learnt.removed)
+    job.keep("remove", loaded)
+    return Removed(
+        parameters=parameter_count(loaded.model), num_layers=len(find_layers(loaded.model))
+    )
 
 
-def _compensate(job: Job) -> dict[str, Any]:
+def _compensate(job: Job) -> Compensated:
     settings = job.settings.compensate
     if settings.method == NONE:
-        return {"compensation": None, "peak_memory_bytes": 0}
-    shallow = job.load(job.folder("remove"), _kept_dtype(job))
-    before = job.load(
-        job.folder("regularise"), _kept_dtype(job)
-    )  # the model that the layers were taken out of
-    removed = tuple(job.result("learn")["removed"])
-    record = compensate(
-        Repair(shallow.model, before.model, removed, job.blocks(shallow), settings)
-    )
+        return Compensated(compensation=None)
+    dtype = _kept_dtype(job)
+    shallow = job.load(job.folder("remove"), dtype)
+    before = job.load(job.folder("regularise"), dtype)  # what the layers were taken out of
+    removed = tuple(job.learnt.removed)
+    repair = Repair(shallow.model, before.model, removed, job.blocks(shallow), settings)
+    record = compensate(repair)
     peak = peak_memory_bytes(shallow.model.device)
-    save_model(shallow.model, shallow.tokenizer, job.work / "compensate")
-    return {"compensation": record, "peak_memory_bytes": peak}
+    job.keep("compensate", shallow)
+    return Compensated(compensation=record, peak_memory_bytes=peak)
 
 
-def _recover(job: Job) -> dict[str, Any]:
+def _recover(job: Job) -> Trained:
     settings = job.settings.recover
     if settings.mode == "none" or not settings.epochs:
-        return {"spent": asdict(Spent()), "peak_memory_bytes": 0}
-    seed, dense, synthetic = job.settings.calibration.seed, None, None
-    if settings.mode == "distil":
-        dense = job.load()
-        if settings.synthetic:  # written before the student takes its memory
-            blocks = job.blocks(dense)
-            count = settings.synthetic * len(blocks)
-            synthetic = synthetic_blocks(dense.model, blocks, count, seed, job.work / SYNTHETIC)
-    student = job.load(job.folder("compensate") or job.folder("remove"), torch.float32)
-    spent = recover(
-        student.model,
-        dense.model if dense else None,
-        job.blocks(student),
-        settings,
-        seed,
-        compute_dtype(job),
-        job.work / "recover.checkpoint",
-        synthetic,
-        job.result("learn")["removed"],
-    )
+        return Trained()
+    removed = job.learnt.removed
+    shallow = job.folder("compensate") or job.folder("remove")
+    dense = job.load() if settings.mode == "distil" else None
+    written = None
+    if dense is not None and settings.synthetic:  # before the student takes its memory
+        written = _written_text(job, dense)
+    student = job.load(shallow, torch.float32)
+    data = training_data(job.blocks(student), written)
+    teacher = dense.model if dense else None
+    run = _training_run(job, "recover")
+    spent = recover(student.model, teacher, data, settings, run, removed)
     peak = peak_memory_bytes(student.model.device)
-    save_model(student.model, student.tokenizer, job.work / "recover")
-    return {"spent": asdict(spent), "peak_memory_bytes": peak}
+    job.keep("recover", student)
+    return Trained(spent=spent, peak_memory_bytes=peak)
 
 
-RUNNERS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "learn": _learn,
-    "regularise": _regularise,
-    "remove": _remove,
-    "compensate": _compensate,
-    "recover": _recover,
-}
+def _written_text(job: Job, dense: Loaded) -> torch.Tensor:
+    """Return the blocks that the dense model writes, (synthetic x samples, seq_len) int64."""
+    blocks = job.blocks(dense)
+    count = job.settings.recover.synthetic * len(blocks)
+    seed = job.settings.calibration.seed
+    return synthetic_blocks(dense.model, blocks, count, seed, job.work / SYNTHETIC)
+
+
+def _training_run(job: Job, name: str) -> TrainingRun:
+    return TrainingRun(
+        label=name,
+        seed=job.settings.calibration.seed,
+        compute=_compute_dtype(job),
+        checkpoint=job.checkpoint(name),
+    )
 
 
 def _kept_dtype(job: Job) -> torch.dtype | None:
@@ -306,6 +244,16 @@ def _kept_dtype(job: Job) -> torch.dtype | None:
     return torch.float32 if job.folder("regularise") else None
 
 
-def compute_dtype(job: Job) -> torch.dtype:
+def _compute_dtype(job: Job) -> torch.dtype:
     """Return the dtype that training computes in: bfloat16 for every 16-bit model, since it needs no loss scaling."""
-    return torch.float32 if job.result("learn")["dtype"] == "float32" else torch.bfloat16
+    return torch.float32 if job.learnt.dtype == "float32" else torch.bfloat16
+
+
+# the one list: ``elder compress``, ``elder compare``, the stages of a flow and the record follow it
+STAGES: tuple[Stage, ...] = (
+    Stage("learn", _learn, section="select", result=Learnt),
+    Stage("regularise", _regularise, section="regularise", result=Trained),
+    Stage("remove", _remove, section=None, result=Removed),
+    Stage("compensate", _compensate, section="compensate", result=Compensated, joins=True),
+    Stage("recover", _recover, section="recover", result=Trained),
+)

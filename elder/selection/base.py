@@ -8,6 +8,7 @@ import torch
 
 from elder import params
 from elder.errors import UserError, nearest
+from elder.record import Trial
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Selection:
     rounds: tuple[Round, ...]
     tokens_seen: int = 0
     optimizer_steps: int = 0
-    search: tuple[dict[str, Any], ...] = field(default=())
+    search: tuple[Trial, ...] = field(default=())
 
 
 Method = Callable[[Problem], Selection]

@@ -21,9 +21,9 @@ from elder.data import batch_indices
 from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
 from elder.progress import Meter, meter
+from elder.record import Spent
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 from elder.selection.candidates import candidate_losses
-from elder.training.loop import Spent
 from elder.training.search import hold_out, search
 
 LAMBDA1_GRID = (
@@ -56,7 +56,10 @@ def select(problem: Problem) -> Selection:
             loss = (
                 block_losses(problem.model, held, problem.settings.forward_batch).mean().item()
             )
-        return loss, Spent(selection.tokens_seen, selection.optimizer_steps)
+        spent = Spent(
+            tokens_seen=selection.tokens_seen, optimizer_steps=selection.optimizer_steps
+        )
+        return loss, spent
 
     chosen, spent = search("select", [{"lambda1": value} for value in LAMBDA1_GRID], trial)
     return replace(

@@ -3,6 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+ORDERS = {"l1": 1, "l2": 2}
+SMALLEST_SQUARE = 1e-12  # of a hidden state that is divided by
+SMALLEST_NORM = 1e-6
+
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Return the Kullback-Leibler divergence from the teacher's next-token distribution to the student's, in nats.
@@ -14,9 +18,11 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
     Returns:
         Scalar float32: the mean over all positions.
     """
-    log_p = F.log_softmax(student.float(), dim=-1).flatten(0, -2)
-    log_q = F.log_softmax(teacher.float(), dim=-1).flatten(0, -2)
-    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+    mine = F.log_softmax(student.float(), dim=-1)
+    wanted = F.log_softmax(teacher.float(), dim=-1)
+    positions = mine.flatten(0, -2)  # (batch * tokens, vocabulary)
+    targets = wanted.flatten(0, -2)
+    return F.kl_div(positions, targets, reduction="batchmean", log_target=True)
 
 
 def state_mismatch(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -33,8 +39,11 @@ def state_mismatch(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
         Scalar float32.
     """
     wanted = teacher.float()
-    sizes = wanted.square().sum(dim=-1).clamp(min=1e-12)
-    return ((student.float() - wanted).square().sum(dim=-1) / sizes).mean()
+    difference = student.float() - wanted
+    errors = difference.square().sum(dim=-1)  # (batch, tokens)
+    sizes = wanted.square().sum(dim=-1)
+    shares = errors / sizes.clamp(min=SMALLEST_SQUARE)
+    return shares.mean()
 
 
 def residual_norm(
@@ -51,10 +60,10 @@ def residual_norm(
     Returns:
         Scalar float32.
     """
-    order = {"l1": 1, "l2": 2}[norm]
-    sizes = torch.linalg.vector_norm((leaving - entering).float(), ord=order, dim=-1)
+    order = ORDERS[norm]
+    change = (leaving - entering).float()
+    sizes = torch.linalg.vector_norm(change, ord=order, dim=-1)  # (batch, tokens)
     if relative:
-        sizes = sizes / torch.linalg.vector_norm(entering.float(), ord=order, dim=-1).clamp(
-            min=1e-6
-        )
+        before = torch.linalg.vector_norm(entering.float(), ord=order, dim=-1)
+        sizes = sizes / before.clamp(min=SMALLEST_NORM)
     return sizes.mean()

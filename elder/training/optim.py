@@ -5,7 +5,7 @@ orthogonal, so that all its directions move alike: more is learnt from each of f
 biases and adapters stay with AdamW.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import nn
 
 from elder.model.layers import find_layers
 
+Group = dict[str, Any]  # torch's parameter group
 SMALLEST_SIZE = 1e-3  # of a weight that starts at 0, such as a bias
+BETAS = (0.9, 0.95)  # of AdamW
 MUON_SHARE = 0.2  # root mean square of an update of torch's Muon that matches AdamW, over its learning rate
 
 
@@ -32,20 +34,21 @@ class Optimizer:
         self, model: Any, kind: str, lr: float, relative: bool, weight_decay: float
     ) -> None:
         matrices = layer_matrices(model) if kind == "muon" else set()
-        groups: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-        for parameter in (p for p in model.parameters() if p.requires_grad):
-            peak = lr * (max(root_mean_square(parameter), SMALLEST_SIZE) if relative else 1.0)
-            is_matrix = parameter in matrices
-            peak = peak / MUON_SHARE if is_matrix and relative else peak
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups[is_matrix].append(
-                {"params": [parameter], "lr": peak, "peak": peak, "weight_decay": decay}
-            )
+        adamw: list[Group] = []
+        muon: list[Group] = []
+        for weight in model.parameters():
+            if not weight.requires_grad:
+                continue
+            is_matrix = weight in matrices
+            peak = peak_rate(weight, lr, is_matrix) if relative else lr
+            decay = weight_decay if weight.ndim > 1 else 0.0
+            group = {"params": [weight], "lr": peak, "peak": peak, "weight_decay": decay}
+            (muon if is_matrix else adamw).append(group)
         self.parts: list[torch.optim.Optimizer] = []
-        if groups[False]:
-            self.parts.append(torch.optim.AdamW(groups[False], betas=(0.9, 0.95)))
-        if groups[True]:
-            self.parts.append(torch.optim.Muon(groups[True], adjust_lr_fn="match_rms_adamw"))
+        if adamw:
+            self.parts.append(torch.optim.AdamW(adamw, betas=BETAS))
+        if muon:
+            self.parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
 
     def step(self, factor: float) -> None:
         """Move the weights at ``factor`` times the peak learning rate, and forget the gradients."""
@@ -57,33 +60,46 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return all state as flat tensors, PART.PARAMETER.NAME."""
-        return {
-            f"{number}.{index}.{name}": torch.as_tensor(value)
-            for number, part in enumerate(self.parts)
-            for index, values in part.state_dict()["state"].items()
-            for name, value in values.items()
-        }
+        tensors = {}
+        for number, part in enumerate(self.parts):
+            for index, values in part.state_dict()["state"].items():
+                for name, value in values.items():
+                    tensors[f"{number}.{index}.{name}"] = torch.as_tensor(value)
+        return tensors
 
-    def load_state(self, names: list[str], read: Callable[[str], torch.Tensor]) -> None:
+    def load_state(self, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> None:
         """Take up the state that ``state`` returned, read tensor by tensor."""
         states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.parts]
         for key in names:
             number, index, name = key.split(".")
-            states[int(number)].setdefault(int(index), {})[name] = read(key)
+            of_weight = states[int(number)].setdefault(int(index), {})
+            of_weight[name] = read(key)
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(
-                {"state": state, "param_groups": part.state_dict()["param_groups"]}
-            )
+            groups = part.state_dict()["param_groups"]
+            part.load_state_dict({"state": state, "param_groups": groups})
+
+
+def peak_rate(weight: torch.Tensor, share: float, is_matrix: bool) -> float:
+    """Return the peak learning rate that moves a weight by a share of its root mean square.
+
+    Args:
+        weight: as it is before training.
+        share: of its root mean square.
+        is_matrix: Muon moves it.
+    """
+    size = max(root_mean_square(weight), SMALLEST_SIZE)
+    peak = share * size
+    return peak / MUON_SHARE if is_matrix else peak
 
 
 def layer_matrices(model: nn.Module) -> set[nn.Parameter]:
     """Return the two-dimensional weights inside the decoder layers."""
-    return {
-        p
-        for layer in find_layers(model)
-        for p in layer.parameters()
-        if p.ndim == 2 and min(p.shape) > 1
-    }
+    matrices = set()
+    for layer in find_layers(model):
+        for weight in layer.parameters():
+            if weight.ndim == 2 and min(weight.shape) > 1:
+                matrices.add(weight)
+    return matrices
 
 
 def root_mean_square(weight: torch.Tensor) -> float:

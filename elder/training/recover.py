@@ -6,8 +6,8 @@ model's hidden states t after the kept layers, whose own are s:
     L = (1 - next_token) KL + next_token LM + hidden * mean over kept layers of ||s - t||^2 / ||t||^2
 """
 
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +15,19 @@ import torch
 from elder import params
 from elder.model.forward import logits_of, next_token_losses, observed_logits
 from elder.model.layers import find_layers
-from elder.training.loop import Spent
+from elder.record import Spent
+from elder.training.data import TrainingData
+from elder.training.loop import LossFunction, TrainingRun
 from elder.training.losses import distillation_loss, state_mismatch
-from elder.training.tune import lr_grid, tune
+from elder.training.tune import Objective, lr_grid, tune
 
 
 def recover(
     model: Any,
     dense: Any,
-    blocks: torch.Tensor,
+    data: TrainingData,
     settings: params.Recover,
-    seed: int,
-    compute: torch.dtype,
-    checkpoint: Path | None = None,
-    synthetic: torch.Tensor | None = None,
+    run: TrainingRun,
     removed: Collection[int] = (),
 ) -> Spent:
     """Train the shallower model, in place.
@@ -36,62 +35,69 @@ def recover(
     Args:
         model: the model after removal, weights in float32.
         dense: the model before, frozen; only ``distil`` looks at it.
-        blocks: calibration blocks, (samples, seq_len).
+        data: calibration blocks, and those that the dense model wrote; an epoch is a pass over as many blocks as there
+            are of calibration text, whatever stands beside them.
         settings: the section ``recover``.
-        seed: of the order of blocks.
-        compute: dtype of the forward pass.
-        checkpoint: where the run is kept while it goes on.
-        synthetic: blocks that the dense model wrote, (count, seq_len), to learn from as well.
+        run: what it runs with.
         removed: layers of the dense model that the shallower one lacks; only ``hidden`` looks at them.
 
     Returns:
         What was spent, search included.
     """
-    depths = (
-        matching_layers(len(find_layers(dense)), removed)
-        if dense is not None and settings.hidden
-        else []
-    )
-
-    def next_token(ids: torch.Tensor) -> torch.Tensor:
-        return next_token_losses(logits_of(model, ids), ids).mean()
-
-    def distil(ids: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            targets, wanted = observed_logits(dense, ids, depths)
-        logits, states = observed_logits(model, ids, range(len(depths)))
-        total = (1 - settings.next_token) * distillation_loss(logits, targets)
-        if settings.next_token:
-            total = total + settings.next_token * next_token_losses(logits, ids).mean()
-        if settings.hidden:
-            terms = [
-                state_mismatch(mine, its)
-                for (_, mine), (_, its) in zip(states, wanted, strict=True)
-            ]
-            total = total + settings.hidden * torch.stack(terms).mean()
-        return total
-
-    loss = distil if settings.mode == "distil" else next_token
-    budget = settings.epochs * len(blocks)
-    if synthetic is not None:
-        blocks = torch.cat(
-            [synthetic, blocks]
-        )  # calibration text last: the slice held out for judging is real text
-    grids = lr_grid(settings)
-    plan = settings.model_copy(update={"epochs": budget / len(blocks)})
-    spent = tune(
-        "recover",
-        model,
-        blocks,
-        plan,
-        grids,
-        lambda _: loss,
-        seed,
-        compute,
-        checkpoint=checkpoint,
-    )
-    spent.tokens_generated = synthetic.numel() if synthetic is not None else 0
+    loss: LossFunction = NextToken(model)
+    if settings.mode == "distil":
+        depths = matching_layers(len(find_layers(dense)), removed) if settings.hidden else []
+        loss = Distillation(model, dense, depths, settings)
+    budget = settings.epochs * data.calibration_blocks
+    stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
+    objective = Objective(loss_with=lambda _: loss, grids=lr_grid(settings))
+    spent = tune(model, data, stretched, objective, run)
+    spent.tokens_generated = data.tokens_written
     return spent
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The mean next-token loss of a batch."""
+
+    model: Any
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
+        return next_token_losses(logits_of(self.model, ids), ids).mean()
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How far the shallower model is from the dense one, as the head of this file has it.
+
+    Attributes:
+        model: the shallower model.
+        dense: the dense model, frozen.
+        depths: for each kept layer, the dense layer whose output it should put out; none where ``hidden`` is 0.
+        settings: the section ``recover``.
+    """
+
+    model: Any
+    dense: Any
+    depths: Sequence[int]
+    settings: params.Recover
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
+        with torch.no_grad():
+            targets, wanted = observed_logits(self.dense, ids, self.depths)
+        logits, states = observed_logits(self.model, ids, range(len(self.depths)))
+        share, hidden = self.settings.next_token, self.settings.hidden
+        total = (1 - share) * distillation_loss(logits, targets)
+        if share:
+            total = total + share * next_token_losses(logits, ids).mean()
+        if hidden:
+            terms = []
+            for (_, mine), (_, its) in zip(states, wanted, strict=True):
+                terms.append(state_mismatch(mine, its))
+            total = total + hidden * torch.stack(terms).mean()
+        return total
 
 
 def matching_layers(count: int, removed: Collection[int]) -> list[int]:

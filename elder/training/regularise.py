@@ -11,7 +11,7 @@ left of it.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,12 @@ from torch import nn
 from elder import params
 from elder.model.forward import block_losses, next_token_losses, observed_logits
 from elder.model.layers import LayerControl, find_layers, skipping
-from elder.training.loop import Spent
+from elder.record import Spent
+from elder.training.data import TrainingData
+from elder.training.loop import LossFunction, TrainingRun
 from elder.training.losses import residual_norm
-from elder.training.tune import lr_grid, tune
+from elder.training.search import Values
+from elder.training.tune import Objective, lr_grid, tune
 
 LAMBDA2_GRID = (0.001, 0.01, 0.1)
 
@@ -30,22 +33,18 @@ LAMBDA2_GRID = (0.001, 0.01, 0.1)
 def regularise(
     model: Any,
     removed: Sequence[int],
-    blocks: torch.Tensor,
+    data: TrainingData,
     settings: params.Regularise,
-    seed: int,
-    compute: torch.dtype,
-    checkpoint: Path | None = None,
+    run: TrainingRun,
 ) -> Spent:
     """Train the whole model, in place, so that the layers in ``removed`` come to do nothing.
 
     Args:
         model: the dense model, weights in float32.
         removed: the selected layers P.
-        blocks: calibration blocks, (samples, seq_len).
+        data: blocks to learn from, and those that judge trials.
         settings: the section ``regularise``.
-        seed: of the order of blocks.
-        compute: dtype of the forward pass.
-        checkpoint: where the run is kept while it goes on.
+        run: what it runs with.
 
     Returns:
         What was spent; automatic values are judged by the loss without the layers on held-out blocks.
@@ -54,46 +53,51 @@ def regularise(
     if settings.lambda2 == "auto":
         grids |= {"lambda2": LAMBDA2_GRID}
 
-    def judge(held: torch.Tensor) -> float:
+    def loss_with(values: Values) -> LossFunction:
+        strength = values["lambda2"] if settings.lambda2 == "auto" else settings.lambda2
+        return Regularised(model, removed, settings, strength)
+
+    def loss_without_layers(held_out: torch.Tensor) -> float:
         with skipping(model, removed):
-            return block_losses(model, held, settings.batch, compute).mean().item()
+            return block_losses(model, held_out, settings.batch, run.compute).mean().item()
 
     layers = find_layers(model)
     with LayerControl(nn.ModuleList([layers[index] for index in removed])) as control:
 
         def fade(done: float) -> None:
-            control.weights = torch.full(
-                (len(removed),), residual_weight(done, settings.anneal)
-            )
+            weight = residual_weight(done, settings.anneal)
+            control.weights = torch.full((len(removed),), weight)
 
-        def loss_with(values: dict[str, float]) -> Any:
-            lambda2 = values["lambda2"] if settings.lambda2 == "auto" else settings.lambda2
+        if settings.anneal:
+            run = replace(run, at_step=fade)
+        objective = Objective(loss_with, grids, loss_without_layers)
+        return tune(model, data, settings, objective, run)
 
-            def loss(ids: torch.Tensor) -> torch.Tensor:
-                logits, seen = observed_logits(model, ids, removed)
-                terms = [
-                    residual_norm(*states, settings.norm, settings.relative) for states in seen
-                ]
-                return (
-                    next_token_losses(logits, ids).mean() + lambda2 * torch.stack(terms).sum()
-                )
 
-            return loss
+@dataclass(frozen=True)
+class Regularised:
+    """The next-token loss and the sum of what the selected layers add, L_sum in the head of this file.
 
-        at_step = fade if settings.anneal else None
-        return tune(
-            "regularise",
-            model,
-            blocks,
-            settings,
-            grids,
-            loss_with,
-            seed,
-            compute,
-            judge,
-            checkpoint,
-            at_step,
-        )
+    Attributes:
+        model: the dense model.
+        removed: the selected layers P.
+        settings: which norm.
+        strength: lambda2.
+    """
+
+    model: Any
+    removed: Sequence[int]
+    settings: params.Regularise
+    strength: float
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the loss of token ids, (batch, seq_len): a scalar."""
+        logits, states = observed_logits(self.model, ids, self.removed)
+        norms = []
+        for entering, leaving in states:
+            norm = residual_norm(entering, leaving, self.settings.norm, self.settings.relative)
+            norms.append(norm)
+        return next_token_losses(logits, ids).mean() + self.strength * torch.stack(norms).sum()
 
 
 def residual_weight(done: float, anneal: float) -> float:

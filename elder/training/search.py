@@ -8,12 +8,11 @@ import torch
 
 from elder.errors import UserError
 from elder.progress import say
-from elder.training.loop import Spent
+from elder.record import Spent, Trial
 
 HELD_OUT_SHARE = 0.125
-Trial = Callable[
-    [dict[str, float]], tuple[float, Spent]
-]  # values to try -> (held-out loss, what it took)
+Values = dict[str, float]  # {name: value to try}
+TryOut = Callable[[Values], tuple[float, Spent]]  # -> (held-out loss, what it took)
 
 
 def hold_out(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,9 +21,7 @@ def hold_out(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return blocks[:-held], blocks[-held:]
 
 
-def search(
-    stage: str, candidates: Iterable[dict[str, float]], trial: Trial
-) -> tuple[dict[str, float], Spent]:
+def search(stage: str, candidates: Iterable[Values], try_out: TryOut) -> tuple[Values, Spent]:
     """Try each candidate and return the one with the lowest held-out loss, and what the whole search took.
 
     A trial whose loss is not finite never wins; its record says None.
@@ -32,37 +29,54 @@ def search(
     Raises:
         UserError: if no trial ends with a finite loss.
     """
+    tried = list(candidates)
     total = Spent()
-    best: tuple[float, int, dict[str, float]] | None = None
-    for index, values in enumerate(candidates):
-        loss, spent = trial(values)
+    trials: list[Trial] = []
+    for values in tried:
+        loss, spent = try_out(values)
         total.tokens_seen += spent.tokens_seen
         total.optimizer_steps += spent.optimizer_steps
-        kept = loss if math.isfinite(loss) else None
-        total.search.append(
-            {"stage": stage, **values, "held_out_loss": kept, "tokens": spent.tokens_seen}
-        )
-        say(
-            f"{stage}: {', '.join(f'{k} {v:g}' for k, v in values.items())} gives held-out loss {loss:.4f}"
-        )
-        if kept is not None and (best is None or kept < best[0]):
-            best = (kept, index, values)
+        trials.append(_trial(stage, values, loss, spent.tokens_seen))
+        say(f"{stage}: {in_words(values)} gives held-out loss {loss:.4f}")
+    best = _lowest(trials)
     if best is None:
+        names = ", ".join(tried[-1])
         raise UserError(
-            f"{stage}: no value tried gave a finite loss; set {', '.join(values)} of {stage} by hand"
+            f"{stage}: no value tried gave a finite loss; set {names} of {stage} by hand"
         )
-    for index, record in enumerate(total.search):
-        record["chosen"] = index == best[1]
-    return best[2], total
+    for index, trial in enumerate(trials):
+        total.search.append(trial.model_copy(update={"chosen": index == best}))
+    return tried[best], total
+
+
+def in_words(values: Values) -> str:
+    """Return values as ``lr 0.01, lambda2 0.1``."""
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _trial(stage: str, values: Values, loss: float, tokens: int) -> Trial:
+    kept = loss if math.isfinite(loss) else None
+    record = {"stage": stage, **values, "held_out_loss": kept, "tokens": tokens}
+    return Trial.model_validate(record)
+
+
+def _lowest(trials: list[Trial]) -> int | None:
+    """Return the index of the lowest loss, the first of equals; None if no trial has any."""
+    losses = []
+    for index, trial in enumerate(trials):
+        if trial.held_out_loss is not None:
+            losses.append((trial.held_out_loss, index))
+    return min(losses)[1] if losses else None
 
 
 class Snapshot:
     """A copy of the trainable weights on the CPU, to start each trial from the same place."""
 
     def __init__(self, model: Any) -> None:
-        self.weights = {
-            n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad
-        }
+        self.weights = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.weights[name] = parameter.detach().cpu().clone()
 
     @torch.no_grad()
     def restore(self, model: Any) -> None:

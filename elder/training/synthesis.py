@@ -31,36 +31,62 @@ def synthetic_blocks(
         blocks: calibration blocks, (samples, seq_len) int64; their text begins the new ones.
         count: how many to write.
         seed: of prompts and sampling.
-        kept: file that they are kept in, so that a killed run need not write them again.
+        kept: file that they are kept in, so that a killed run need not write them again; one that cannot be read or
+            holds something else is written anew.
 
     Returns:
         (count, seq_len) int64 on the CPU.
     """
-    from safetensors.torch import load_file, save_file
-
-    if kept is not None and kept.exists():
-        return load_file(kept)["ids"]
     seq_len = blocks.shape[1]
-    prompt = max(1, seq_len // PROMPT_SHARE)
-    starts = torch.randint(
-        seq_len - prompt + 1, (count,), generator=torch.Generator().manual_seed(seed)
-    )
-    chosen = batch_indices(len(blocks), count, 0, seed)
-    prompts = torch.stack(
-        [
-            blocks[i, s : s + prompt]
-            for i, s in zip(chosen.tolist(), starts.tolist(), strict=True)
-        ]
-    )
+    known = None if kept is None else _read(kept, (count, seq_len))
+    if known is not None:
+        return known
+    prompts = choose_prompts(blocks, count, seed)
     written = []
-    batches = prompts.split(max(1, TOKENS_AT_ONCE // seq_len))
     with meter("dense model writes", count) as step:
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(prompts.split(max(1, TOKENS_AT_ONCE // seq_len))):
             torch.manual_seed(seed * 100_003 + number)
             written.append(continue_texts(dense, batch, seq_len, temperature=1.0))
             step(steps=len(batch))
     ids = torch.cat(written)
     if kept is not None:
-        with whole_file(kept) as new:
-            save_file({"ids": ids}, new)
+        _write(kept, ids)
     return ids
+
+
+def choose_prompts(blocks: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Return pieces of calibration text that new blocks begin with, (count, seq_len / 16) int64.
+
+    Args:
+        blocks: calibration blocks, (samples, seq_len) int64.
+        count: how many; each block gives as many as the others, or one more.
+        seed: of where each piece begins, and of the order.
+    """
+    seq_len = blocks.shape[1]
+    length = max(1, seq_len // PROMPT_SHARE)
+    random = torch.Generator().manual_seed(seed)
+    starts = torch.randint(seq_len - length + 1, (count,), generator=random).tolist()
+    chosen = batch_indices(len(blocks), count, 0, seed).tolist()
+    prompts = []
+    for index, start in zip(chosen, starts, strict=True):
+        prompts.append(blocks[index, start : start + length])
+    return torch.stack(prompts)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    """Return the blocks in a file; None where it is absent, damaged or holds another number of them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        ids = load_file(path)["ids"]
+    except (SafetensorError, OSError, KeyError):
+        return None
+    return ids if ids.shape == shape else None
+
+
+def _write(path: Path, ids: torch.Tensor) -> None:
+    from safetensors.torch import save_file
+
+    with whole_file(path) as new:
+        save_file({"ids": ids}, new)

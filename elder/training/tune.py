@@ -9,8 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,47 +17,55 @@ import torch
 from elder import params
 from elder.errors import UserError
 from elder.model.forward import block_losses
-from elder.training.loop import LossFunction, Schedule, Spent, StepHook, train
-from elder.training.search import Snapshot, hold_out, search
+from elder.record import Spent
+from elder.training.checkpoint import Schedule
+from elder.training.data import TrainingData
+from elder.training.loop import LossFunction, TrainingRun, train
+from elder.training.search import Snapshot, Values, in_words, search
 
 LR_GRID = (0.005, 0.01, 0.02)  # relative to the root mean square of each weight
-ADAPTER_LR_GRID = (
-    3e-4,
-    1e-3,
-    3e-3,
-)  # absolute: adapters start at 0, and a share of that is nothing
+# absolute: adapters start at 0, and a share of that is nothing
+ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LONGER_RUN = 0.32  # the best learning rate falls with the steps of a run to this power (arXiv 2409.19913)
-LossBuilder = Callable[[dict[str, float]], LossFunction]  # chosen values -> loss of a batch
+Grids = Mapping[str, tuple[float, ...]]  # {name of a value that is ``auto``: what to try}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training minimises, and which of its values are chosen by trial.
+
+    Attributes:
+        loss_with: builds the loss of a batch from the chosen values: ``lr``, and whatever else ``grids`` names.
+        grids: candidates for each value that is ``auto``, the learning rate among them where it is.
+        judge: held-out blocks -> loss in nats, for a trial; by default the next-token loss.
+    """
+
+    loss_with: Callable[[Values], LossFunction]
+    grids: Grids = field(default_factory=dict)
+    judge: Callable[[torch.Tensor], float] | None = None
+
+    def candidates(self) -> list[Values]:
+        """Return all combinations of the values to try; a single empty one where nothing is ``auto``."""
+        combinations = itertools.product(*self.grids.values())
+        return [dict(zip(self.grids, values, strict=True)) for values in combinations]
 
 
 def tune(
-    stage: str,
     model: Any,
-    blocks: torch.Tensor,
+    data: TrainingData,
     settings: params.Training,
-    grids: Mapping[str, tuple[float, ...]],
-    loss_with: LossBuilder,
-    seed: int,
-    compute: torch.dtype,
-    judge: Callable[[torch.Tensor], float] | None = None,
-    checkpoint: Path | None = None,
-    at_step: StepHook | None = None,
+    objective: Objective,
+    run: TrainingRun,
 ) -> Spent:
     """Train in place.
 
     Args:
-        stage: name for the record.
         model: weights in float32.
-        blocks: calibration blocks, (samples, seq_len).
+        data: blocks to learn from, and those that judge trials.
         settings: epochs, batch, learning rate or ``auto``, and the rest.
-        grids: candidates for each value that is ``auto``, the learning rate among them where it is.
-        loss_with: builds the loss from the chosen values; gets ``lr`` and whatever else ``grids`` names.
-        seed: of the order of blocks.
-        compute: dtype of the forward pass.
-        judge: held-out blocks -> loss, for a trial; by default the next-token loss.
-        checkpoint: where the final run is kept while it goes on.
-        at_step: called before each step of the run, and of each trial, with the share of its steps.
+        objective: what is minimised, and what is tried.
+        run: what the final run runs with; trials keep no checkpoint.
 
     Returns:
         What was spent, search included.
@@ -66,75 +73,101 @@ def tune(
     Raises:
         UserError: if the loss does not stay finite, or the model cannot do what is asked.
     """
-
-    def schedule(values: dict[str, float], epochs: float, count: int) -> Schedule:
-        steps = max(1, int(epochs * count / settings.batch))  # never over the budget
-        lr = values["lr"] if "lr" in values else float(settings.lr)
-        relative = "lr" in values and not settings.adapter_rank
-        kind = "adamw" if settings.adapter_rank else settings.optimizer
-        return Schedule(
-            steps,
-            settings.batch,
-            kind,
-            lr,
-            relative,
-            settings.warmup,
-            settings.weight_decay,
-            seed,
-        )
-
     thrifty = checkpointing(model) if settings.gradient_checkpointing else nullcontext()
-    with trainable(model, settings.adapter_rank, seed) as trained, thrifty:
-        epochs = settings.epochs
-        candidates = [
-            dict(zip(grids, values, strict=True))
-            for values in itertools.product(*grids.values())
-        ]
-        chosen, found = candidates[0], Spent()
-        plan = schedule(chosen, epochs, len(blocks))
-        if len(candidates) > 1:
-            fit, held = hold_out(blocks)
-            start = Snapshot(trained)
-
-            def trial_plan(values: dict[str, float]) -> Schedule:
-                return schedule(
-                    values,
-                    epochs * SEARCH_SHARE / len(candidates) * len(blocks) / len(fit),
-                    len(fit),
-                )
-
-            def trial(values: dict[str, float]) -> tuple[float, Spent]:
-                start.restore(trained)
-                plan = trial_plan(values)
-                label = f"{stage}, trying {', '.join(f'{k} {v:g}' for k, v in values.items())}"
-                spent = train(
-                    trained, fit, loss_with(values), plan, compute, label, None, at_step
-                )
-                loss = (
-                    judge(held)
-                    if judge
-                    else block_losses(trained, held, settings.batch, compute).mean().item()
-                )
-                return loss, spent
-
-            chosen, found = search(stage, candidates, trial)
-            start.restore(trained)
-            longer = schedule(chosen, epochs * (1 - SEARCH_SHARE), len(blocks))
-            plan = replace(
-                longer,
-                lr=longer.lr * lowered(trial_plan(chosen).steps, longer.steps, "lr" in chosen),
-            )
-        spent = train(
-            trained, blocks, loss_with(chosen), plan, compute, stage, checkpoint, at_step
-        )
-        if not math.isfinite(spent.curve[-1]["loss"]):
+    with trainable(model, settings.adapter_rank, run.seed) as trained, thrifty:
+        trials = Trials(trained, data, settings, objective, run)
+        chosen, schedule, searched = trials.choose()
+        spent = train(trained, data.blocks, objective.loss_with(chosen), schedule, run)
+        if not math.isfinite(spent.curve[-1].loss):
             raise UserError(
-                f"{stage} diverged with a learning rate of {plan.lr:g}: set {stage}.lr lower"
+                f"{run.label} diverged with a learning rate of {schedule.lr:g}: set {run.label}.lr lower"
             )
-    spent.tokens_seen += found.tokens_seen
-    spent.optimizer_steps += found.optimizer_steps
-    spent.search = found.search
+    spent.tokens_seen += searched.tokens_seen
+    spent.optimizer_steps += searched.optimizer_steps
+    spent.search = searched.search
     return spent
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The short runs that choose what is ``auto``, and the schedule of the run that follows them.
+
+    Attributes:
+        model: what trains, adapters included.
+        data: blocks to learn from, and those that judge.
+        settings: of the stage.
+        objective: what is minimised, and what is tried.
+        run: what the final run runs with.
+    """
+
+    model: Any
+    data: TrainingData
+    settings: params.Training
+    objective: Objective
+    run: TrainingRun
+
+    def choose(self) -> tuple[Values, Schedule, Spent]:
+        """Return the values that hold, the schedule of the final run, and what the trials took.
+
+        The model's weights are as they were before.
+        """
+        candidates = self.objective.candidates()
+        count = len(self.data.blocks)
+        if len(candidates) == 1:
+            (chosen,) = candidates
+            whole = self.schedule(chosen, self.settings.epochs, count)
+            return chosen, whole, Spent()
+        start = Snapshot(self.model)
+
+        def try_out(values: Values) -> tuple[float, Spent]:
+            start.restore(self.model)
+            return self.trial(values, len(candidates))
+
+        chosen, searched = search(self.run.label, candidates, try_out)
+        start.restore(self.model)
+        longer = self.schedule(chosen, self.settings.epochs * (1 - SEARCH_SHARE), count)
+        tried = self.trial_schedule(chosen, len(candidates))
+        factor = lowered(tried.steps, longer.steps, "lr" in chosen)
+        return chosen, replace(longer, lr=longer.lr * factor), searched
+
+    def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
+        """Train briefly from the present weights; returns the held-out loss, and what it took."""
+        run = replace(
+            self.run, label=f"{self.run.label}, trying {in_words(values)}", checkpoint=None
+        )
+        loss = self.objective.loss_with(values)
+        schedule = self.trial_schedule(values, trials)
+        spent = train(self.model, self.data.fit, loss, schedule, run)
+        return self.held_out_loss(), spent
+
+    def held_out_loss(self) -> float:
+        """Return the loss on the held-out blocks, in nats."""
+        held = self.data.held_out
+        if self.objective.judge:
+            return self.objective.judge(held)
+        losses = block_losses(self.model, held, self.settings.batch, self.run.compute)
+        return losses.mean().item()
+
+    def trial_schedule(self, values: Values, trials: int) -> Schedule:
+        """Return the schedule of one of ``trials`` trials, which share a part of the budget."""
+        fit = len(self.data.fit)
+        epochs = self.settings.epochs * SEARCH_SHARE / trials * len(self.data.blocks) / fit
+        return self.schedule(values, epochs, fit)
+
+    def schedule(self, values: Values, epochs: float, count: int) -> Schedule:
+        """Return the schedule of ``epochs`` passes over ``count`` blocks."""
+        settings = self.settings
+        searched = "lr" in values
+        return Schedule(
+            steps=max(1, int(epochs * count / settings.batch)),  # never over the budget
+            batch=settings.batch,
+            optimizer="adamw" if settings.adapter_rank else settings.optimizer,
+            lr=values["lr"] if searched else float(settings.lr),
+            relative=searched and not settings.adapter_rank,
+            warmup=settings.warmup,
+            weight_decay=settings.weight_decay,
+            seed=self.run.seed,
+        )
 
 
 def lowered(trial: int, steps: int, searched: bool) -> float:

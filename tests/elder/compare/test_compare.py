@@ -15,7 +15,7 @@ from elder.compare.plan import Measurement, Size, plan
 from elder.compare.result import read_result
 from elder.compare.rows import parse_rows
 from elder.compare.run import Failure, failures_by_name, run_all
-from elder.compression.stages import Job
+from elder.compression.job import Job
 from elder.errors import UserError
 from elder.params import Params
 from elder.settings import load_params

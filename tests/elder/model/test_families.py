@@ -314,7 +314,7 @@ def test_layers_that_cannot_go_are_not_offered(
 ) -> None:
     loaded = Loaded(PARTLY["gpt2-inverse"].build(), None, "tiny", None, torch.float32)
     settings = params.Params(select=params.Select(method="random", layers=2))
-    assert sorted(select_layers(loaded, ids, settings)["removed"]) == [4, 5]
+    assert sorted(select_layers(loaded, ids, settings).removed) == [4, 5]
     assert "layers [0, 1, 2, 3] are not offered for removal" in capsys.readouterr().err
 
 

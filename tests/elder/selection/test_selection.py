@@ -17,6 +17,7 @@ from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.model.load import weights_digest
 from elder.params import Params
+from elder.record import plain
 from elder.selection import METHODS, Problem, get_method
 from elder.selection.base import lowest, register
 from elder.selection.layer_weights import LAMBDA1_GRID, LayerWeightSolver, soft_threshold
@@ -273,15 +274,13 @@ def test_an_automatic_lambda1_is_the_best_on_held_out_blocks(
     found = get_method("elder")(
         problem(trained, sample, 2, lambda1="auto", epochs=6.0)
     )  # 2 a trial, 1 a round
-    assert [trial["lambda1"] for trial in found.search] == list(LAMBDA1_GRID)
-    losses = [trial["held_out_loss"] for trial in found.search]
-    assert [trial["chosen"] for trial in found.search] == [
+    assert [plain(trial)["lambda1"] for trial in found.search] == list(LAMBDA1_GRID)
+    losses = [trial.held_out_loss for trial in found.search]
+    assert [trial.chosen for trial in found.search] == [
         i == losses.index(min(losses)) for i in range(3)
     ]
     assert (
-        found.tokens_seen
-        == sum(trial["tokens"] for trial in found.search)
-        == 3 * 2 * 2 * 4 * 48
+        found.tokens_seen == sum(trial.tokens for trial in found.search) == 3 * 2 * 2 * 4 * 48
     )
     best = LAMBDA1_GRID[losses.index(min(losses))]
     assert (

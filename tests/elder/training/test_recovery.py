@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from elder.data import batch_indices
 from elder.model.forward import block_losses, logits_of
 from elder.model.layers import remove_layers
 from elder.model.load import weights_digest
-from elder.training import loop as training
+from elder.record import plain
+from elder.training.data import training_data
+from elder.training.loop import TrainingRun, train
 from elder.training.losses import distillation_loss, state_mismatch
 from elder.training.recover import matching_layers, recover
 from elder.training.synthesis import synthetic_blocks
 from elder.training.tune import ADAPTER_LR_GRID
 
 FLOAT = torch.float32
+RUN = TrainingRun("recover", 0, FLOAT)
 
 
 @pytest.mark.parametrize("lr", ["auto", 2e-3])
@@ -37,7 +41,13 @@ def test_distillation_lowers_the_divergence_from_the_dense_model(
 
     remove_layers(trained, [2, 4])
     before, dense = divergence(), weights_digest(trained_model)
-    recover(trained, trained_model, ids, params.Recover(epochs=3.0, batch=8, lr=lr), 0, FLOAT)
+    recover(
+        trained,
+        trained_model,
+        training_data(ids),
+        params.Recover(epochs=3.0, batch=8, lr=lr),
+        RUN,
+    )
     assert divergence() < 0.8 * before
     assert weights_digest(trained_model) == dense
 
@@ -82,7 +92,12 @@ def test_the_distilled_loss_by_hand(
     remove_layers(trained, [2, 5])
     settings = params.Recover(epochs=0.1, batch=4, lr=1e-12, next_token=0.25, hidden=2.0)
     spent = recover(
-        trained, trained_model, text_blocks[:40], settings, 7, FLOAT, removed=[5, 2]
+        trained,
+        trained_model,
+        training_data(text_blocks[:40]),
+        settings,
+        replace(RUN, seed=7),
+        [5, 2],
     )
     ids = text_blocks[batch_indices(40, 4, 0, 7)]
     with torch.no_grad():
@@ -95,7 +110,7 @@ def test_the_distilled_loss_by_hand(
     )
     assert divergence > 0.01
     assert states > 0.01
-    assert [point["loss"] for point in spent.curve] == pytest.approx([expected], rel=1e-5)
+    assert [point.loss for point in spent.curve] == pytest.approx([expected], rel=1e-5)
 
 
 def test_matched_states_come_closer_to_the_dense_models(
@@ -114,7 +129,7 @@ def test_matched_states_come_closer_to_the_dense_models(
         settings = params.Recover(
             epochs=3.0, batch=8, lr=2e-3, optimizer="adamw", hidden=hidden
         )
-        recover(student, trained_model, text_blocks[:64], settings, 0, FLOAT, removed=[2, 4])
+        recover(student, trained_model, training_data(text_blocks[:64]), settings, RUN, [2, 4])
         after.append(mismatch(student, trained_model, other, [0, 2, 4, 5]))
         assert block_losses(student, other, 8).mean() < block_losses(trained, other, 8).mean()
         assert not any(
@@ -145,11 +160,11 @@ def test_computing_each_layer_twice_changes_nothing(
             gradient_checkpointing=wanted,
         )
         spent = recover(
-            student, trained_model, text_blocks[:24], settings, 0, FLOAT, removed=[2, 4]
+            student, trained_model, training_data(text_blocks[:24]), settings, RUN, [2, 4]
         )
         results.append((spent, weights_digest(student)))
     assert results[0] == results[1]
-    assert spent.curve[-1]["loss"] < spent.curve[0]["loss"]
+    assert spent.curve[-1].loss < spent.curve[0].loss
 
 
 def test_a_compression_knows_which_states_to_match(elder: Callable) -> None:
@@ -170,7 +185,7 @@ def test_adapters_train_and_merge_into_a_plain_model(
     remove_layers(trained, [3])
     before = block_losses(trained, text_blocks[:40], 8).mean()
     settings = params.Recover(epochs=4.0, batch=4, lr=1e-2, adapter_rank=2, mode="train")
-    spent = recover(trained, None, text_blocks[:40], settings, 0, FLOAT)
+    spent = recover(trained, None, training_data(text_blocks[:40]), settings, RUN)
     assert block_losses(trained, text_blocks[:40], 8).mean() < before - 0.02
     assert set(trained.state_dict()) == {
         n for n in names if not n.startswith("model.layers.5.")
@@ -188,8 +203,8 @@ def test_an_automatic_rate_moves_adapters_too(trained: Any, text_blocks: torch.T
     remove_layers(trained, [3])
     before = block_losses(trained, text_blocks[-40:], 8).mean()
     settings = params.Recover(epochs=4.0, batch=4, lr="auto", adapter_rank=4, mode="train")
-    spent = recover(trained, None, text_blocks[:40], settings, 0, FLOAT)
-    assert [trial["lr"] for trial in spent.search] == list(ADAPTER_LR_GRID)
+    spent = recover(trained, None, training_data(text_blocks[:40]), settings, RUN)
+    assert [plain(trial)["lr"] for trial in spent.search] == list(ADAPTER_LR_GRID)
     assert block_losses(trained, text_blocks[-40:], 8).mean() < before - 0.02
 
 
@@ -220,7 +235,7 @@ def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
     trained: Any, trained_model: Any, text_blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data: list[torch.Tensor] = []
-    real = training.train
+    real = train
     monkeypatch.setattr(
         "elder.training.tune.train",
         lambda m, given, *rest: (data.append(given), real(m, given, *rest))[1],
@@ -228,7 +243,7 @@ def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
     remove_layers(trained, [2])
     settings = params.Recover(epochs=2.0, batch=4, lr=1e-3)
     more = text_blocks[100:124]
-    spent = recover(trained, trained_model, text_blocks[:8], settings, 0, FLOAT, synthetic=more)
+    spent = recover(trained, trained_model, training_data(text_blocks[:8], more), settings, RUN)
     assert (
         spent.tokens_seen == 2 * 8 * 48
     )  # two passes over the calibration blocks, whatever stands beside them

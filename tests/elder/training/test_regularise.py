@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from elder.data import batch_indices
 from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
 from elder.model.load import weights_digest
-from elder.training import loop as training
+from elder.record import plain
+from elder.training import checkpoint
+from elder.training.data import training_data
+from elder.training.loop import TrainingRun
 from elder.training.losses import residual_norm
 from elder.training.regularise import LAMBDA2_GRID, regularise, residual_weight
 from elder.training.tune import LR_GRID
 
 FLOAT = torch.float32
+RUN = TrainingRun("regularise", 0, FLOAT)
 
 
 @torch.no_grad()
@@ -46,7 +50,7 @@ def test_regularisation_shrinks_the_selected_layers(
     before = norms(trained, ids, settings)
     with skipping(trained, [2, 3]):
         without = block_losses(trained, ids, 8).mean()
-    spent = regularise(trained, [3, 2], ids, settings, 0, FLOAT)
+    spent = regularise(trained, [3, 2], training_data(ids), settings, RUN)
     after = norms(trained, ids, settings)
     assert all(after[index] < 0.5 * before[index] for index in (2, 3))
     assert all(after[index] > 0.5 * before[index] for index in (0, 1, 4, 5))
@@ -59,19 +63,21 @@ def test_regularisation_shrinks_the_selected_layers(
 def test_the_regularised_loss_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
     model = llama(3)
     settings = params.Regularise(epochs=0.1, batch=4, lr=1e-9, lambda2=0.3)
-    spent = regularise(model, [2, 0], blocks, settings, 7, FLOAT)
+    spent = regularise(model, [2, 0], training_data(blocks), settings, replace(RUN, seed=7))
     ids = blocks[batch_indices(10, 4, 0, 7)]
     terms = norms(model, ids, settings)
     expected = block_losses(model, ids, 4).mean().item() + 0.3 * (terms[0] + terms[2])
-    assert [point["loss"] for point in spent.curve] == pytest.approx([expected], rel=1e-5)
+    assert [point.loss for point in spent.curve] == pytest.approx([expected], rel=1e-5)
 
 
 def test_regularisation_searches_both_values(trained: Any, text_blocks: torch.Tensor) -> None:
     ids = text_blocks[:16]
-    spent = regularise(trained, [2], ids, params.Regularise(epochs=3.0, batch=4), 0, FLOAT)
-    tried = [(trial["lr"], trial["lambda2"]) for trial in spent.search]
+    spent = regularise(
+        trained, [2], training_data(ids), params.Regularise(epochs=3.0, batch=4), RUN
+    )
+    tried = [(plain(trial)["lr"], plain(trial)["lambda2"]) for trial in spent.search]
     assert tried == [(lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
-    assert len({trial["held_out_loss"] for trial in spent.search}) == 9
+    assert len({trial.held_out_loss for trial in spent.search}) == 9
     assert not any("forward" in vars(layer) for layer in find_layers(trained))
 
 
@@ -92,7 +98,7 @@ def test_what_the_layers_add_fades_and_is_gone_at_the_end(
 ) -> None:
     model = llama(3)
     settings = params.Regularise(epochs=2.0, batch=4, lr=1e-12, lambda2=0.3, anneal=0.6)
-    spent = regularise(model, [2, 0], blocks, settings, 7, FLOAT)
+    spent = regularise(model, [2, 0], training_data(blocks), settings, replace(RUN, seed=7))
     batches = [blocks[batch_indices(10, 4, step, 7)] for step in range(5)]
     expected = []
     for ids, weight in zip(batches, [2 / 3, 1 / 3, 0, 0, 0], strict=True):
@@ -102,7 +108,7 @@ def test_what_the_layers_add_fades_and_is_gone_at_the_end(
             expected.append(
                 block_losses(model, ids, 4).mean().item() + 0.3 * (terms[0] + terms[2])
             )
-    losses = [point["loss"] for point in spent.curve]
+    losses = [point.loss for point in spent.curve]
     assert losses == pytest.approx(expected, rel=1e-5)
     with skipping(model, [0, 2]):
         assert losses[2:] == pytest.approx(
@@ -119,7 +125,7 @@ def test_fading_without_a_norm_moves_what_the_layers_know(
     for anneal in (0.0, 0.6):
         model = copy.deepcopy(trained)
         settings = params.Regularise(epochs=3.0, batch=4, lr=2e-3, lambda2=0.0, anneal=anneal)
-        regularise(model, [4, 1, 2], ids, settings, 0, FLOAT)
+        regularise(model, [4, 1, 2], training_data(ids), settings, RUN)
         with skipping(model, [1, 2, 4]):
             after.append(block_losses(model, other, 8).mean())
     with skipping(trained, [1, 2, 4]):
@@ -136,7 +142,7 @@ def test_each_trial_fades_over_its_own_steps(
         lambda done, anneal: (told.append(done), 0.5)[1],
     )
     settings = params.Regularise(epochs=6.0, batch=2, lr="auto", lambda2=0.0, anneal=0.5)
-    spent = regularise(llama(3), [1], blocks, settings, 0, FLOAT)
+    spent = regularise(llama(3), [1], training_data(blocks), settings, RUN)
     # 30 steps: a fifth of them for three trials of two steps each, the rest in one run
     assert told == [*[1 / 2, 1] * 3, *(step / 24 for step in range(1, 25))]
     assert spent.optimizer_steps == len(told)
@@ -145,10 +151,11 @@ def test_each_trial_fades_over_its_own_steps(
 def test_an_interrupted_fading_ends_with_the_same_bytes(
     llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", -1.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_EVERY", -1.0)
     settings = params.Regularise(epochs=2.0, batch=4, lr=1e-2, lambda2=0.1, anneal=0.8)
     whole, broken, resumed = llama(3), llama(3), llama(3)
-    expected = regularise(whole, [1], blocks, settings, 0, FLOAT)
+    expected = regularise(whole, [1], training_data(blocks), settings, RUN)
+    resumable = replace(RUN, checkpoint=tmp_path / "run.checkpoint")
     calls: list[int] = []
 
     def killed(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -160,10 +167,22 @@ def test_an_interrupted_fading_ends_with_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr("elder.training.regularise.next_token_losses", killed)
         with pytest.raises(KeyboardInterrupt):
-            regularise(broken, [1], blocks, settings, 0, FLOAT, tmp_path / "run.checkpoint")
+            regularise(
+                broken,
+                [1],
+                training_data(blocks),
+                settings,
+                resumable,
+            )
     assert weights_digest(broken) != weights_digest(resumed)
-    spent = regularise(resumed, [1], blocks, settings, 0, FLOAT, tmp_path / "run.checkpoint")
-    assert asdict(spent) == asdict(expected)
+    spent = regularise(
+        resumed,
+        [1],
+        training_data(blocks),
+        settings,
+        resumable,
+    )
+    assert spent == expected
     assert weights_digest(resumed) == weights_digest(whole)
 
 
@@ -186,7 +205,10 @@ def test_computing_each_layer_twice_changes_nothing(
         )
         model = llama(3)
         results.append(
-            (regularise(model, [1], blocks, settings, 0, FLOAT), weights_digest(model))
+            (
+                regularise(model, [1], training_data(blocks), settings, RUN),
+                weights_digest(model),
+            )
         )
     assert results[0] == results[1]
 

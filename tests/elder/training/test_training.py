@@ -17,20 +17,28 @@ from elder.data import batch_indices
 from elder.errors import UserError
 from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.load import weights_digest
-from elder.training import loop as training
-from elder.training.loop import Schedule, Spent, rate, train
+from elder.record import Spent, plain
+from elder.training import checkpoint as checkpoints
+from elder.training.checkpoint import Schedule
+from elder.training.data import training_data
+from elder.training.loop import TrainingRun, rate, train
 from elder.training.losses import distillation_loss, residual_norm, state_mismatch
 from elder.training.optim import Optimizer
 from elder.training.search import Snapshot, hold_out, search
-from elder.training.tune import LONGER_RUN, LR_GRID, lowered, tune
+from elder.training.tune import LONGER_RUN, LR_GRID, Objective, lowered, tune
 from tests.elder.families import FAMILIES
 
 PLAN = Schedule(6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
 FLOAT = torch.float32
+RUN = TrainingRun("test", 0, FLOAT)
 
 
 def next_token(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda ids: next_token_losses(logits_of(model, ids), ids).mean()
+
+
+def objective(model: Any, grids: Any = None) -> Objective:
+    return Objective(lambda _: next_token(model), grids or {})
 
 
 # --- losses ---
@@ -141,12 +149,12 @@ def test_steps_and_tokens_are_counted_and_the_loss_falls(
     llama: Callable, blocks: torch.Tensor
 ) -> None:
     model = llama(2)
-    spent = train(model, blocks, next_token(model), PLAN, FLOAT, "test")
+    spent = train(model, blocks, next_token(model), PLAN, RUN)
     assert (spent.optimizer_steps, spent.tokens_seen) == (6, 6 * 4 * 12)
     assert spent.trainable_parameters == sum(p.numel() for p in model.parameters())
-    assert [point["step"] for point in spent.curve] == list(range(6))
-    assert spent.curve[-1]["loss"] < spent.curve[0]["loss"]
-    assert [point["lr"] for point in spent.curve] == pytest.approx(
+    assert [point.step for point in spent.curve] == list(range(6))
+    assert spent.curve[-1].loss < spent.curve[0].loss
+    assert [point.lr for point in spent.curve] == pytest.approx(
         [1e-2 * rate(step, PLAN) for step in range(6)]
     )
 
@@ -172,10 +180,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     def fresh() -> Any:
         return gpt2() if family == "gpt2" else llama(2)
 
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", -1.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
     plan = replace(PLAN, optimizer=optimizer)
     whole = fresh()
-    expected = train(whole, blocks, next_token(whole), plan, FLOAT, "test")
+    expected = train(whole, blocks, next_token(whole), plan, RUN)
 
     checkpoint = tmp_path / "run.checkpoint"
     broken = fresh()
@@ -188,7 +196,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         return loss(ids)
 
     with pytest.raises(KeyboardInterrupt):
-        train(broken, blocks, killed, plan, FLOAT, "test", checkpoint)
+        train(broken, blocks, killed, plan, replace(RUN, checkpoint=checkpoint))
     resumed, steps = fresh(), []
     loss_again = next_token(resumed)
     spent = train(
@@ -196,27 +204,25 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         blocks,
         lambda ids: (steps.append(1), loss_again(ids))[1],
         plan,
-        FLOAT,
-        "test",
-        checkpoint,
+        replace(RUN, checkpoint=checkpoint),
     )
     assert len(steps) == 3  # three of six were done
     assert weights_digest(resumed) == weights_digest(whole)
-    assert asdict(spent) == asdict(expected)
+    assert spent == expected
     assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
 
 
 def test_a_checkpoint_of_another_schedule_is_not_used(
     llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", -1.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
     checkpoint = tmp_path / "run.checkpoint"
     model = llama(2)
-    train(model, blocks, next_token(model), PLAN, FLOAT, "test", checkpoint)
+    train(model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=checkpoint))
     other = Schedule(**{**asdict(PLAN), "seed": 4})
     with_it, without = llama(2), llama(2)
-    train(with_it, blocks, next_token(with_it), other, FLOAT, "test", checkpoint)
-    train(without, blocks, next_token(without), other, FLOAT, "test")
+    train(with_it, blocks, next_token(with_it), other, replace(RUN, checkpoint=checkpoint))
+    train(without, blocks, next_token(without), other, RUN)
     assert weights_digest(with_it) == weights_digest(without)
 
 
@@ -229,10 +235,7 @@ def test_each_step_is_told_what_share_of_the_run_it_ends(
         blocks,
         next_token(model),
         replace(PLAN, steps=4),
-        FLOAT,
-        "test",
-        None,
-        told.append,
+        replace(RUN, at_step=told.append),
     )
     assert told == [0.25, 0.5, 0.75, 1.0]
 
@@ -248,16 +251,7 @@ def test_a_layer_computed_twice_gives_the_same_bytes(blocks: torch.Tensor) -> No
             lambda *_, calls=calls: calls.append(1)
         )
         settings = params.Training(epochs=2.0, batch=5, lr=1e-2, gradient_checkpointing=wanted)
-        spent = tune(
-            "test",
-            model,
-            blocks,
-            settings,
-            {},
-            lambda _, model=model: next_token(model),
-            0,
-            FLOAT,
-        )
+        spent = tune(model, training_data(blocks), settings, objective(model), RUN)
         results.append((spent, weights_digest(model)))
         assert len(calls) == (8 if wanted else 4)  # four steps
         model.train()
@@ -274,7 +268,7 @@ def test_a_family_without_gradient_checkpointing_is_refused(blocks: torch.Tensor
         UserError,
         match=r"OpenAIGPTLMHeadModel .*checkpointing\. Set gradient_checkpointing to false",
     ):
-        tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
+        tune(model, training_data(blocks), settings, objective(model), RUN)
 
 
 # --- automatic choices ---
@@ -289,12 +283,14 @@ def test_an_eighth_is_held_out() -> None:
 def test_the_lowest_finite_loss_wins() -> None:
     losses = {1.0: math.nan, 2.0: 3.0, 3.0: 2.5, 4.0: 2.5, 5.0: -math.inf}
     chosen, spent = search(
-        "test", [{"lr": lr} for lr in losses], lambda v: (losses[v["lr"]], Spent(10, 1))
+        "test",
+        [{"lr": lr} for lr in losses],
+        lambda v: (losses[v["lr"]], Spent(tokens_seen=10, optimizer_steps=1)),
     )
     assert chosen == {"lr": 3.0}
     assert (spent.tokens_seen, spent.optimizer_steps) == (50, 5)
-    assert [trial["chosen"] for trial in spent.search] == [False, False, True, False, False]
-    assert [trial["held_out_loss"] for trial in spent.search] == [None, 3.0, 2.5, 2.5, None]
+    assert [trial.chosen for trial in spent.search] == [False, False, True, False, False]
+    assert [trial.held_out_loss for trial in spent.search] == [None, 3.0, 2.5, 2.5, None]
     with pytest.raises(
         UserError, match="no value tried gave a finite loss; set lr of test by hand"
     ):
@@ -317,7 +313,7 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     llama: Callable, blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch, epochs: float
 ) -> None:
     starts, schedules, data = [], [], []
-    real = training.train
+    real = train
 
     def spy(model: Any, given: torch.Tensor, loss: Any, plan: Schedule, *rest: Any) -> Spent:
         starts.append(weights_digest(model))
@@ -330,9 +326,7 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     model = llama(2)
     before = weights_digest(model)
     settings = params.Training(epochs=epochs, batch=4, lr="auto")
-    spent = tune(
-        "test", model, many, settings, {"lr": LR_GRID}, lambda _: next_token(model), 0, FLOAT
-    )
+    spent = tune(model, training_data(many), settings, objective(model, {"lr": LR_GRID}), RUN)
     assert starts == [before] * 4  # three trials and the run start from the same weights
     held = many[-5:]  # an eighth of 40
     assert all(torch.equal(given, many[:-5]) for given in data[:3])
@@ -347,15 +341,15 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
         == step * spent.optimizer_steps
         == step * sum(plan.steps for plan in schedules)
     )
-    assert sum(trial["tokens"] for trial in spent.search) <= 0.2 * budget + 3 * step / 2
-    losses = [trial["held_out_loss"] for trial in spent.search]
-    best = spent.search[losses.index(min(losses))]["lr"]
+    assert sum(trial.tokens for trial in spent.search) <= 0.2 * budget + 3 * step / 2
+    losses = [trial.held_out_loss for trial in spent.search]
+    best = plain(spent.search[losses.index(min(losses))])["lr"]
     assert (
         schedules[3].lr == best * (schedules[0].steps / schedules[3].steps) ** LONGER_RUN < best
     )
-    assert [trial["chosen"] for trial in spent.search].index(True) == losses.index(min(losses))
+    assert [trial.chosen for trial in spent.search].index(True) == losses.index(min(losses))
     again = llama(2)
-    real(again, many[:-5], next_token(again), schedules[0], FLOAT, "test")
+    real(again, many[:-5], next_token(again), schedules[0], RUN)
     assert losses[0] == pytest.approx(block_losses(again, held, 4).mean().item())
 
 
@@ -370,10 +364,10 @@ def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
 def test_nothing_automatic_spends_all_on_one_run(llama: Callable, blocks: torch.Tensor) -> None:
     model = llama(2)
     settings = params.Training(epochs=2.0, batch=5, lr=1e-3)
-    spent = tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
+    spent = tune(model, training_data(blocks), settings, objective(model), RUN)
     assert spent.search == []
     assert (spent.optimizer_steps, spent.tokens_seen) == (4, 2 * 120)
-    assert spent.curve[0]["lr"] == 1e-3
+    assert spent.curve[0].lr == 1e-3
 
 
 def test_a_run_that_diverges_says_so(llama: Callable, blocks: torch.Tensor) -> None:
@@ -382,4 +376,4 @@ def test_a_run_that_diverges_says_so(llama: Callable, blocks: torch.Tensor) -> N
     with pytest.raises(
         UserError, match=r"test diverged with a learning rate of 1e\+30: set test.lr lower"
     ):
-        tune("test", model, blocks, settings, {}, lambda _: next_token(model), 0, FLOAT)
+        tune(model, training_data(blocks), settings, objective(model), RUN)

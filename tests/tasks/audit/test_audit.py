@@ -21,7 +21,7 @@ from elder.evaluation.gate import judge
 from elder.model.layers import remove_layers
 from elder.model.load import parameter_count, weights_digest
 from elder.model.save import save_model
-from elder.record import Record
+from elder.record import CompressionRecord, Record
 from elder.settings import validate
 from tasks.audit.run import audit
 from tasks.provenance import signing
@@ -183,7 +183,7 @@ def publish_version(
         model, record = shallow
         run_id = f"{tmp_path.name}-{len(made)}"
         record, folder = record | {"run_id": run_id}, tmp_path / run_id
-        save_with_record(model, words(), folder, record)
+        save_with_record(model, words(), folder, CompressionRecord.model_validate(record))
         with_key = settings.model_copy(update={"signing": section})
         published = publish.fn(folder, record, with_key, root)
         registry, typed = Registry(settings.registry), Record.model_validate(record)
@@ -244,7 +244,9 @@ def test_a_run_that_publishes_again_publishes_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     model, record = shallow
-    save_with_record(model, words(), tmp_path / "model", record)
+    save_with_record(
+        model, words(), tmp_path / "model", CompressionRecord.model_validate(record)
+    )
     first = publish.fn(tmp_path / "model", record, settings, root)
     second = publish.fn(tmp_path / "model", record, settings, root)
     assert (second.digest, second.uploaded_bytes) == (first.digest, 0)

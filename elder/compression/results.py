@@ -1,0 +1,76 @@
+"""What the stages of a compression find and take: one frozen model a stage, the content of its marker."""
+
+from pydantic import Field
+
+from elder.record import Json, Number, Plain, Scores, Spent
+
+
+class StageResult(Plain):
+    """What every stage says.
+
+    Attributes:
+        spent: what its training used; nothing where it trains nothing.
+        peak_memory_bytes: of the device, or of the process where that is the CPU.
+        seconds: it took.
+        files: {name: sha256} of the model folder that it left; empty where it left the model as it was.
+    """
+
+    spent: Spent = Field(default_factory=Spent)
+    peak_memory_bytes: int = 0
+    seconds: Number = 0
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class Chosen(StageResult):
+    """Which layers go, and why.
+
+    Attributes:
+        num_layers: of the dense model.
+        removed: layers of the dense model, in order of removal.
+        scores: what decided.
+        tokens: of the calibration blocks.
+    """
+
+    num_layers: int
+    removed: list[int]
+    scores: Scores
+    tokens: int
+
+
+class Learnt(Chosen):
+    """The choice of layers, and what it was made on.
+
+    Attributes:
+        parameters: of the dense model.
+        weights_sha256: over the dense model's weights, as `elder.model.load.weights_digest`.
+        revision: commit of a Hub model.
+        dtype: of the dense model.
+        seq_len: tokens in a calibration block.
+        calibration_sha256: of the calibration text or of the file of blocks.
+        blocks_sha256: of the blocks themselves.
+    """
+
+    parameters: int
+    weights_sha256: str
+    revision: str | None
+    dtype: str
+    seq_len: int
+    calibration_sha256: str
+    blocks_sha256: str
+
+
+class Trained(StageResult):
+    """A regularisation or a recovery: ``spent`` says it all."""
+
+
+class Removed(StageResult):
+    """The model without its layers: its number of parameters and of layers."""
+
+    parameters: int
+    num_layers: int
+
+
+class Compensated(StageResult):
+    """What a compensation found, None where there was none."""
+
+    compensation: dict[str, Json] | None
