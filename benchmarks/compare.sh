@@ -30,16 +30,16 @@ controls='sleb+distil[recover.epochs=6.6],shortgpt+distil[recover.epochs=6.6],sl
 case ${1:-} in
 main) compare novels-llama "default,$controls,elder,sleb,shortgpt,random,last" --ratios 0.25,0.5 --seeds 0,1,2 ;;
 selections)
-    compare selections "elder[select.place=residual,regularise.epochs=0],elder[regularise.epochs=0],sleb,shortgpt,$(
+    compare selections "elder[select.elder.place=residual,regularise.epochs=0],elder[regularise.epochs=0],sleb,shortgpt,$(
     )laco,angular,shortened-ppl,shortened-taylor,random,last" --ratios 0.25,0.5
     ;;
 ablations)
-    compare ablations "elder,elder[regularise.epochs=0],elder[select.iterative=false],elder[select.place=residual],$(
-    )elder[select.place=residual,regularise.epochs=0],elder[select.place=residual,select.iterative=false],$(
+    compare ablations "elder,elder[regularise.epochs=0],elder[select.elder.iterative=false],elder[select.elder.place=residual],$(
+    )elder[select.elder.place=residual,regularise.epochs=0],elder[select.elder.place=residual,select.elder.iterative=false],$(
     )sleb" --ratios 0.25
     ;;
 parts)
-    compare parts "default,default[select.shortlist=1],default[recover.synthetic=0],$(
+    compare parts "default,default[select.elder.shortlist=1],default[recover.distil.synthetic=0],$(
     )default[recover.optimizer=adamw],default[compensate.method=linear],$(
     )sleb,sleb+linear,sleb+magnitude,sleb+merge" --ratios 0.25
     ;;

@@ -26,6 +26,7 @@ from elder.evaluation.speed import compare
 from elder.model.layers import remove_layers
 from elder.model.load import Loaded, parameter_count
 from elder.progress import say
+from elder.selection.layer_weights import LayerWeightSettings
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.recover import recover
@@ -209,14 +210,14 @@ class Bench:
     def select(self, method: str) -> dict[str, Any]:
         """Choose a quarter of the layers; elder with the published lambda1 and half an epoch a round."""
         shape = self.shape
-        chosen = params.Select(
-            method=method,
-            ratio=0.25,
-            forward_batch=shape.batch,
+        learning = LayerWeightSettings(
             batch=shape.batch,
             epochs=0.5 * round(0.25 * self.layers),
             lambda1=5e-3,
             shortlist=1,
+        )
+        chosen = params.Select(
+            method=method, ratio=0.25, forward_batch=shape.batch, elder=learning
         )
         loaded = Loaded(self.build(), None, "random weights", None, WEIGHTS)
 

@@ -65,7 +65,9 @@ class Fingerprint:
 def recipe_of(settings: Params) -> dict[str, Json]:
     """Return the sections that say how a model is made shallower, as plain values."""
     tree = settings.model_dump(mode="json")
-    return {section: tree[section] for section in RECIPE}
+    recipe: dict[str, Json] = {section: tree[section] for section in RECIPE}
+    # the settings of what was not chosen bear on nothing
+    return recipe | {"select": settings.select.own(), "compensate": settings.compensate.own()}
 
 
 def model_parts(settings: Params) -> dict[str, Json]:

@@ -1,133 +1,316 @@
-"""Where parameters come from: a file, ELDER_SET, ``--set``, and options with a name of their own."""
+"""Where parameters come from, and which of them hold.
+
+One order, from the weakest to the strongest:
+
+1. the defaults in `elder.params`, and those that selections and compensations bring along;
+2. the parameter file, ``params.yaml`` or that of ``--params``;
+3. the recipe of ``--method``: what the method is as its paper has it;
+4. ``ELDER_SET``, overrides separated by spaces, for what belongs to a machine: its store, its registry;
+5. ``--set section.key=value``, the later over the earlier;
+6. options with a name of their own: ``--method``, ``--ratio``, ``--seed``, ...
+
+What a run has written down is read as it stands: no ``ELDER_SET`` changes it.
+"""
 
 import os
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from inspect import isclass
 from pathlib import Path
-from typing import Any
+from reprlib import Repr
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from elder.errors import UserError, nearest
-from elder.params import Params
+from elder.params import Choice, Params
+from elder.params.catalogue import NONE, SELECTIONS, Recipe
+from elder.params.strict_yaml import parse_yaml, read_yaml
+from elder.record import Json
+
+DEFAULT = "default"  # the name of the recipe that the parameters are as they stand
+ELDER_SET = "ELDER_SET"
+MACHINE = ("store", "registry", "notify", "signing")  # sections that no number depends on
+MOST_FAULTS = 20  # that one message lists
+LONGEST_WORD = 80  # characters of a key that a message shows
+
+# what every method's recipe begins with: a selection as published trains and mends nothing, unless it says so
+NOTHING_ELSE: Recipe = {
+    "regularise": {"epochs": 0},
+    "compensate": {"method": NONE},
+    "recover": {"mode": "none"},
+}
+
+# {former place of a key: where it is now}; version 0.1 had all keys of a section in one list
+MOVED = {
+    "select.place": ("select.elder.place",),
+    "select.solver": ("select.elder.solver",),
+    "select.iterative": ("select.elder.iterative",),
+    "select.lambda1": ("select.elder.lambda1",),
+    "select.lr": ("select.elder.lr",),
+    "select.epochs": ("select.elder.epochs",),
+    "select.batch": ("select.elder.batch", "select.shortened-taylor.batch"),
+    "select.shortlist": ("select.elder.shortlist",),
+    "select.merge_layers": ("select.laco.merge_layers",),
+    "select.merge_range": ("select.laco.merge_range",),
+    "select.merge_interval": ("select.laco.merge_interval",),
+    "select.merge_samples": ("select.laco.merge_samples",),
+    "compensate.ridge": ("compensate.linear.ridge",),
+    "recover.next_token": ("recover.distil.next_token",),
+    "recover.hidden": ("recover.distil.hidden",),
+    "recover.synthetic": ("recover.distil.synthetic",),
+}
+
+_short = Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+
+
+def read_params(
+    path: Path | None,
+    overrides: list[str] | None,
+    values: Mapping[str, Json],
+    method: str | None = None,
+) -> Params:
+    """Read the parameters of a command, in the order that the head of this file gives.
+
+    Args:
+        path: parameter file; None takes ``params.yaml`` of the present folder, if there is one.
+        overrides: ``section.key=value``; values are YAML, so ``null``, ``[0, 11]`` and ``1e-3`` mean what they say.
+        values: {"section.key": value} of named options; None values are left out.
+        method: whose recipe is laid over the file; None or ``default`` for none.
+
+    Raises:
+        UserError: for an unknown method, and with every fault, one a line, that the parameters have.
+    """
+    if path is None and Path("params.yaml").is_file():
+        path = Path("params.yaml")
+    options = dict(values)
+    if options.get("select.ratio") is not None:
+        if options.get("select.layers") is not None:
+            raise UserError("--layers and --ratio were both given; give one of them")
+        overrides = [*(overrides or []), "select.layers=null"]
+    tree = _read_sections(path) if path else {}
+    if method not in (None, DEFAULT):
+        lay_recipe(tree, str(method))
+        options["select.method"] = method
+    _lay_overrides(tree, os.environ.get(ELDER_SET, "").split(), ELDER_SET)
+    _lay_overrides(tree, overrides or [], "--set")
+    _lay_values(tree, options)
+    return validate(tree)
 
 
 def load_params(
     path: Path | None = None,
     overrides: list[str] | None = None,
-    values: dict[str, Any] | None = None,
+    values: Mapping[str, Json] | None = None,
 ) -> Params:
-    """Read ``params.yaml`` and apply ``section.key=value`` overrides.
-
-    Args:
-        path: a YAML file with any of the sections; None takes the defaults.
-        overrides: values are read as YAML, so ``null``, ``[0, 11]`` and ``1e-3`` mean what they say.
-        values: {"section.key": value}, laid over all; None values are left out.
-
-    Returns:
-        The frozen parameters.
+    """Read parameters that somebody has written down, whatever the machine's ``ELDER_SET`` says; see `read_params`.
 
     Raises:
         UserError: with every fault, one a line, and the nearest valid name for each unknown one.
     """
     tree = _read_sections(path) if path else {}
-    for text in overrides or []:
-        key, equals, value = text.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not (equals and dot and name):
-            raise UserError(
-                f"--set {text!r} is not of the form section.key=value, such as select.ratio=0.25"
-            )
-        _section(tree, section)[name] = _scalar(value)
-    for key, value in (values or {}).items():
-        section, _, name = key.partition(".")
-        if value is not None:
-            _section(tree, section)[name] = value
+    _lay_overrides(tree, overrides or [], "--set")
+    _lay_values(tree, values or {})
     return validate(tree)
 
 
-def validate(tree: dict[str, Any]) -> Params:
-    """Check a tree of sections; list all faults at once."""
-    try:
-        return Params.model_validate(tree)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_fault(fault)}" for fault in error.errors())
-        raise UserError(
-            f"the parameters have {error.error_count()} fault(s):\n{faults}"
-        ) from None
-
-
-def read_yaml(path: Path, what: str, cure: str) -> Any:
-    """Return what a YAML file holds.
+def params_of_record(tree: Mapping[str, Json]) -> Params:
+    """Return the parameters that a record holds; keys at a place of an older version are moved to their present one.
 
     Args:
-        path: the file.
-        what: it is, for a sentence that refuses it.
-        cure: what to do where it is missing.
+        tree: ``lineage.params`` of a record, of this or an older version; it is left as it is.
 
     Raises:
-        UserError: if it is missing, cannot be read or is not YAML.
+        UserError: for what is wrong with them all the same.
     """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {what} {str(path)!r}; {cure}") from None
-    except OSError as error:
-        raise UserError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    present = deepcopy(dict(tree))
+    for former, places in MOVED.items():
+        section, key = former.split(".")
+        if isinstance(present.get(section), dict) and key in present[section]:
+            value = present[section].pop(key)
+            for place in places:
+                lay_override(present, place, value)
+    return validate(present)
+
+
+def machine_overrides() -> list[str]:
+    """Return those overrides of ``ELDER_SET`` that say where a machine's services are, and no others.
+
+    For processes that follow a record: its numbers hold, wherever they are computed again.
+    """
+    given = os.environ.get(ELDER_SET, "").split()
+    return [text for text in given if text.partition(".")[0] in MACHINE]
+
+
+def lay_recipe(tree: dict[str, Json], method: str) -> None:
+    """Lay a method's recipe over a tree of sections, in place.
+
+    Raises:
+        UserError: for an unknown method.
+    """
+    if method not in SELECTIONS:
         raise UserError(
-            f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+            f"there is no method {method!r}; {nearest(method, [*SELECTIONS, DEFAULT])}"
+        )
+    for recipe in (NOTHING_ELSE, SELECTIONS[method].recipe):
+        _merge(tree, recipe)
+    _merge(tree, {"select": {"method": method}})
 
 
-def _read_sections(path: Path) -> dict[str, Any]:
+def lay_override(tree: dict[str, Json], key: str, value: Json) -> None:
+    """Set ``section.key`` or ``section.name.key`` in a tree of sections, in place.
+
+    Raises:
+        UserError: if what should hold the key is no section.
+    """
+    *sections, name = key.split(".")
+    for depth, section in enumerate(sections, start=1):
+        if tree.get(section) is None:
+            tree[section] = {}
+        if not isinstance(tree[section], dict):
+            place = ".".join(sections[:depth])
+            raise UserError(
+                f"section {place!r} must hold keys and values, not {_short.repr(tree[section])}"
+            )
+        tree = tree[section]
+    tree[name] = value
+
+
+def read_override(text: str, source: str = "--set") -> tuple[str, Json]:
+    """Return key and value of ``section.key=value``.
+
+    Raises:
+        UserError: if it is of another form.
+    """
+    key, equals, value = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or len(names) < 2 or not all(names):
+        shown = _short.repr(text)
+        raise UserError(
+            f"{source} {shown} is not of the form section.key=value, such as select.ratio=0.25"
+        )
+    try:
+        return key.strip(), parse_yaml(value)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def validate(tree: Mapping[str, Json]) -> Params:
+    """Check a tree of sections, those of all selections and compensations included.
+
+    Raises:
+        UserError: with every fault, one a line.
+    """
+    present = dict(tree)
+    faults: list[str] = []
+    for name, field in Params.model_fields.items():
+        choice, section = field.annotation, present.get(name, {})
+        if isclass(choice) and issubclass(choice, Choice) and isinstance(section, dict):
+            present[name] = _check_entries(name, section, choice, faults)
+    try:
+        made = Params.model_validate(present)
+    except ValidationError as error:
+        faults += [_fault(fault, Params, ()) for fault in error.errors(include_url=False)]
+    if faults:
+        raise UserError(_all_faults(faults))
+    return made
+
+
+def _check_entries(
+    name: str, section: dict[str, Json], choice: type[Choice], faults: list[str]
+) -> dict[str, Json]:
+    """Return a section with the settings of all entries of its catalogue checked, defaults filled in; note faults."""
+    own = choice.model_fields
+    checked = {key: value for key, value in section.items() if key in own}
+    for key in section:
+        if key not in own and key not in choice.catalogue:
+            faults.append(_unknown(f"{name}.{key}", [*own, *_with_settings(choice)]))
+    for entry in _with_settings(choice):
+        settings = choice.catalogue[entry].settings
+        given = section.get(entry)
+        try:
+            checked[entry] = settings.model_validate({} if given is None else given)
+        except ValidationError as error:
+            place = (name, entry)
+            faults += [_fault(fault, settings, place) for fault in error.errors()]
+    return checked
+
+
+def _with_settings(choice: type[Choice]) -> list[str]:
+    """Return the names of the entries that have settings of their own."""
+    return [name for name, entry in choice.catalogue.items() if entry.settings.model_fields]
+
+
+def _fault(fault: Json, model: type[BaseModel], place: tuple[str, ...]) -> str:
+    """Turn one pydantic error into one line that names the key, the value and what is allowed.
+
+    Args:
+        fault: of ``ValidationError.errors``.
+        model: what was validated.
+        place: where in the tree that is.
+    """
+    keys = list(place)
+    for part in fault["loc"]:
+        keys.append(str(part))
+        fields = model.model_fields
+        inner = fields[str(part)].annotation if part in fields else None
+        if not (isclass(inner) and issubclass(inner, BaseModel)):
+            break  # what follows in the place is an item of a list, or a kind of value
+        model = inner
+    key = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        return _unknown(key, model.model_fields)
+    if fault["type"] == "model_type":
+        return f"{_cut(key)} = {_short.repr(fault['input'])}: should hold keys and values"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{_cut(key)} = {_short.repr(fault['input'])}: {message}"
+
+
+def _unknown(key: str, valid: Iterable[str]) -> str:
+    """Say that there is no such key; where it is now, if it had another place before."""
+    if key in MOVED:
+        return f"{key}: this key has moved, set {' or '.join(MOVED[key])}"
+    return f"{_cut(key)}: unknown key, {nearest(_cut(key.rpartition('.')[2]), valid)}"
+
+
+def _all_faults(faults: list[str]) -> str:
+    listed = "\n".join(f"  {fault}" for fault in faults[:MOST_FAULTS])
+    more = f"\n  and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    return f"the parameters have {len(faults)} fault(s):\n{listed}{more}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}..."
+
+
+def _read_sections(path: Path) -> dict[str, Json]:
     tree = read_yaml(path, "parameter file", "name one with --params")
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(
             f"{str(path)!r} must hold sections of keys and values, such as 'select:' and below it 'ratio: 0.25'"
         )
-    return {key: {} if value is None else value for key, value in tree.items()}
+    return {str(key): {} if value is None else value for key, value in tree.items()}
 
 
-def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    section = tree.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise UserError(f"section {name!r} must hold keys and values, not {section!r}")
-    return section
+def _lay_overrides(tree: dict[str, Json], overrides: Iterable[str], source: str) -> None:
+    for text in overrides:
+        lay_override(tree, *read_override(text, source))
 
 
-def _scalar(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+def _lay_values(tree: dict[str, Json], values: Mapping[str, Json]) -> None:
+    for key, value in values.items():
+        if value is not None:
+            lay_override(tree, key, value)
 
 
-def _fault(fault: Any) -> str:
-    """Turn one pydantic error into one line that names the key, the value and what is allowed."""
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path[:2])
-    if fault["type"] == "extra_forbidden":
-        section = Params.model_fields.get(path[0]) if len(path) > 1 else None
-        fields = section.annotation.model_fields if section else Params.model_fields  # type: ignore[union-attr]
-        return f"{key}: unknown key, {nearest(path[-1], fields)}"
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return f"{key} = {fault['input']!r}: {message}"
-
-
-def read_params(
-    path: Path | None, overrides: list[str] | None, values: dict[str, Any]
-) -> Params:
-    """Read parameters: the file, then ELDER_SET, then ``--set``, then the options that have a name of their own.
-
-    ELDER_SET holds overrides separated by spaces, for what belongs to a machine and not to a run: where its store and
-    its registry are.
-    """
-    if path is None and Path("params.yaml").is_file():
-        path = Path("params.yaml")
-    if values.get("select.ratio") is not None:
-        if values.get("select.layers") is not None:
-            raise UserError("--layers and --ratio were both given; give one of them")
-        overrides = [*(overrides or []), "select.layers=null"]
-    overrides = [*os.environ.get("ELDER_SET", "").split(), *(overrides or [])]
-    return load_params(path, overrides, values)
+def _merge(tree: dict[str, Json], recipe: Mapping[str, Json]) -> None:
+    """Lay a tree over another, in place: sections are merged, values replaced."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            if not isinstance(tree.get(key), dict):
+                tree[key] = {}
+            _merge(tree[key], value)
+        else:
+            tree[key] = value

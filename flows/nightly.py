@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
-from elder.compression.recipes import DEFAULT
+from elder.settings import DEFAULT
 from flows.environment import prepare_environment, project_root
 from flows.run import read_settings, reasons, refused, run_compression
 

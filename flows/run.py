@@ -31,8 +31,8 @@ from tasks.store.open import configured_store
 def read_settings(
     params: Path | None, overrides: list[str] | None, method: str | None
 ) -> Params:
-    """Return the parameters of a run: the file, ``section.key=value`` overrides, and a method's recipe over them."""
-    return apply_method(read_params(params, overrides, {}), method, overrides)
+    """Return the parameters of a run: the file, a method's recipe, and ``section.key=value`` overrides over both."""
+    return read_params(params, overrides, {}, method)
 
 
 def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from elder.compression.recipes import DEFAULT
 from elder.errors import Crash, UserError, nearest
 from elder.files import write_json
 from elder.params import Params
+from elder.params.strict_yaml import read_yaml
 from elder.progress import say
-from elder.settings import read_yaml
+from elder.settings import DEFAULT
 from flows.environment import prepare_environment, project_root
 from flows.run import check, find_model, read_settings, run_compression, summary
 from tasks.errors import hide_secrets

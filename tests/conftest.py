@@ -20,7 +20,11 @@ QUIET = {
 }
 HOME = pytest.StashKey[str]()
 TESTS = Path(__file__).parent
-SLOWEST = ("infra", "flows", "tasks")  # folders, first to start where several processes share the tests
+SLOWEST = (
+    "infra",
+    "flows",
+    "tasks",
+)  # folders, first to start where several processes share the tests
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,10 +22,8 @@ from elder.cli.options import (
 from elder.cli.output import show
 from elder.cli.services import services_of
 from elder.errors import UserError
-from elder.params import Params
-from elder.process import prepare_libraries
 from elder.record import plain
-from elder.settings import validate
+from elder.settings import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,9 @@ class RecipeOptions:
         str | None, typer.Option(help="none, train or distil: overrides the recipe's recovery.")
     ] = None
 
-    def applied_to(self, settings: Params, overrides: list[str] | None) -> Params:
-        """Lay the method's recipe over the parameters, and these options over both."""
-        from elder.compression.recipes import apply_method
-
-        tree = apply_method(settings, self.method, overrides).model_dump()
-        if self.compensate is not None:
-            tree["compensate"]["method"] = self.compensate
-        if self.recover is not None:
-            tree["recover"]["mode"] = self.recover
-        return validate(tree)
+    def values(self) -> dict[str, str | None]:
+        """Return the parameters that these options stand for, beside the method's recipe."""
+        return {"compensate.method": self.compensate, "recover.mode": self.recover}
 
 
 @dataclass(frozen=True)
@@ -83,16 +74,14 @@ def select(
     common: CommonOptions,
 ) -> None:
     """Say which layers can go, in order. The model is only read."""
-    given = common.settings({"model.name": model, **selection.values(), **place.values()})
-    prepare_libraries()
-    from elder.compression.recipes import apply_method
+    values = {"model.name": model, **selection.values(), **place.values()}
+    settings = common.settings(values, method)
     from elder.compression.stages import layers_to_remove, select_layers
     from elder.data import choose_blocks
     from elder.model.forward import seed_everything
     from elder.model.load import block_length, load_model
     from elder.selection import get_method
 
-    settings = apply_method(given, method, common.overrides)
     get_method(settings.select.method)
     started = time.monotonic()
     settings = services_of(ctx).with_local_model(settings)
@@ -132,13 +121,11 @@ def compress(
     common: CommonOptions,
 ) -> None:
     """Make a shallower model: select, train what the method trains, remove, compensate, recover, save."""
-    given = common.settings({"model.name": model, **selection.values(), **place.values()})
-    prepare_libraries()
+    values = {"model.name": model, **selection.values(), **place.values(), **recipe.values()}
+    given = common.settings(values, recipe.method)
     from elder.compression.compress import compress as run
-    from elder.compression.recipes import DEFAULT
 
-    settings = recipe.applied_to(given, common.overrides)
-    settings = services_of(ctx).with_local_model(settings)
+    settings = services_of(ctx).with_local_model(given)
     record = run(
         settings,
         Path(settings.calibration.source),
@@ -161,7 +148,6 @@ def evaluate(
     settings = common.settings({"model.name": model, **place.values()})
     if wanted.text is None and wanted.tasks is None:
         raise UserError("nothing to evaluate: give --text FILE, --tasks NAME,NAME or both")
-    prepare_libraries()
     from elder.evaluation.perplexity import perplexity_of_text, run_tasks
     from elder.model.forward import seed_everything
     from elder.model.load import block_length, load_model
@@ -196,7 +182,6 @@ def bench(
 ) -> None:
     """Measure prompt and generation speed and memory, of one model or of two side by side."""
     given = common.settings({"model.name": model, **place.values()})
-    prepare_libraries()
     from elder.evaluation.speed import compare, measure
     from elder.model.forward import seed_everything
     from elder.model.load import load_model

@@ -14,6 +14,7 @@ import typer
 
 from elder.errors import UserError
 from elder.params import Params
+from elder.process import prepare_libraries
 from elder.settings import read_params
 
 ModelName = Annotated[
@@ -58,9 +59,17 @@ class ParameterOptions:
     ] = None
     overrides: Overrides = None
 
-    def settings(self, values: dict[str, Any] | None = None) -> Params:
-        """Read the parameters; ``values`` are those of options with a name of their own: {"section.key": value}."""
-        return read_params(self.params, self.overrides, values or {})
+    def settings(
+        self, values: dict[str, Any] | None = None, method: str | None = None
+    ) -> Params:
+        """Read the parameters.
+
+        Args:
+            values: those of options with a name of their own, {"section.key": value}.
+            method: whose recipe is laid over the parameter file.
+        """
+        prepare_libraries()  # reading them imports some
+        return read_params(self.params, self.overrides, values or {}, method)
 
 
 @dataclass(frozen=True)

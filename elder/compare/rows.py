@@ -8,15 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
-
 from elder.compensation import COMPENSATIONS
-from elder.compression.recipes import DEFAULT, apply_method
+from elder.compression.recipes import apply_method
 from elder.errors import UserError, nearest
 from elder.fingerprint import RECIPE
 from elder.params import Params, Recover
 from elder.selection import METHODS
-from elder.settings import validate
+from elder.settings import DEFAULT, lay_override, read_override, validate
 
 ALIASES = {"remove-then-train": "train", "remove-then-distil": "distil"}
 FLOORS = ("random", "last")
@@ -50,9 +48,8 @@ class Row:
             section, key = ("recover", "mode") if part in modes() else ("compensate", "method")
             tree[section][key] = part
         for name, value in self.changes:
-            section, _, key = name.partition(".")
-            self._check_section(section, name)
-            tree[section][key] = value
+            self._check_section(name.partition(".")[0], name)
+            lay_override(tree, name, value)
         return validate(tree)
 
     def _check_section(self, section: str, name: str) -> None:
@@ -133,10 +130,4 @@ def _parse(name: str) -> Row:
 
 
 def _change(row: str, text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or key.count(".") != 1:
-        raise UserError(f"{row!r} holds {text!r}, which is not of the form section.key=value")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key.strip(), value
+    return read_override(text, f"the row {row!r} holds")

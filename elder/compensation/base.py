@@ -1,37 +1,39 @@
-"""What a compensation is given and what it returns, the gaps that a removal leaves, and the registry by name."""
+"""What a compensation is given and what it returns, the gaps that a removal leaves, and the catalogue by name."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from elder import params
-from elder.errors import UserError, nearest
 from elder.model.forward import block_losses
+from elder.params.catalogue import COMPENSATIONS, NONE, Catalogue
+from elder.record import Json
 from elder.training.search import hold_out
 
-NONE = "none"
+S = TypeVar("S")  # the settings that a compensation is registered with
 
 
 @dataclass(frozen=True)
-class Repair:
-    """What a compensation works on.
+class Pruned(Generic[S]):
+    """A model that layers were taken out of, as a compensation finds it.
 
     Attributes:
         model: the model after removal, in eval mode; its weights are changed in place, its shapes are not.
         dense: the model as it was just before removal, frozen; on the same device, in the same dtype.
         removed: layers of ``dense`` that went.
         blocks: calibration blocks, (samples, seq_len), int64.
-        settings: the section ``compensate``.
+        settings: the compensation's own.
+        batch: blocks in a batch.
     """
 
     model: Any
     dense: Any
     removed: tuple[int, ...]
     blocks: torch.Tensor
-    settings: params.Compensate
+    settings: S
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -54,69 +56,43 @@ class Gap:
         return list(range(self.start, self.stop))
 
 
-Compensation = Callable[
-    [Repair], dict[str, Any]
-]  # changes the model in place; returns what it found, as plain JSON
-COMPENSATIONS: dict[str, Compensation] = {}
-
-
-def register(name: str) -> Callable[[Compensation], Compensation]:
-    """Make a compensation known by name; two of one name are a mistake."""
-
-    def add(compensation: Compensation) -> Compensation:
-        if name in COMPENSATIONS or name == NONE:
-            raise ValueError(f"a compensation named {name!r} is registered already")
-        COMPENSATIONS[name] = compensation
-        return compensation
-
-    return add
-
-
-def get_compensation(name: str) -> Compensation | None:
-    """Return the compensation of a name; for ``none``, None.
-
-    Raises:
-        UserError: for an unknown name, with the nearest valid one.
-    """
-    if name == NONE:
-        return None
-    if name not in COMPENSATIONS:
-        raise UserError(
-            f"there is no compensation {name!r}; {nearest(name, [*COMPENSATIONS, NONE])}"
-        )
-    return COMPENSATIONS[name]
+# changes the model in place; returns what it found
+Compensation = Callable[[Pruned[Any]], dict[str, Json]]
+CATALOGUE: Catalogue[Compensation] = COMPENSATIONS
+register = CATALOGUE.register
 
 
 @torch.no_grad()
-def compensate(repair: Repair) -> dict[str, Any]:
-    """Run the compensation that the settings name; returns its record, with the next-token loss before and after.
+def compensate(name: str, pruned: Pruned[Any]) -> dict[str, Json]:
+    """Run a compensation; returns its record, with the next-token loss before and after.
 
     Raises:
         UserError: for an unknown name, or a model that cannot be compensated so.
     """
-    compensation = get_compensation(repair.settings.method)
-    if compensation is None:
+    if name == NONE:
         return {"method": NONE}
-    _, held = hold_out(repair.blocks)
+    compensation = CATALOGUE.find(name).function
+    _, held = hold_out(pruned.blocks)
 
     def loss() -> float | None:
-        found = block_losses(repair.model, held, repair.settings.batch).mean().item()
-        return found if math.isfinite(found) else None
+        value = block_losses(pruned.model, held, pruned.batch).mean().item()
+        return value if math.isfinite(value) else None
 
     before = loss()
-    found = compensation(repair)
+    changes = compensation(pruned)
     return {
-        "method": repair.settings.method,
-        **found,
+        "method": name,
+        **changes,
         "held_out_loss": {"before": before, "after": loss()},
     }
 
 
 def gaps(removed: Sequence[int], count: int) -> list[Gap]:
     """Return the runs of neighbouring layers among ``removed`` of ``count``, from the first to the last."""
-    gone, found = set(removed), []
+    gone, runs = set(removed), []
     for start in sorted(gone):
         if start - 1 not in gone:
             stop = next(index for index in range(start, count + 1) if index not in gone)
-            found.append(Gap(start, stop, start - sum(index < start for index in gone)))
-    return found
+            before = sum(index < start for index in gone)
+            runs.append(Gap(start, stop, place=start - before))
+    return runs

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from elder.compensation.base import Gap, Repair, gaps, register
+from elder.compensation.base import Gap, Pruned, gaps, register
 from elder.errors import UserError
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
+from elder.params import Section
 from elder.progress import say
+from elder.record import Json
 from elder.training.search import hold_out
 
 PROBE = 64.0  # how much a projection's output is enlarged in the check: 16-bit rounding of the stream drowns in it
@@ -28,8 +31,16 @@ TOLERANCE = 0.05
 SMALLEST_GAIN = 1e-3  # below, a norm after the projection has undone the enlargement
 
 
-@register("linear")
-def linear(repair: Repair) -> dict[str, Any]:
+class LinearSettings(Section):
+    """What the least-squares map depends on."""
+
+    ridge: float = Field(
+        0.1, gt=0, description="pull of the map towards the identity, in mean squares"
+    )
+
+
+@register("linear", settings=LinearSettings, paper="arXiv 2505.02819")
+def linear(pruned: Pruned[LinearSettings]) -> dict[str, Json]:
     """Fold a linear map into the layer before each gap, where it lowers the error on held-out blocks.
 
     Returns:
@@ -39,24 +50,24 @@ def linear(repair: Repair) -> dict[str, Any]:
     Raises:
         UserError: for a family whose MLP does not write to the residual stream last, by one linear projection.
     """
-    found = gaps(repair.removed, len(find_layers(repair.dense)))
+    found = gaps(pruned.removed, len(find_layers(pruned.dense)))
     sites = {
-        gap: find_site(repair.model, gap.place - 1, repair.blocks[:1])
+        gap: find_site(pruned.model, gap.place - 1, pruned.blocks[:1])
         for gap in found
         if gap.place
     }
     records = []
     for gap in found:
-        record: dict[str, Any] = {
+        record: dict[str, Json] = {
             "removed": gap.layers,
             "into": None,
             "folded": False,
             "held_out_error": None,
         }
         if gap in sites:
-            record |= {"into": gap.start - 1} | close(repair, gap, sites[gap])
+            record |= {"into": gap.start - 1} | close(pruned, gap, sites[gap])
         records.append(record)
-    return {"gaps": records, "tokens": repair.blocks.numel()}
+    return {"gaps": records, "tokens": pruned.blocks.numel()}
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,10 @@ class Moments:
         return squared / self.target
 
 
-def close(repair: Repair, gap: Gap, site: Site) -> dict[str, Any]:
+def close(pruned: Pruned[LinearSettings], gap: Gap, site: Site) -> dict[str, Json]:
     """Solve for one gap's map, judge it on held-out blocks, and fold it in if it helps."""
-    fit, held = (moments(repair, gap, site, part) for part in hold_out(repair.blocks))
-    matrix = solve(fit, repair.settings.ridge)
+    fit, held = (moments(pruned, gap, site, part) for part in hold_out(pruned.blocks))
+    matrix = solve(fit, pruned.settings.ridge)
     error = {
         "before": held.error(torch.eye(len(matrix)).to(matrix)),
         "after": held.error(matrix),
@@ -107,14 +118,16 @@ def close(repair: Repair, gap: Gap, site: Site) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def moments(repair: Repair, gap: Gap, site: Site, blocks: torch.Tensor) -> Moments:
+def moments(
+    pruned: Pruned[LinearSettings], gap: Gap, site: Site, blocks: torch.Tensor
+) -> Moments:
     """Add up the normal equations batch by batch, so that no more than one batch of states is in memory."""
     sums: Moments | None = None
-    for ids in blocks.split(repair.settings.batch):
+    for ids in blocks.split(pruned.batch):
         state, written = run_to(
-            repair.model, site.index, ids, site.module
+            pruned.model, site.index, ids, site.module
         )  # (tokens, hidden) each
-        target, _ = run_to(repair.dense, gap.stop - 1, ids)
+        target, _ = run_to(pruned.dense, gap.stop - 1, ids)
         m = site.gain * written
         rest = target - (state - m)
         if sums is None:

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from elder.compensation.base import Gap, Repair, gaps, register
+from elder.compensation.base import Gap, Pruned, gaps, register
 from elder.errors import UserError
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
+from elder.params.catalogue import NoSettings
+from elder.record import Json
 
 # the last projection of attention, of an MLP or of its experts, as the families of transformers name it; that nothing
 # else writes to the stream is checked by running the model
@@ -38,23 +40,23 @@ WRITERS = {
 TOLERANCE = 0.2  # of that check: error over effect, the median over tokens; the norms' epsilon stays below it
 
 
-@register("magnitude")
-def magnitude(repair: Repair) -> dict[str, Any]:
+@register("magnitude", paper="arXiv 2507.18212")
+def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     """Scale what the layers after each gap write; the record holds each gap's alpha.
 
     Raises:
         UserError: for a family whose residual stream cannot be scaled so, such as one with a norm after a projection.
     """
-    check_scaling(repair.model, repair.blocks[:1])
-    found = gaps(repair.removed, len(find_layers(repair.dense)))
-    scales = measure(repair.dense, found, repair.blocks, repair.settings.batch)
-    fold(repair.model, {gap.place: scale for gap, scale in zip(found, scales, strict=True)})
+    check_scaling(pruned.model, pruned.blocks[:1])
+    found = gaps(pruned.removed, len(find_layers(pruned.dense)))
+    scales = measure(pruned.dense, found, pruned.blocks, pruned.batch)
+    fold(pruned.model, {gap.place: scale for gap, scale in zip(found, scales, strict=True)})
     return {
         "gaps": [
             {"removed": gap.layers, "scale": scale}
             for gap, scale in zip(found, scales, strict=True)
         ],
-        "tokens": repair.blocks.numel(),
+        "tokens": pruned.blocks.numel(),
     }
 
 

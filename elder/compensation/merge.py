@@ -5,19 +5,19 @@
 It looks at no data, and takes any selection; with the selection ``laco`` it is that paper's method.
 """
 
-from typing import Any
-
 import torch
 
-from elder.compensation.base import Repair, gaps, register
+from elder.compensation.base import Pruned, gaps, register
 from elder.errors import UserError
 from elder.model.layers import find_layers
+from elder.params.catalogue import NoSettings
+from elder.record import Json
 from elder.selection.laco import merged_weights
 
 
-@register("merge")
+@register("merge", paper="arXiv 2402.11187")
 @torch.no_grad()
-def merge(repair: Repair) -> dict[str, Any]:
+def merge(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     """Fold each run of removed layers into the kept layer before it.
 
     Returns:
@@ -27,10 +27,10 @@ def merge(repair: Repair) -> dict[str, Any]:
     Raises:
         UserError: where layers of a run have other weights than the one they would go into.
     """
-    layers, kept = find_layers(repair.dense), find_layers(repair.model)
+    layers, kept = find_layers(pruned.dense), find_layers(pruned.model)
     weights = [dict(layer.named_parameters()) for layer in layers]
     shapes = [{name: weight.shape for name, weight in layer.items()} for layer in weights]
-    found = gaps(repair.removed, len(layers))
+    found = gaps(pruned.removed, len(layers))
     for gap in found:
         for index in gap.layers if gap.place else ():
             if shapes[index] != shapes[gap.start - 1]:

@@ -7,7 +7,6 @@ import torch
 
 from elder import params
 from elder.compression.job import Job, open_job, remove_work
-from elder.compression.recipes import DEFAULT
 from elder.compression.results import Compensated, Removed, StageResult
 from elder.compression.stages import STAGES
 from elder.environment import environment
@@ -18,6 +17,7 @@ from elder.model.load import DTYPES
 from elder.model.save import write_checkpoint
 from elder.record import CompressionRecord, Json, Lineage, ModelFacts, Point, Trial, plain
 from elder.report.card import model_card
+from elder.settings import DEFAULT
 
 WEIGHTS = "layer weight"  # what the scores are called where weights of layers were learnt
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from elder import params
-from elder.compensation import NONE, Repair, compensate, get_compensation
+from elder.compensation import COMPENSATIONS, NONE, Pruned, compensate
 from elder.compression.job import Job, Stage
 from elder.compression.results import (
     Chosen,
@@ -28,7 +28,7 @@ from elder.model.layers import check_removal, find_layers, fixed_layers, remove_
 from elder.model.load import Loaded, parameter_count, weights_digest
 from elder.progress import say
 from elder.record import Round, Scores, Spent
-from elder.selection import Problem, Selection, get_method
+from elder.selection import Problem, Selection, run_method
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.recover import recover
@@ -104,10 +104,11 @@ def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params)
         blocks=blocks,
         count=layers_to_remove(chosen, count),
         protected=layers_to_keep(loaded.model, chosen),
-        settings=chosen,
+        settings=chosen.settings_of(chosen.method),
         seed=settings.calibration.seed,
+        forward_batch=chosen.forward_batch,
     )
-    selection = get_method(chosen.method)(problem)
+    selection = run_method(chosen.method, problem)
     try:
         check_removal(loaded.model, selection.removed)
     except UserError as error:
@@ -144,7 +145,7 @@ def _spent(selection: Selection) -> Spent:
 
 
 def _learn(job: Job) -> Learnt:
-    get_compensation(job.settings.compensate.method)  # a wrong name is said before any work
+    COMPENSATIONS.refuse_unknown(job.settings.compensate.method)  # before any work
     loaded = job.load()
     blocks = job.blocks(loaded)
     chosen = select_layers(loaded, blocks, job.settings)
@@ -195,8 +196,15 @@ def _compensate(job: Job) -> Compensated:
     shallow = job.load(job.folder("remove"), dtype)
     before = job.load(job.folder("regularise"), dtype)  # what the layers were taken out of
     removed = tuple(job.learnt.removed)
-    repair = Repair(shallow.model, before.model, removed, job.blocks(shallow), settings)
-    record = compensate(repair)
+    pruned = Pruned(
+        model=shallow.model,
+        dense=before.model,
+        removed=removed,
+        blocks=job.blocks(shallow),
+        settings=settings.settings_of(settings.method),
+        batch=settings.batch,
+    )
+    record = compensate(settings.method, pruned)
     peak = peak_memory_bytes(shallow.model.device)
     job.keep("compensate", shallow)
     return Compensated(compensation=record, peak_memory_bytes=peak)
@@ -210,7 +218,7 @@ def _recover(job: Job) -> Trained:
     shallow = job.folder("compensate") or job.folder("remove")
     dense = job.load() if settings.mode == "distil" else None
     written = None
-    if dense is not None and settings.synthetic:  # before the student takes its memory
+    if dense is not None and settings.distil.synthetic:  # before the student takes its memory
         written = _written_text(job, dense)
     student = job.load(shallow, torch.float32)
     data = training_data(job.blocks(student), written)
@@ -225,7 +233,7 @@ def _recover(job: Job) -> Trained:
 def _written_text(job: Job, dense: Loaded) -> torch.Tensor:
     """Return the blocks that the dense model writes, (synthetic x samples, seq_len) int64."""
     blocks = job.blocks(dense)
-    count = job.settings.recover.synthetic * len(blocks)
+    count = job.settings.recover.distil.synthetic * len(blocks)
     seed = job.settings.calibration.seed
     return synthetic_blocks(dense.model, blocks, count, seed, job.work / SYNTHETIC)
 

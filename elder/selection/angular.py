@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from elder.errors import UserError
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
+from elder.params.catalogue import NoSettings
 from elder.progress import track
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 
@@ -20,8 +21,8 @@ def angular_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).arccos() / math.pi
 
 
-@register("angular")
-def select(problem: Problem) -> Selection:
+@register("angular", paper="arXiv 2403.17887")
+def select(problem: Problem[NoSettings]) -> Selection:
     """Score each block of k adjacent layers, at its first layer, at the last token; the lowest goes, in layer order.
 
     The distance is the mean over the calibration blocks, and the state after the last layer is taken before the final
@@ -53,9 +54,9 @@ def select(problem: Problem) -> Selection:
 
 
 @torch.no_grad()
-def last_token_states(problem: Problem) -> torch.Tensor:
+def last_token_states(problem: Problem[NoSettings]) -> torch.Tensor:
     """Return the last token's state before each layer and after the last, (layers + 1, blocks, hidden) float64."""
-    batches = problem.blocks.split(problem.settings.forward_batch)
+    batches = problem.blocks.split(problem.forward_batch)
     layers = find_layers(problem.model)
     states: list[list[torch.Tensor]] = [[] for _ in range(len(layers) + 1)]
 

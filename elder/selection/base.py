@@ -1,18 +1,21 @@
-"""What a selection method is given and what it returns, and the registry that finds it by name."""
+"""What a selection method is given and what it returns, and the catalogue that finds it by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from elder import params
-from elder.errors import UserError, nearest
+from elder.errors import UserError
+from elder.model.finite import NotFiniteError, refuse_broken_states, refuse_not_finite
+from elder.params.catalogue import SELECTIONS, Catalogue
 from elder.record import Trial
+
+S = TypeVar("S")  # the settings that a method is registered with
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Generic[S]):
     """What a method chooses from.
 
     Attributes:
@@ -20,16 +23,18 @@ class Problem:
         blocks: calibration blocks, (samples, seq_len), int64.
         count: how many layers go.
         protected: layers that must stay.
-        settings: the section ``select``.
+        settings: the method's own.
         seed: of everything random.
+        forward_batch: blocks in a batch where layers are only looked at.
     """
 
     model: Any
     blocks: torch.Tensor
     count: int
     protected: frozenset[int]
-    settings: params.Select
+    settings: S
     seed: int
+    forward_batch: int
 
 
 @dataclass(frozen=True)
@@ -67,20 +72,9 @@ class Selection:
     search: tuple[Trial, ...] = field(default=())
 
 
-Method = Callable[[Problem], Selection]
-METHODS: dict[str, Method] = {}
-
-
-def register(name: str) -> Callable[[Method], Method]:
-    """Make a method known by name; two of one name are a mistake."""
-
-    def add(method: Method) -> Method:
-        if name in METHODS:
-            raise ValueError(f"a selection method named {name!r} is registered already")
-        METHODS[name] = method
-        return method
-
-    return add
+Method = Callable[[Problem[Any]], Selection]
+METHODS: Catalogue[Method] = SELECTIONS
+register = METHODS.register
 
 
 def get_method(name: str) -> Method:
@@ -89,13 +83,26 @@ def get_method(name: str) -> Method:
     Raises:
         UserError: for an unknown name, with the nearest valid one.
     """
-    if name not in METHODS:
-        raise UserError(f"there is no selection method {name!r}; {nearest(name, METHODS)}")
-    return METHODS[name]
+    return METHODS.find(name).function
+
+
+def run_method(name: str, problem: Problem[Any]) -> Selection:
+    """Choose layers by a method, of a model whose states are finite.
+
+    Raises:
+        UserError: for an unknown name, for states or scores that are not finite, and whatever the method refuses.
+    """
+    method = get_method(name)
+    refuse_broken_states(problem.model, problem.blocks[:1])  # at once, not after all the work
+    try:
+        return method(problem)
+    except NotFiniteError:
+        refuse_broken_states(problem.model, problem.blocks, problem.forward_batch)
+        raise
 
 
 def offered(
-    problem: Problem, count: int, gone: set[int] | frozenset[int] = frozenset()
+    problem: Problem[Any], count: int, gone: set[int] | frozenset[int] = frozenset()
 ) -> list[int]:
     """Return the layers of ``count`` that may still go.
 
@@ -115,6 +122,14 @@ def offered(
 
 
 def lowest(values: list[float | None], count: int) -> tuple[int, ...]:
-    """Return the indices of the ``count`` lowest values, lowest first, the first of equals; None is never chosen."""
-    present = [(value, index) for index, value in enumerate(values) if value is not None]
+    """Return the indices of the ``count`` lowest values, lowest first, the first of equals; None is never chosen.
+
+    Raises:
+        UserError: for a value that is not finite.
+    """
+    present: list[tuple[float, int]] = []
+    for index, value in enumerate(values):
+        if value is not None:
+            refuse_not_finite(value, f"the score of layer {index}")
+            present.append((value, index))
     return tuple(index for _, index in sorted(present)[:count])

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from elder.model.finite import refuse_not_finite
 from elder.model.forward import logits_of, next_token_losses
 from elder.model.layers import LayerControl
 from elder.progress import Meter
@@ -18,7 +19,11 @@ def candidate_losses(
     batches: tuple[torch.Tensor, ...],
     step: Meter | None = None,
 ) -> dict[int, float]:
-    """Return the mean loss over all blocks without each of ``alive``, the layers in ``gone`` being bypassed already."""
+    """Return the mean loss over all blocks without each of ``alive``, the layers in ``gone`` being bypassed already.
+
+    Raises:
+        UserError: for a loss that is not finite.
+    """
     totals = dict.fromkeys(alive, 0.0)
     for ids in batches:
         states: dict[int, torch.Tensor] = {}
@@ -42,4 +47,7 @@ def candidate_losses(
         if step:
             step()
     control.bypassed, control.replay = set(), {}
-    return {index: total / sum(map(len, batches)) for index, total in totals.items()}
+    count = sum(map(len, batches))
+    for index, total in totals.items():
+        refuse_not_finite(total, f"the loss without layer {index}")
+    return {index: total / count for index, total in totals.items()}

@@ -3,11 +3,12 @@
 import torch
 
 from elder.model.layers import find_layers
+from elder.params.catalogue import NoSettings
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 
 
 @register("random")
-def select_at_random(problem: Problem) -> Selection:
+def select_at_random(problem: Problem[NoSettings]) -> Selection:
     """Draw a number for each layer, by the seed; the lowest go."""
     count = len(find_layers(problem.model))
     drawn = torch.rand(count, generator=torch.Generator().manual_seed(problem.seed)).tolist()
@@ -15,7 +16,7 @@ def select_at_random(problem: Problem) -> Selection:
 
 
 @register("last")
-def select_the_last(problem: Problem) -> Selection:
+def select_the_last(problem: Problem[NoSettings]) -> Selection:
     """Remove the last layers offered, from the top down."""
     count = len(find_layers(problem.model))
     return by_score(
@@ -23,7 +24,7 @@ def select_the_last(problem: Problem) -> Selection:
     )
 
 
-def by_score(problem: Problem, scores: list[float], name: str) -> Selection:
+def by_score(problem: Problem[NoSettings], scores: list[float], name: str) -> Selection:
     """Return the choice of the lowest scores among the layers offered, in one round."""
     alive = offered(problem, len(scores))
     values = [score if index in alive else None for index, score in enumerate(scores)]

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from elder import params
 from elder.errors import UserError
+from elder.model.finite import refuse_not_finite
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
+from elder.params import Section
 from elder.progress import say
 from elder.selection.base import Problem, Round, Selection, offered, register
 
@@ -29,8 +31,26 @@ Merge = tuple[
 ]  # the layers that it takes in, and the similarity after it
 
 
-@register("laco")
-def select(problem: Problem) -> Selection:
+class LacoSettings(Section):
+    """What a walk down the layers depends on."""
+
+    merge_layers: int = Field(4, ge=2, description="layers that become one in a merge, C")
+    merge_range: tuple[int, int] | None = Field(
+        None, description="merges stay within [L, H); null: [1, layers)"
+    )
+    merge_interval: int = Field(
+        2, ge=1, description="how far below a merge the next is tried, I"
+    )
+    merge_samples: int = Field(16, ge=1, description="calibration blocks that judge a merge")
+
+
+@register(
+    "laco",
+    settings=LacoSettings,
+    recipe={"compensate": {"method": "merge"}},
+    paper="arXiv 2402.11187",
+)
+def select(problem: Problem[LacoSettings]) -> Selection:
     """Collapse layers from the top down; a round is a merge, its value 1 - the similarity after it.
 
     A protected layer is never taken in, but may take in others. The first layer has none before it, so it stays. Where
@@ -114,10 +134,12 @@ class Similarity:
     It is taken at the last token of each of the first ``merge_samples`` blocks, before the final norm.
     """
 
-    def __init__(self, problem: Problem, control: LayerControl) -> None:
+    def __init__(self, problem: Problem[LacoSettings], control: LayerControl) -> None:
         self.problem, self.control = problem, control
         self.known: dict[frozenset[int], float] = {}
         self.dense = self._last_states()
+        largest = self.dense.abs().max().item()
+        refuse_not_finite(largest, "the largest value of the dense model's last states")
 
     def __call__(self, removed: frozenset[int]) -> float:
         """Return the similarity with ``removed`` collapsed; -1 where the state is not finite."""
@@ -137,8 +159,8 @@ class Similarity:
                 states.append(leaving[:, -1].double().cpu())
 
         self.control.observe = keep
-        settings = self.problem.settings
-        for ids in self.problem.blocks[: settings.merge_samples].split(settings.forward_batch):
+        judged = self.problem.blocks[: self.problem.settings.merge_samples]
+        for ids in judged.split(self.problem.forward_batch):
             logits_of(self.problem.model, ids)
         self.control.observe = None
         return torch.cat(states)
@@ -226,7 +248,7 @@ def removes(merges: list[Merge]) -> int:
 
 
 def reachable(
-    settings: params.Select, count: int, fits: Callable[[int, int], bool], wanted: int
+    settings: LacoSettings, count: int, fits: Callable[[int, int], bool], wanted: int
 ) -> Walk:
     """Return the walk of the settings, or the nearest with a lower C, I and L that can take out ``wanted`` layers.
 
@@ -237,7 +259,7 @@ def reachable(
     lowest, highest = settings.merge_range or (1, count)
     if not 0 <= lowest < highest <= count:
         raise UserError(
-            f"select.merge_range [{lowest}, {highest}] does not fit {count} layers; give [L, H] with "
+            f"select.laco.merge_range [{lowest}, {highest}] does not fit {count} layers; give [L, H] with "
             f"0 <= L < H <= {count}, or null for [1, {count}]"
         )
     walks = [Walk(merge, lowest, highest, interval)]
@@ -257,5 +279,5 @@ def reachable(
             return walk
     raise UserError(
         f"laco cannot take out {wanted} of {count} layers by merges within [{lowest}, {highest}); widen "
-        "select.merge_range, protect fewer layers or remove fewer"
+        "select.laco.merge_range, protect fewer layers or remove fewer"
     )

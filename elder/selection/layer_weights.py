@@ -14,12 +14,17 @@ first and the last layer are not among them: a model can bear their being scaled
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
+from pydantic import Field
 
 from elder.data import batch_indices
+from elder.model.finite import refuse_not_finite
 from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
+from elder.params import Auto, Section, Strength
+from elder.params.catalogue import Recipe
 from elder.progress import Meter, meter
 from elder.record import Spent
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
@@ -33,8 +38,58 @@ LAMBDA1_GRID = (
 )  # the published value, and those at which |S| and the loss begin to balance
 
 
-@register("elder")
-def select(problem: Problem) -> Selection:
+class LayerWeightSettings(Section):
+    """What the learning of layer weights depends on."""
+
+    place: Literal["residual", "output"] = Field(
+        "residual", description="what a layer weight scales"
+    )
+    solver: Literal["proximal", "subgradient"] = Field(
+        "proximal", description="how |S| is minimised"
+    )
+    iterative: bool = Field(True, description="learn the weights anew for each removed layer")
+    lambda1: Strength | Auto = Field(
+        0.05, description="strength of |S|; auto: chosen on held-out blocks"
+    )
+    lr: float = Field(0.05, gt=0, description="learning rate of the layer weights")
+    epochs: float = Field(
+        0.3, gt=0, description="passes over the calibration blocks, all rounds together"
+    )
+    batch: int = Field(1, ge=1, description="blocks in a batch where weights are learnt")
+    shortlist: int = Field(
+        4, ge=1, description="lightest layers of which the least missed goes; 1: the lightest"
+    )
+
+
+# lambda1, lambda2, and the learning rate, warm-up and epochs of stage 2: the paper's, for LLaMA2-7B. How long stage 1
+# learns is not among them: here as long as stage 2
+AS_PUBLISHED: Recipe = {
+    "select": {
+        "elder": {
+            "place": "output",
+            "lambda1": 5e-3,
+            "iterative": True,
+            "shortlist": 1,
+            "epochs": 3,
+            "batch": 4,
+        }
+    },
+    "regularise": {
+        "anneal": 0.0,
+        "optimizer": "adamw",
+        "epochs": 3,
+        "lr": 2e-5,
+        "lambda2": 1e-3,
+        "norm": "l2",
+        "relative": False,
+        "warmup": 0.03,
+        "weight_decay": 0.0,
+    },
+}
+
+
+@register("elder", settings=LayerWeightSettings, recipe=AS_PUBLISHED, paper="arXiv 2505.18232")
+def select(problem: Problem[LayerWeightSettings]) -> Selection:
     """Choose layers by learnt weights.
 
     With ``lambda1: auto`` the choice that loses least on held-out blocks wins; all trials together stay within
@@ -53,9 +108,7 @@ def select(problem: Problem) -> Selection:
     def trial(values: dict[str, float]) -> tuple[float, Spent]:
         selection = found[values["lambda1"]] = learn(problem, fit, values["lambda1"])
         with skipping(problem.model, selection.removed):
-            loss = (
-                block_losses(problem.model, held, problem.settings.forward_batch).mean().item()
-            )
+            loss = block_losses(problem.model, held, problem.forward_batch).mean().item()
         spent = Spent(
             tokens_seen=selection.tokens_seen, optimizer_steps=selection.optimizer_steps
         )
@@ -70,7 +123,9 @@ def select(problem: Problem) -> Selection:
     )
 
 
-def learn(problem: Problem, blocks: torch.Tensor, lambda1: float) -> Selection:
+def learn(
+    problem: Problem[LayerWeightSettings], blocks: torch.Tensor, lambda1: float
+) -> Selection:
     """Learn layer weights with one lambda1, in as many rounds as the settings ask for."""
     layers = find_layers(problem.model)
     settings = problem.settings
@@ -119,7 +174,7 @@ def learn(problem: Problem, blocks: torch.Tensor, lambda1: float) -> Selection:
 
 
 def learn_round(
-    problem: Problem,
+    problem: Problem[LayerWeightSettings],
     control: LayerControl,
     blocks: torch.Tensor,
     lambda1: float,
@@ -139,6 +194,7 @@ def learn_round(
         loss = next_token_losses(logits_of(problem.model, ids), ids).mean()
         (gradient,) = torch.autograd.grad(loss, weights)
         solver.step(gradient)
+        refuse_not_finite(loss.item(), "the loss from which layer weights are learnt")
         step(f"loss {loss.item():.3f}")
     control.weights = None
     return weights.detach().cpu()
@@ -146,14 +202,14 @@ def learn_round(
 
 @torch.no_grad()
 def check(
-    problem: Problem,
+    problem: Problem[LayerWeightSettings],
     control: LayerControl,
     blocks: torch.Tensor,
     light: tuple[int, ...],
     gone: set[int],
 ) -> tuple[tuple[int, float], ...]:
     """Return (layer, mean loss on the blocks without it) for each of the lightest layers."""
-    batches = blocks.split(problem.settings.forward_batch)
+    batches = blocks.split(problem.forward_batch)
     return tuple(candidate_losses(problem.model, control, light, gone, batches).items())
 
 

@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from elder.model.forward import logits_of, next_token_losses
 from elder.model.layers import LayerControl, find_layers
+from elder.params import Section
+from elder.params.catalogue import NoSettings
 from elder.progress import meter, say, track
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 from elder.selection.candidates import candidate_losses
@@ -16,15 +19,15 @@ from elder.selection.candidates import candidate_losses
 FIRST, LAST = 4, 2  # layers at the ends that the paper keeps for the Taylor score
 
 
-@register("shortened-ppl")
-def select_by_perplexity(problem: Problem) -> Selection:
+@register("shortened-ppl", paper="arXiv 2402.02834")
+def select_by_perplexity(problem: Problem[NoSettings]) -> Selection:
     """Score each layer by the loss without it, the logarithm of the paper's perplexity; the lowest go, all at once.
 
     Every layer is offered that is not protected, the first and the last too.
     """
     layers = find_layers(problem.model)
     alive = offered(problem, len(layers))
-    batches = problem.blocks.split(problem.settings.forward_batch)
+    batches = problem.blocks.split(problem.forward_batch)
     with (
         torch.no_grad(),
         LayerControl(layers) as control,
@@ -36,8 +39,14 @@ def select_by_perplexity(problem: Problem) -> Selection:
     return Selection(removed, "loss without the layer", (Round(removed, tuple(values)),))
 
 
-@register("shortened-taylor")
-def select_by_taylor(problem: Problem) -> Selection:
+class TaylorSettings(Section):
+    """What the Taylor score depends on."""
+
+    batch: int = Field(1, ge=1, description="blocks in a batch where gradients are taken")
+
+
+@register("shortened-taylor", settings=TaylorSettings, paper="arXiv 2402.02834")
+def select_by_taylor(problem: Problem[TaylorSettings]) -> Selection:
     """Score each layer by the first-order change of the loss were its weights 0; the lowest go, all at once.
 
     The score is the sum over the layer's weight matrices of |sum w * dL/dw|, L the mean loss over all blocks. (The
@@ -57,7 +66,7 @@ def select_by_taylor(problem: Problem) -> Selection:
     )
 
 
-def kept_ends(problem: Problem, count: int) -> tuple[int, int]:
+def kept_ends(problem: Problem[TaylorSettings], count: int) -> tuple[int, int]:
     """Return how many layers stay at the start and at the end: 4 and 2, or fewer, so that enough can go."""
     first, last = FIRST, LAST
     while (
@@ -73,7 +82,7 @@ def kept_ends(problem: Problem, count: int) -> tuple[int, int]:
     return first, last
 
 
-def taylor(problem: Problem, layers: dict[int, nn.Module]) -> dict[int, float]:
+def taylor(problem: Problem[TaylorSettings], layers: dict[int, nn.Module]) -> dict[int, float]:
     """Return the Taylor importance of each layer: the sum over its matrices of |sum w * dL/dw|, in nats."""
     matrices = {i: [p for p in layer.parameters() if p.ndim > 1] for i, layer in layers.items()}
     weights = [weight for group in matrices.values() for weight in group]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
+from elder.params.catalogue import NoSettings
 from elder.progress import track
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 
@@ -14,8 +15,8 @@ def influence(entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
     return (1 - F.cosine_similarity(entering.float(), leaving.float(), dim=-1)).double().sum()
 
 
-@register("shortgpt")
-def select(problem: Problem) -> Selection:
+@register("shortgpt", paper="arXiv 2403.03853")
+def select(problem: Problem[NoSettings]) -> Selection:
     """Score each layer by its mean block influence in one forward pass; the lowest go.
 
     The output of the last layer is taken before the final norm. ShortGPT itself protects no layer.
@@ -27,7 +28,7 @@ def select(problem: Problem) -> Selection:
     def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
         totals[index] += influence(entering, leaving).cpu()
 
-    batches = problem.blocks.split(problem.settings.forward_batch)
+    batches = problem.blocks.split(problem.forward_batch)
     with torch.no_grad(), LayerControl(layers) as control:
         control.observe = observe
         for ids in track(batches, "block influence", len(batches)):

@@ -4,21 +4,24 @@ The states that enter layer j are the same for every candidate from j on. So one
 layer, and each candidate is run from there: about half the work of a pass a candidate, and exactly the same answer.
 """
 
+from dataclasses import replace
+
 import torch
 
 from elder.model.layers import LayerControl, find_layers
+from elder.params.catalogue import NoSettings
 from elder.progress import meter
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 from elder.selection.candidates import candidate_losses
 
 
-@register("sleb")
-def select(problem: Problem) -> Selection:
+@register("sleb", paper="arXiv 2402.09025")
+def select(problem: Problem[NoSettings]) -> Selection:
     """Remove one layer a round: the one without which the summed loss on the blocks is the lowest."""
     layers = find_layers(problem.model)
     ends = frozenset({0, len(layers) - 1})
-    problem = Problem(**{**vars(problem), "protected": problem.protected | ends})
-    batches = problem.blocks.split(problem.settings.forward_batch)
+    problem = replace(problem, protected=problem.protected | ends)
+    batches = problem.blocks.split(problem.forward_batch)
     rounds: list[Round] = []
     gone: set[int] = set()
     with (

@@ -46,8 +46,10 @@ def recover(
     """
     loss: LossFunction = NextToken(model)
     if settings.mode == "distil":
-        depths = matching_layers(len(find_layers(dense)), removed) if settings.hidden else []
-        loss = Distillation(model, dense, depths, settings)
+        depths = (
+            matching_layers(len(find_layers(dense)), removed) if settings.distil.hidden else []
+        )
+        loss = Distillation(model, dense, depths, settings.distil)
     budget = settings.epochs * data.calibration_blocks
     stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
     objective = Objective(loss_with=lambda _: loss, grids=lr_grid(settings))
@@ -75,13 +77,13 @@ class Distillation:
         model: the shallower model.
         dense: the dense model, frozen.
         depths: for each kept layer, the dense layer whose output it should put out; none where ``hidden`` is 0.
-        settings: the section ``recover``.
+        settings: of the section ``recover.distil``.
     """
 
     model: Any
     dense: Any
     depths: Sequence[int]
-    settings: params.Recover
+    settings: params.Distil
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""

@@ -7,6 +7,7 @@ import typer
 
 from elder.cli.options import AsJson, CommonOptions, ParameterOptions
 from elder.cli.output import show
+from elder.settings import DEFAULT
 from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
 
 Checks = list[dict[str, Any]]
@@ -20,13 +21,11 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run the whole flow, from calibration data to a registered challenger and a report."""
-    settings = parameters.settings()
+    settings = parameters.settings(method=method)
     root = project_root()
     prepare_environment()
-    from elder.compression.recipes import DEFAULT, apply_method
     from flows.run import refused, run_compression, summary
 
-    settings = apply_method(settings, method, parameters.overrides)
     end_as_after_ctrl_c()
     record = run_compression(settings, root, method or DEFAULT)
     show(summary(record), as_json, lambda: _run_lines(record, settings.registry.name))

@@ -7,7 +7,7 @@ from pathlib import Path
 from elder import params
 from elder.evaluation.gate import judge
 from elder.record import Perplexity, Verdict, plain
-from elder.settings import validate
+from elder.settings import params_of_record
 from tasks.audit.evidence import Broken, Evidence, Unknown
 from tasks.audit.mlflow import some
 from tasks.provenance.lineage import git, has_commit
@@ -119,7 +119,7 @@ def measured_again(evidence: Evidence) -> str:
     from elder.model.load import block_length, load_model
 
     record = evidence.record
-    recorded = validate(record.lineage.params)
+    recorded = params_of_record(record.lineage.params)
     asked = recorded.evaluate
     seed_everything(recorded.calibration.seed)
     loaded = load_model(_own(recorded.model, evidence.folder, evidence))

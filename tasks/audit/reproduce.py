@@ -24,6 +24,7 @@ from elder.files import check_output
 from elder.process import CPU_SETTINGS
 from elder.progress import say
 from elder.record import plain
+from elder.settings import ELDER_SET, machine_overrides, params_of_record
 from tasks.audit.evidence import Broken, Unknown, gather
 from tasks.audit.record import find_data
 from tasks.audit.store import files
@@ -84,7 +85,8 @@ def reproduce(
             data = bring_data(root, code, record, place / "data")
             model = place / "model"
             dense = find_dense(settings, root, code, record)
-            path = write_params(record, place, dense)
+            tree = recorded_params(root, code, record)
+            path = write_params(tree, record, place, dense)
             again = _elder(
                 code,
                 record,
@@ -217,9 +219,8 @@ def find_dense(settings: params.Params, root: Path, code: Path, record: Record) 
     return local_model(name, settings)
 
 
-def write_params(record: Record, place: Path, model: str) -> Path:
+def write_params(tree: dict[str, Any], record: Record, place: Path, model: str) -> Path:
     """Write the run's parameters with the places that model and texts have here; returns their path."""
-    tree = json.loads(json.dumps(record["lineage"]["params"]))
     tree["model"]["name"] = model
     tree["model"]["revision"] = record["model"].get("revision")
     tree["evaluate"] |= {
@@ -229,6 +230,12 @@ def write_params(record: Record, place: Path, model: str) -> Path:
     path = place / "params.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return path
+
+
+def recorded_params(root: Path, code: Path, record: Record) -> dict[str, Any]:
+    """Return the run's parameters in the shape that a folder of code reads: its own commit's, or the present one."""
+    tree = json.loads(json.dumps(record["lineage"]["params"]))
+    return params_of_record(tree).model_dump(mode="json") if code == root else tree
 
 
 def _perplexity(
@@ -253,12 +260,19 @@ def _elder(code: Path, record: Record, *arguments: str | Path) -> Record:
 
 
 def _run(code: Path, record: Record, *arguments: str | Path) -> str:
-    """Run Python in a folder of code, with as many threads as the run had: their number bears on the last bits."""
-    threads = {"OMP_NUM_THREADS": str(record["lineage"]["threads"])}
+    """Run Python in a folder of code, with as many threads as the run had: their number bears on the last bits.
+
+    What ``ELDER_SET`` says of this machine's services holds; what it says of numbers does not.
+    """
+    own = {
+        "OMP_NUM_THREADS": str(record["lineage"]["threads"]),
+        ELDER_SET: " ".join(machine_overrides()),
+        "PYTHONPATH": str(code),
+    }
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=code,
-        env=CPU_SETTINGS | os.environ | threads | {"PYTHONPATH": str(code)},
+        env=CPU_SETTINGS | os.environ | own,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -298,14 +312,13 @@ def _pulled(root: Path, code: Path, record: Record, lacking: dict[str, str]) -> 
     return _here(root, code, record, lacking)
 
 
-def _made(_: Path, code: Path, record: Record, lacking: dict[str, str]) -> dict[str, Path]:
+def _made(root: Path, code: Path, record: Record, lacking: dict[str, str]) -> dict[str, Path]:
     """Return the files that the stages of the run's own code make again."""
     say(f"making again with DVC: {', '.join(lacking)}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        path.write_text(
-            yaml.safe_dump(record["lineage"]["params"], sort_keys=False), encoding="utf-8"
-        )
+        tree = recorded_params(root, code, record)
+        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         _run(code, record, "-c", MAKE_DATA, path)
     return _here(code, code, record, lacking)
 

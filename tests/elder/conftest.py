@@ -130,7 +130,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(
-        "elder.cli.library.prepare_libraries", lambda: None
+        "elder.cli.options.prepare_libraries", lambda: None
     )  # it would hide warnings from the other tests
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield folder

@@ -27,12 +27,12 @@ def test_an_unknown_key_names_the_nearest(override: str, sentence: str) -> None:
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(
-        "select: {ratio: 1, place: middle, protcet: [0]}\ngate: {mode: maybe}\nmodle: {}\n"
+        "select: {ratio: 1, elder: {place: middle}, protcet: [0]}\ngate: {mode: maybe}\nmodle: {}\n"
     )
     with pytest.raises(UserError, match=r"5 fault\(s\)") as caught:
         load_params(path)
     lines = str(caught.value).splitlines()[1:]
-    keys = ["select.ratio", "select.place", "select.protcet", "gate.mode", "modle"]
+    keys = ["select.ratio", "select.elder.place", "select.protcet", "gate.mode", "modle"]
     assert [any(line.strip().startswith(key) for line in lines) for key in keys] == [True] * 5
     assert "'residual' or 'output'" in str(caught.value)
 
@@ -54,7 +54,7 @@ def test_values_are_read_as_yaml() -> None:
         None,
         [
             "select.protect=[0, 11]",
-            "select.lambda1=1e-3",
+            "select.elder.lambda1=1e-3",
             "evaluate.limit=null",
             "recover.lr=auto",
             "model.revision=123456",
@@ -63,7 +63,7 @@ def test_values_are_read_as_yaml() -> None:
         ],
     )
     assert made.select.protect == (0, 11)
-    assert made.select.lambda1 == 0.001
+    assert made.select.settings_of("elder").lambda1 == 0.001
     assert made.evaluate.limit is None
     assert made.recover.lr == "auto"
     assert made.model.revision == "123456"

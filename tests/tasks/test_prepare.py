@@ -253,7 +253,7 @@ def test_command_line_ends_with_one_sentence_and_status_2(tmp_path, monkeypatch,
 
 def test_params_yaml_names_every_key_with_its_default():
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert tree == json.loads(Params().model_dump_json())
+    assert tree == json.loads(load_params().model_dump_json())
 
 
 def test_every_stage_names_its_code_its_parameters_and_things_that_exist():

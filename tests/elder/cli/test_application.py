@@ -40,7 +40,9 @@ def test_a_stored_model_is_looked_up_once_and_keeps_its_name_in_the_record(
 
 
 @pytest.mark.parametrize("command", ["select", "bench"])
-def test_the_library_alone_refuses_stored_models_in_a_sentence(here: Path, command: str) -> None:
+def test_the_library_alone_refuses_stored_models_in_a_sentence(
+    here: Path, command: str
+) -> None:
     done = CliRunner().invoke(build_app(LIBRARY), [command, "s3://bucket/tiny"])
     assert done.exit_code == 2
     assert done.stderr == (

@@ -211,7 +211,8 @@ def test_the_papers_protocol_is_one_preset() -> None:
         "arc_challenge",
     )
     elder = parse_rows("elder")[0].settings(found)
-    assert (elder.select.lambda1, elder.regularise.lambda2, elder.regularise.lr) == (
+    learning = elder.select.settings_of("elder")
+    assert (learning.lambda1, elder.regularise.lambda2, elder.regularise.lr) == (
         5e-3,
         1e-3,
         2e-5,

@@ -5,6 +5,7 @@ import pytest
 from elder.compare.rows import parse_rows, split_outside
 from elder.errors import UserError
 from elder.params import Params
+from elder.settings import validate
 
 
 def test_commas_inside_brackets_belong_to_the_row() -> None:
@@ -44,21 +45,20 @@ def test_parts_come_in_any_order_and_by_their_longer_names() -> None:
 
 
 def test_default_is_the_parameters_as_they_stand() -> None:
-    base = Params.model_validate(
+    base = validate(
         {"select": {"method": "shortgpt"}, "recover": {"mode": "train", "epochs": 2}}
     )
     assert parse_rows("default")[0].settings(base) == base
 
 
 def test_changes_hold_against_the_recipe() -> None:
-    (row,) = parse_rows("elder[regularise.epochs=0,select.iterative=false,select.lambda1=1e-2]")
-    found = row.settings(Params())
-    assert (found.regularise.epochs, found.select.iterative, found.select.lambda1) == (
-        0,
-        False,
-        0.01,
+    (row,) = parse_rows(
+        "elder[regularise.epochs=0,select.elder.iterative=false,select.elder.lambda1=1e-2]"
     )
-    assert (found.select.place, found.regularise.lr) == (
+    found = row.settings(Params())
+    learning = found.select.settings_of("elder")
+    assert (found.regularise.epochs, learning.iterative, learning.lambda1) == (0, False, 0.01)
+    assert (learning.place, found.regularise.lr) == (
         "output",
         2e-5,
     )  # the rest stays as published
@@ -85,7 +85,8 @@ def test_wrong_rows_are_refused_in_a_sentence(text: str, sentence: str) -> None:
     ("text", "sentence"),
     [
         ("sleb[selekt.batch=1]", "did you mean 'select'"),
-        ("sleb[select.bach=1]", "did you mean 'batch'"),
+        ("elder[select.elder.bach=1]", "did you mean 'batch'"),
+        ("elder[select.lambda1=1]", "has moved, set select.elder.lambda1"),
         ("sleb[evaluate.limit=1]", "all rows share"),
         ("sleb[calibration.samples=4]", "all rows share"),
     ],

@@ -13,11 +13,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from elder import params
-from elder.compensation import NONE, Repair, compensate, get_compensation
+from elder.compensation import COMPENSATIONS, NONE, Pruned, compensate
 from elder.compensation import linear as linear_module
 from elder.compensation.base import Gap, gaps, register
-from elder.compensation.linear import Moments, find_site, solve
+from elder.compensation.linear import LinearSettings, Moments, find_site, solve
 from elder.compensation.magnitude import measure
 from elder.errors import UserError
 from elder.model.forward import block_losses, logits_of
@@ -87,14 +86,15 @@ def build(family: str) -> Any:
     return model.requires_grad_(False)
 
 
-def repair(
+def pruned(
     dense: Any, removed: tuple[int, ...], blocks: torch.Tensor, method: str, **settings: Any
-) -> Repair:
+) -> Pruned[Any]:
     """Take layers out of a copy of a model, and say how to mend it."""
     model = copy.deepcopy(dense)
     remove_layers(model, removed)
-    wanted = params.Compensate(method=method, batch=4, **settings)
-    return Repair(model, dense, removed, blocks, wanted)
+    entry = COMPENSATIONS.get(method)
+    own = entry.settings(**settings) if entry else None
+    return Pruned(model, dense, removed, blocks, own, batch=4)
 
 
 # --- the gaps and the registry ---
@@ -111,16 +111,16 @@ def test_an_unknown_name_lists_the_valid_ones() -> None:
         UserError,
         match=r"no compensation 'liner'; did you mean 'linear'\? valid: linear, .*none",
     ):
-        get_compensation("liner")
+        COMPENSATIONS.find("liner")
     for taken in ("linear", NONE):
         with pytest.raises(ValueError, match="registered already"):
             register(taken)(lambda _: {})
 
 
 def test_none_does_nothing(llama: Callable, blocks: torch.Tensor) -> None:
-    job = repair(llama(3), (1,), blocks, NONE)
+    job = pruned(llama(3), (1,), blocks, NONE)
     before = weights_digest(job.model)
-    assert compensate(job) == {"method": NONE}
+    assert compensate(NONE, job) == {"method": NONE}
     assert weights_digest(job.model) == before
 
 
@@ -138,9 +138,9 @@ def test_each_keeps_dtype_and_shapes_and_repeats_itself(
     ):  # and no buffer: a loaded model keeps those of the positions in float32
         parameter.data = parameter.data.to(dtype)
     untouched = weights_digest(dense)
-    jobs = [repair(dense, (1, 3, 4), text_blocks[:24], method) for _ in range(2)]
+    jobs = [pruned(dense, (1, 3, 4), text_blocks[:24], method) for _ in range(2)]
     before = weights_digest(jobs[0].model)
-    records = [compensate(job) for job in jobs]
+    records = [compensate(method, job) for job in jobs]
     assert records[0] == records[1]
     assert json.loads(json.dumps(records[0], allow_nan=False)) == records[0]
     assert [gap["removed"] for gap in records[0]["gaps"]] == [[1], [3, 4]]
@@ -174,9 +174,9 @@ def test_merging_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
     for layer, value in zip(find_layers(dense), values, strict=False):
         layer.mlp.down_proj.weight.data[:2, :2] = torch.tensor(value)
         layer.input_layernorm.weight.data.fill_(value[0][0])
-    job = repair(dense, (2, 1), blocks, "merge")
+    job = pruned(dense, (2, 1), blocks, "merge")
     last = copy.deepcopy(find_layers(job.model)[1].state_dict())
-    record = compensate(job)
+    record = compensate("merge", job)
     # theta_0 + (theta_1 - theta_0) + (theta_2 - theta_0), all against the first: theta_1 + theta_2 - theta_0
     first = find_layers(job.model)[0]
     assert first.mlp.down_proj.weight[:2, :2].tolist() == [[1, 1], [-1, -1]]
@@ -193,9 +193,9 @@ def test_merging_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
 def test_layers_with_none_before_them_are_just_gone(
     llama: Callable, blocks: torch.Tensor, method: str
 ) -> None:
-    job = repair(llama(4), (0, 1), blocks, method)
+    job = pruned(llama(4), (0, 1), blocks, method)
     before = weights_digest(job.model)
-    record = compensate(job)
+    record = compensate(method, job)
     assert [(gap["removed"], gap["into"]) for gap in record["gaps"]] == [([0, 1], None)]
     assert weights_digest(job.model) == before
 
@@ -206,11 +206,11 @@ def test_layers_of_other_shapes_do_not_merge(blocks: torch.Tensor) -> None:
     index = next(
         i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]
     )  # the first layer with experts
-    job = repair(dense, (index,), blocks, "merge")
+    job = pruned(dense, (index,), blocks, "merge")
     before = weights_digest(job.model)
     sentence = f"layer {index} cannot be merged into layer {index - 1}: their weights differ"
     with pytest.raises(UserError, match=sentence):
-        compensate(job)
+        compensate("merge", job)
     assert weights_digest(job.model) == before
 
 
@@ -229,9 +229,9 @@ def test_alpha_is_the_ratio_of_mean_norms(llama: Callable, blocks: torch.Tensor)
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - NORM_AFTER))
 def test_folding_alpha_equals_scaling_the_stream(family: str, blocks: torch.Tensor) -> None:
-    job = repair(build(family), (0, 3), blocks, "magnitude")
+    job = pruned(build(family), (0, 3), blocks, "magnitude")
     plain = copy.deepcopy(job.model)
-    record = compensate(job)
+    record = compensate("magnitude", job)
     scales = [gap["scale"] for gap in record["gaps"]]
     hooks = [  # without layers 0 and 3, layer 1 is the first, and layer 4 the third
         find_layers(plain)[place].register_forward_pre_hook(scaling(scale), with_kwargs=True)
@@ -267,22 +267,22 @@ def scaling(scale: float) -> Callable:
 def test_families_with_a_norm_after_the_projection_are_refused(
     family: str, method: str, dtype: torch.dtype, blocks: torch.Tensor
 ) -> None:
-    job = repair(build(family).to(dtype), (2, 3), blocks, method)
+    job = pruned(build(family).to(dtype), (2, 3), blocks, method)
     before = weights_digest(job.model)
     with pytest.raises(
         UserError, match=r"ForCausalLM cannot be compensated by .*; set compensate.method to"
     ):
-        compensate(job)
+        compensate(method, job)
     assert weights_digest(job.model) == before
 
 
 def test_a_model_without_a_last_norm_is_refused(llama: Callable, blocks: torch.Tensor) -> None:
     dense = llama(4)
     remove_layers(dense, (3,))
-    job = repair(dense, (1,), blocks, "magnitude")
+    job = pruned(dense, (1,), blocks, "magnitude")
     job.model.model.norm = nn.Identity()
     with pytest.raises(UserError, match="it has no norm after its last layer"):
-        compensate(job)
+        compensate("magnitude", job)
 
 
 # --- linear ---
@@ -311,8 +311,9 @@ def test_a_planted_map_is_found(llama: Callable, blocks: torch.Tensor) -> None:
     for projection in (second.self_attn.o_proj, second.mlp.down_proj):
         projection.weight.data.zero_()  # the layer that goes does nothing, so T is all that is missing
     remove_layers(plain, (1,))
-    job = Repair(plain, dense, (1,), blocks, params.Compensate(method="linear", ridge=1e-9))
-    record = compensate(job)
+    settings = LinearSettings(ridge=1e-9)
+    job = Pruned(plain, dense, (1,), blocks, settings, batch=8)
+    record = compensate("linear", job)
     assert record["gaps"][0]["folded"]
     assert record["gaps"][0]["held_out_error"]["before"] > 0.1
     assert record["gaps"][0]["held_out_error"]["after"] < 1e-8
@@ -326,9 +327,9 @@ def test_it_brings_the_states_and_the_loss_nearer(
     trained: Any, text_blocks: torch.Tensor
 ) -> None:
     fit, unseen = text_blocks[:160], text_blocks[-60:]
-    job = repair(trained, (2, 3), fit, "linear")
+    job = pruned(trained, (2, 3), fit, "linear")
     plain = copy.deepcopy(job.model)
-    record = compensate(job)
+    record = compensate("linear", job)
 
     def error(model: Any, ids: torch.Tensor) -> float:
         """Return the distance of the state entering layer 2 from the dense one entering layer 4."""
@@ -351,11 +352,11 @@ def test_it_brings_the_states_and_the_loss_nearer(
 
 
 def test_a_map_that_does_not_help_is_left_out(llama: Callable, blocks: torch.Tensor) -> None:
-    job = repair(
+    job = pruned(
         llama(4), (1, 2), blocks, "linear", ridge=1e-6
     )  # random layers, and few tokens: learnt by heart
     before = weights_digest(job.model)
-    (gap,) = compensate(job)["gaps"]
+    (gap,) = compensate("linear", job)["gaps"]
     assert gap["held_out_error"]["after"] > gap["held_out_error"]["before"]
     assert not gap["folded"]
     assert weights_digest(job.model) == before
@@ -404,4 +405,4 @@ def test_experts_take_no_linear_map(family: str, blocks: torch.Tensor) -> None:
     with pytest.raises(
         UserError, match="layer 1 of the shallower model does not end with one projection"
     ):
-        compensate(repair(build(family), (2, 3), blocks, "linear"))
+        compensate("linear", pruned(build(family), (2, 3), blocks, "linear"))

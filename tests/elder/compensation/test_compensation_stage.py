@@ -27,7 +27,7 @@ def run(
 ) -> Callable[..., Result]:
     """Compress the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("elder.cli.library.prepare_libraries", lambda: None)
+    monkeypatch.setattr("elder.cli.options.prepare_libraries", lambda: None)
 
     def compress(*arguments: str) -> Result:
         given = [
@@ -137,6 +137,3 @@ def test_recipes_say_what_follows_the_removal() -> None:
     assert apply_method(given, None).compensate.method == "linear"
     assert apply_method(given, "shortgpt").compensate.method == "none"
     assert apply_method(given, "laco").compensate.method == "merge"
-    assert (
-        apply_method(given, "sleb", ["compensate.method=linear"]).compensate.method == "linear"
-    )

@@ -11,20 +11,15 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from elder.evaluation.evaluate import evaluate, task_mean
+from elder.evaluation.protocol import protocol
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elder.errors import UserError
 from elder.evaluation import perplexity as evaluation
-from elder.evaluation import tasks as harness
-from elder.evaluation.perplexity import (
-    evaluate,
-    perplexity,
-    perplexity_of_text,
-    protocol,
-    run_tasks,
-    task_mean,
-)
+from elder.evaluation.perplexity import perplexity, perplexity_of_text
+from elder.evaluation.tasks import headline, run_tasks
 from elder.model.load import Loaded
 from elder.params import Evaluate
 
@@ -85,10 +80,10 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
     blind = copy.deepcopy(loaded)
     torch.nn.init.zeros_(blind.model.lm_head.weight)
     found = perplexity(blind, torch.arange(60).view(5, 12), batch=2)
-    assert found["perplexity"] == pytest.approx(VOCABULARY, rel=1e-5)
-    assert found["nll"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
-    assert found["stderr"] == pytest.approx(0, abs=1e-3)
-    assert (found["tokens"], found["blocks"]) == (60, 5)
+    assert found.perplexity == pytest.approx(VOCABULARY, rel=1e-5)
+    assert found.nll == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert found.stderr == pytest.approx(0, abs=1e-3)
+    assert (found.tokens, found.blocks) == (60, 5)
 
 
 def test_perplexity_and_its_standard_error_by_hand(
@@ -99,19 +94,19 @@ def test_perplexity_and_its_standard_error_by_hand(
     )  # block i has loss i
     found = perplexity(loaded, torch.tensor([[1, 0], [2, 0], [3, 0]]), batch=2)
     # mean 2; spread with n - 1 is 1; standard error of the mean 1 / sqrt(3), of exp(mean) e^2 times that
-    assert found["perplexity"] == pytest.approx(math.exp(2))
-    assert found["stderr"] == pytest.approx(math.exp(2) / math.sqrt(3))
-    assert perplexity(loaded, torch.tensor([[1, 0]]), batch=2)["stderr"] is None
+    assert found.perplexity == pytest.approx(math.exp(2))
+    assert found.stderr == pytest.approx(math.exp(2) / math.sqrt(3))
+    assert perplexity(loaded, torch.tensor([[1, 0]]), batch=2).stderr is None
 
 
 def test_perplexity_of_text_counts_whole_blocks(loaded: Loaded, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
     whole = perplexity_of_text(loaded, path, 16, None, 4)
-    assert (whole["blocks"], whole["tokens"]) == (13, 208)  # 212 tokens of one byte
-    assert perplexity_of_text(loaded, path, 16, 70, 4)["blocks"] == 4
-    assert perplexity_of_text(loaded, path, 16, None, 1)["nll"] == pytest.approx(
-        whole["nll"], rel=1e-6
+    assert (whole.blocks, whole.tokens) == (13, 208)  # 212 tokens of one byte
+    assert perplexity_of_text(loaded, path, 16, 70, 4).blocks == 4
+    assert perplexity_of_text(loaded, path, 16, None, 1).nll == pytest.approx(
+        whole.nll, rel=1e-6
     )
 
 
@@ -143,9 +138,9 @@ def test_tasks_match_a_count_by_hand_and_stay_silent(
     with (TASKS / "blimp" / "passive_1.jsonl").open() as handle:
         rows = [json.loads(line) for line, _ in zip(handle, range(5), strict=False)]
     value = accuracy_by_hand(loaded, rows)
-    assert task["value"] == pytest.approx(value)
-    assert task["stderr"] == pytest.approx(math.sqrt(value * (1 - value) / 4))
-    assert (task["metric"], task["version"], task["higher_is_better"]) == ("acc", 1.0, True)
+    assert task.value == pytest.approx(value)
+    assert task.stderr == pytest.approx(math.sqrt(value * (1 - value) / 4))
+    assert (task.metric, task.version, task.higher_is_better) == ("acc", 1.0, True)
     assert run_tasks(loaded, ["blimp_passive_1"], TASKS, 5, 8) == {"blimp_passive_1": task}
 
 
@@ -161,8 +156,8 @@ def test_a_built_in_task_reads_a_folder_named_like_its_dataset(
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = run_tasks(loaded, ["piqa"], tmp_path, None, 8)
-    assert found["piqa"]["metric"] == "acc"
-    assert found["piqa"]["value"] == 0.5  # the labels alternate and the answers do not differ
+    assert found["piqa"].metric == "acc"
+    assert found["piqa"].value == 0.5  # the labels alternate and the answers do not differ
     assert no_network == []
 
 
@@ -203,21 +198,21 @@ def test_the_headline_is_acc_or_the_first_with_an_error() -> None:
         "acc,none": 0.3,
         "acc_stderr,none": 0.2,
     }
-    assert harness._headline(both, {})["metric"] == "acc"
+    assert headline(both, {})["metric"] == "acc"
     texts = {
         "word_perplexity,none": 30.0,
         "word_perplexity_stderr,none": "N/A",
         "f1,x": 0.4,
         "f1_stderr,x": 0.1,
     }
-    assert harness._headline(texts, {}) == {
+    assert headline(texts, {}) == {
         "metric": "f1",
         "value": 0.4,
         "stderr": 0.1,
         "higher_is_better": True,
     }
     del texts["f1,x"], texts["f1_stderr,x"]
-    found = harness._headline(texts, {"word_perplexity": False})
+    found = headline(texts, {"word_perplexity": False})
     assert found == {
         "metric": "word_perplexity",
         "value": 30.0,
@@ -271,9 +266,9 @@ def test_evaluate_gives_all_of_it_as_json(loaded: Loaded, tmp_path: Path) -> Non
     )
     found = evaluate(loaded, settings, 16)
     json.dumps(found, allow_nan=False)
-    assert found["perplexity"]["in_domain"] == found["perplexity"]["out_of_domain"]
-    assert found["perplexity"]["in_domain"]["tokens"] == 64
-    assert set(found["tasks"]) == {"blimp_passive_1", "blimp_adjunct_island"}
-    assert found["task_mean"] == task_mean(found["tasks"])
-    assert found["protocol"]["limit"] == 3
-    assert found["seconds"] > 0
+    assert found.perplexity["in_domain"] == found.perplexity["out_of_domain"]
+    assert found.perplexity["in_domain"].tokens == 64
+    assert set(found.tasks) == {"blimp_passive_1", "blimp_adjunct_island"}
+    assert found.task_mean == task_mean(found.tasks)
+    assert found.protocol["limit"] == 3
+    assert found.seconds > 0

@@ -55,9 +55,9 @@ def test_one_file_named_like_the_task_and_the_split_is_enough(
             for a in row["choices"]["text"]
         ]
         right += scores.index(max(scores)) == "ABC".index(row["answerKey"])
-    assert found["value"] == pytest.approx(right / 4)
-    assert found["stderr"] == pytest.approx(math.sqrt(right / 4 * (1 - right / 4) / 3))
-    assert (found["metric"], found["version"]) == ("acc", 1.0)
+    assert found.value == pytest.approx(right / 4)
+    assert found.stderr == pytest.approx(math.sqrt(right / 4 * (1 - right / 4) / 3))
+    assert (found.metric, found.version) == ("acc", 1.0)
 
 
 def test_prompts_made_by_code_and_tags_and_single_split_datasets_work_too(
@@ -76,8 +76,8 @@ def test_prompts_made_by_code_and_tags_and_single_split_datasets_work_too(
     write(tmp_path / "blimp" / "causative.jsonl", [pair] * 3)
     found = run_tasks(loaded, ["winogrande", "ai2_arc", "blimp_causative"], tmp_path, None, 4)
     assert set(found) == {"winogrande", "arc_easy", "arc_challenge", "blimp_causative"}
-    assert found["arc_easy"]["value"] == found["arc_challenge"]["value"]
-    assert {found[name]["value"] for name in ("winogrande", "blimp_causative")} <= {
+    assert found["arc_easy"].value == found["arc_challenge"].value
+    assert {found[name].value for name in ("winogrande", "blimp_causative")} <= {
         0.0,
         1.0,
     }  # copies of one item

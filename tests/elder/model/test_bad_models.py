@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +11,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from elder.evaluation.gate import judge
 from elder.evaluation.perplexity import perplexity_of_text
 from elder.evaluation.repetition import repetition
-from elder.evaluation.speed import compare, generation_agrees
+from elder.evaluation.speed import generation_agrees, measure_side_by_side
 from elder.model.layers import remove_layers
 from elder.model.load import Loaded
 from elder.params import Gate, Speed
+from elder.record import Row
 
 SPEED = Speed(
     prompt_tokens=12,
@@ -53,9 +53,10 @@ def wrong_places(model: LlamaForCausalLM) -> None:
     model.model.layers[1].self_attn.layer_idx = 0
 
 
-def row_of(loaded: Loaded, text: Path) -> dict[str, Any]:
+def row_of(kind: str, loaded: Loaded, text: Path) -> Row:
     found = perplexity_of_text(loaded, text, 48, 4096, 16)
-    return {"perplexity": {"in_domain": found, "out_of_domain": found}}
+    measured = {"in_domain": found, "out_of_domain": found}
+    return Row(name=kind, kind=kind, perplexity=measured, protocol_digest="d" * 64)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +82,13 @@ def test_the_gate_lets_good_models_pass_only(
         Loaded(model, tokenizer, "tiny", None, torch.float32)
         for model in (trained_model, candidate)
     )
-    speed = compare(dense, pruned, SPEED)
-    speed |= {
-        "generation_agrees": generation_agrees(pruned),
-        "repetition": repetition(dense, pruned, text_file, 16),
-    }
-    verdict = judge(GATE, row_of(dense, text_file), row_of(pruned, text_file), speed, None)
-    assert {rule["rule"] for rule in verdict["rules"] if not rule["passed"]} == broken
-    assert verdict["passed"] is not bool(broken)
+    speed = measure_side_by_side(dense, pruned, SPEED).model_copy(
+        update={
+            "generation_agrees": generation_agrees(pruned),
+            "repetition": repetition(dense, pruned, text_file, 16),
+        }
+    )
+    rows = row_of("dense", dense, text_file), row_of("candidate", pruned, text_file)
+    verdict = judge(GATE, *rows, speed, None)
+    assert {rule.rule for rule in verdict.rules if not rule.passed} == broken
+    assert verdict.passed is not bool(broken)

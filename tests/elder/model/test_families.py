@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,9 @@ def test_every_method_runs_on_every_family(name: str, ids: torch.Tensor) -> None
     model = FAMILIES[name].build()
     before = copy.deepcopy(model.state_dict())
     for method in METHODS:
-        settings = params.Select(method=method, epochs=1, batch=1, lambda1=0.005)
-        problem = Problem(model, ids[:, :8], 2, frozenset(), settings, seed=0)
+        quick = {"epochs": 1, "batch": 1, "lambda1": 0.005} if method == "elder" else {}
+        settings = METHODS[method].settings(**quick)
+        problem = Problem(model, ids[:, :8], 2, frozenset(), settings, seed=0, forward_batch=8)
         if method == "laco" and name in UNMERGEABLE:
             with pytest.raises(UserError, match="laco cannot take out 2 of 6 layers"):
                 get_method(method)(problem)
@@ -299,7 +301,8 @@ def test_too_few_removable_layers_are_refused_before_the_choice(
 ) -> None:
     loaded = Loaded(PARTLY["gpt2-inverse"].build(), None, "tiny", None, torch.float32)
     settings = params.Params(select=params.Select(method="random", layers=2, protect=(5,)))
-    monkeypatch.setitem(METHODS, "random", lambda _: pytest.fail("a selection began"))
+    never = replace(METHODS["random"], function=lambda _: pytest.fail("a selection began"))
+    monkeypatch.setitem(METHODS.entries, "random", never)
     with pytest.raises(
         UserError,
         match=r"2 of 6 layers cannot go, only 1 may: .* cannot say that layers \[0\] are gone",
@@ -323,7 +326,8 @@ def test_a_choice_that_cannot_be_said_is_refused_right_after_it(
 ) -> None:
     loaded = Loaded(PARTLY["jamba"].build(), None, "tiny", None, torch.float32)
     settings = params.Params(select=params.Select(method="random", layers=3))
-    monkeypatch.setitem(METHODS, "random", lambda _: Selection((1, 3, 5), "chance", ()))
+    chance = replace(METHODS["random"], function=lambda _: Selection((1, 3, 5), "chance", ()))
+    monkeypatch.setitem(METHODS.entries, "random", chance)
     with pytest.raises(
         UserError,
         match=r"cannot say that layers \[1, 3, 5\] are gone: .*; protect some of these",

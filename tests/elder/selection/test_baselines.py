@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from elder import params
 from elder.errors import UserError
 from elder.model.layers import LayerControl, find_layers, remove_layers
 from elder.model.load import weights_digest
-from elder.selection import Problem, get_method, shortened
+from elder.selection import METHODS, Problem, get_method, shortened
 from elder.selection.angular import angular_distance
 from elder.selection.laco import Walk as W
 from elder.selection.laco import collapse, collapsed, merged_weights, runs
@@ -25,9 +24,11 @@ def problem(
     count: int,
     protect: tuple[int, ...] = (),
     seed: int = 0,
-    **settings: Any,
-) -> Problem:
-    return Problem(model, blocks, count, frozenset(protect), params.Select(**settings), seed)
+    method: str = "laco",
+    **changes: Any,
+) -> Problem[Any]:
+    settings = METHODS[method].settings(**changes)
+    return Problem(model, blocks, count, frozenset(protect), settings, seed, forward_batch=8)
 
 
 @pytest.fixture
@@ -303,7 +304,9 @@ def test_shortened_taylor_equals_its_literal_transcription(
     expected = literal_taylor(trained, sample)
     monkeypatch.setattr(shortened, "FIRST", 0)
     monkeypatch.setattr(shortened, "LAST", 0)
-    found = get_method("shortened-taylor")(problem(trained, sample, 3))
+    found = get_method("shortened-taylor")(
+        problem(trained, sample, 3, method="shortened-taylor")
+    )
     assert found.rounds[0].values == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert list(found.removed) == sorted(range(6), key=lambda index: expected[index])[:3]
     assert (found.tokens_seen, found.optimizer_steps) == (10 * 48, 0)  # each token once
@@ -314,7 +317,7 @@ def test_shortened_taylor_keeps_the_first_four_and_the_last_two(
 ) -> None:
     model = llama(10)
     scores = literal_taylor(model, blocks)
-    found = get_method("shortened-taylor")(problem(model, blocks, 2))
+    found = get_method("shortened-taylor")(problem(model, blocks, 2, method="shortened-taylor"))
     assert list(found.removed) == sorted(range(4, 8), key=lambda index: scores[index])[:2]
     assert [
         index for index, value in enumerate(found.rounds[0].values) if value is not None
@@ -347,7 +350,7 @@ def test_shortened_taylor_leaves_every_flag_and_no_gradient(
     for number, parameter in enumerate(trained.parameters()):
         parameter.requires_grad_(number % 3 == 0)
     before = [parameter.requires_grad for parameter in trained.parameters()]
-    get_method("shortened-taylor")(problem(trained, sample, 2))
+    get_method("shortened-taylor")(problem(trained, sample, 2, method="shortened-taylor"))
     assert [parameter.requires_grad for parameter in trained.parameters()] == before
     assert all(parameter.grad is None for parameter in trained.parameters())
 

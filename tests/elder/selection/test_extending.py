@@ -32,7 +32,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "elder.cli.library.prepare_libraries", lambda: None
+        "elder.cli.options.prepare_libraries", lambda: None
     )  # it would hide warnings from the other tests
     deterministic = torch.are_deterministic_algorithms_enabled()
     known = set(METHODS)

@@ -21,9 +21,11 @@ from elder.record import plain
 from elder.selection import METHODS, Problem, get_method
 from elder.selection.base import lowest, register
 from elder.selection.layer_weights import LAMBDA1_GRID, LayerWeightSolver, soft_threshold
-from elder.settings import load_params
 
-FAST = {"lambda1": 0.05, "epochs": 1.0, "batch": 4, "shortlist": 1}
+FAST = {
+    "elder": {"lambda1": 0.05, "epochs": 1.0, "batch": 4, "shortlist": 1},
+    "shortened-taylor": {"batch": 4},
+}
 
 
 def problem(
@@ -31,11 +33,11 @@ def problem(
     blocks: torch.Tensor,
     count: int = 2,
     protect: tuple[int, ...] = (),
-    **settings: Any,
-) -> Problem:
-    return Problem(
-        model, blocks, count, frozenset(protect), params.Select(**(FAST | settings)), seed=0
-    )
+    method: str = "elder",
+    **changes: Any,
+) -> Problem[Any]:
+    settings = METHODS[method].settings(**(FAST.get(method, {}) | changes))
+    return Problem(model, blocks, count, frozenset(protect), settings, 0, forward_batch=8)
 
 
 @pytest.fixture
@@ -300,7 +302,7 @@ def test_a_method_keeps_what_is_protected_and_repeats_itself(
 ) -> None:
     before = weights_digest(trained)
     first, second = (
-        get_method(name)(problem(trained, sample, 2, protect=(2, 3))) for _ in range(2)
+        get_method(name)(problem(trained, sample, 2, (2, 3), name)) for _ in range(2)
     )
     assert first == second
     assert len(set(first.removed)) == 2
@@ -314,7 +316,7 @@ def test_a_method_keeps_what_is_protected_and_repeats_itself(
 @pytest.mark.parametrize("name", METHODS)
 def test_too_much_protection_is_refused(name: str, trained: Any, sample: torch.Tensor) -> None:
     with pytest.raises(UserError, match="3 layers should go, but with .* protected"):
-        get_method(name)(problem(trained, sample, 3, protect=(0, 1, 2, 3)))
+        get_method(name)(problem(trained, sample, 3, (0, 1, 2, 3), name))
 
 
 def test_unknown_names_name_the_nearest() -> None:
@@ -340,12 +342,9 @@ def test_the_lowest_come_first_and_of_equals_the_first() -> None:
 
 def test_elder_as_published() -> None:
     made = apply_method(Params(), "elder")
-    assert (made.select.method, made.select.place, made.select.iterative) == (
-        "elder",
-        "output",
-        True,
-    )
-    assert (made.select.lambda1, made.regularise.lambda2, made.regularise.lr) == (
+    learning = made.select.settings_of("elder")
+    assert (made.select.method, learning.place, learning.iterative) == ("elder", "output", True)
+    assert (learning.lambda1, made.regularise.lambda2, made.regularise.lr) == (
         5e-3,
         1e-3,
         2e-5,
@@ -368,15 +367,6 @@ def test_a_baseline_trains_nothing_and_the_default_is_what_is_set() -> None:
     )
     assert apply_method(Params(), None) == apply_method(Params(), "default") == Params()
     assert set(recipe_of(made)) == {"select", "regularise", "compensate", "recover"}
-
-
-def test_what_is_set_by_hand_holds_against_a_recipe() -> None:
-    overrides = ["regularise.lambda2=0.5", "recover.mode=train"]
-    settings = load_params(None, overrides)
-    assert apply_method(settings, "elder").regularise.lambda2 == 1e-3
-    made = apply_method(settings, "elder", overrides)
-    assert (made.regularise.lambda2, made.recover.mode) == (0.5, "train")
-    assert made.regularise.lr == 2e-5
 
 
 # --- how many layers ---

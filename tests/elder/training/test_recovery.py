@@ -90,7 +90,9 @@ def test_the_distilled_loss_by_hand(
     trained: Any, trained_model: Any, text_blocks: torch.Tensor
 ) -> None:
     remove_layers(trained, [2, 5])
-    settings = params.Recover(epochs=0.1, batch=4, lr=1e-12, next_token=0.25, hidden=2.0)
+    settings = params.Recover(
+        epochs=0.1, batch=4, lr=1e-12, distil=params.Distil(next_token=0.25, hidden=2.0)
+    )
     spent = recover(
         trained,
         trained_model,
@@ -127,7 +129,7 @@ def test_matched_states_come_closer_to_the_dense_models(
     for hidden in (0.0, 1.0):
         student = copy.deepcopy(trained)
         settings = params.Recover(
-            epochs=3.0, batch=8, lr=2e-3, optimizer="adamw", hidden=hidden
+            epochs=3.0, batch=8, lr=2e-3, optimizer="adamw", distil=params.Distil(hidden=hidden)
         )
         recover(student, trained_model, training_data(text_blocks[:64]), settings, RUN, [2, 4])
         after.append(mismatch(student, trained_model, other, [0, 2, 4, 5]))
@@ -154,8 +156,7 @@ def test_computing_each_layer_twice_changes_nothing(
             epochs=2.0,
             batch=4,
             lr=1e-2,
-            next_token=0.2,
-            hidden=1.0,
+            distil=params.Distil(next_token=0.2, hidden=1.0),
             adapter_rank=rank,
             gradient_checkpointing=wanted,
         )
@@ -168,7 +169,9 @@ def test_computing_each_layer_twice_changes_nothing(
 
 
 def test_a_compression_knows_which_states_to_match(elder: Callable) -> None:
-    done = elder("compress", "--set", "recover.hidden=1", "--set", "recover.next_token=0.5")
+    done = elder(
+        "compress", "--set", "recover.distil.hidden=1", "--set", "recover.distil.next_token=0.5"
+    )
     assert done.exit_code == 0, done.stderr
 
 

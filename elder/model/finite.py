@@ -1,0 +1,110 @@
+"""Numbers that are not finite: refused early, in a sentence that names weight or layer, the dtype, and what to do.
+
+A weight that is nan or infinite is seen once, when a model is loaded. A state can also leave the range of a dtype while
+the model runs: float16 holds nothing above 65,504. Then the run is repeated, watched, to name the first layer at fault.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from elder.errors import UserError
+from elder.model.forward import logits_of
+from elder.model.layers import LayerControl, find_layers
+
+
+class NotFiniteError(UserError):
+    """A number came out nan or infinite that something should be decided or learnt by."""
+
+
+def refuse_broken_weights(model: nn.Module, name: str) -> None:
+    """Refuse a model with a weight that is nan or infinite, in the dtype that it was loaded in.
+
+    Args:
+        model: its parameters are read once.
+        name: of the model, as the user knows it.
+
+    Raises:
+        NotFiniteError: naming the first such weight, and how many there are.
+    """
+    broken = [key for key, weight in model.named_parameters() if not all_finite(weight)]
+    if broken:
+        dtype = dict(model.named_parameters())[broken[0]].dtype
+        more = f", as {len(broken) - 1} more weights do" if len(broken) > 1 else ""
+        raise NotFiniteError(
+            f"weight {broken[0]} of {name!r} holds nan or infinite values in {_named(dtype)}{more}; {_cure(dtype)}"
+        )
+
+
+def refuse_broken_states(model: nn.Module, blocks: torch.Tensor, batch: int = 1) -> None:
+    """Run a model over blocks, and refuse it where a state is nan or infinite.
+
+    Args:
+        model: in eval mode.
+        blocks: (blocks, tokens) int64.
+        batch: blocks that are run at once.
+
+    Raises:
+        NotFiniteError: naming the first layer that puts out such a state, or else the embedding or the logits.
+    """
+    for ids in blocks.split(batch):
+        place = _first_broken(model, ids)
+        if place is not None:
+            dtype = next(model.parameters()).dtype
+            raise NotFiniteError(
+                f"{place} holds nan or infinite values on this text in {_named(dtype)}; {_cure(dtype)}"
+            )
+
+
+def refuse_not_finite(value: float, what: str) -> None:
+    """Refuse a number that is nan or infinite.
+
+    Raises:
+        NotFiniteError: saying what it is.
+    """
+    if not math.isfinite(value):
+        raise NotFiniteError(
+            f"{what} is {value}: nothing can be decided by it; load the model with --dtype float32, or use another "
+            "checkpoint"
+        )
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor of floats holds neither nan nor infinity, with no copy of it."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    values = tensor.detach()
+    if values.element_size() == 1:  # 8-bit floats have no such operation
+        values = values.float()
+    lowest, highest = values.aminmax()  # nan wins over every number
+    return math.isfinite(lowest.item()) and math.isfinite(highest.item())
+
+
+@torch.no_grad()
+def _first_broken(model: nn.Module, ids: torch.Tensor) -> str | None:
+    """Return the first place where a state of this batch is not finite; None where all are."""
+    found: list[str] = []
+
+    def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+        if not found and index == 0 and not all_finite(entering):
+            found.append("what enters layer 0")
+        if not found and not all_finite(leaving):
+            found.append(f"the output of layer {index}")
+
+    with LayerControl(find_layers(model)) as control:
+        control.observe = observe
+        logits = logits_of(model, ids)
+    if not found and not all_finite(logits):
+        found.append("the logits, after the last layer,")
+    return found[0] if found else None
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cure(dtype: torch.dtype) -> str:
+    if dtype in (torch.float16, torch.bfloat16):
+        return "load it with --dtype float32, or use another checkpoint if that does not help"
+    return "use another checkpoint"

@@ -1,0 +1,55 @@
+"""Every number that a run depends on: one frozen section a step, unknown keys refused, all faults listed at once.
+
+``params.yaml`` holds the same sections; ``--set section.key=value`` overrides one value. A selection or a compensation
+brings its own settings along: `elder.params.catalogue`.
+"""
+
+from elder.params.inputs import Calibration, Model
+from elder.params.measure import Evaluate, Gate, Speed
+from elder.params.recipe import Compensate, Distil, Recover, Regularise, Select, Training
+from elder.params.section import Auto, Choice, Rate, Section, Strength
+from elder.params.services import Energy, Notify, Registry, Signing, Store
+
+__all__ = [
+    "Auto",
+    "Calibration",
+    "Choice",
+    "Compensate",
+    "Distil",
+    "Energy",
+    "Evaluate",
+    "Gate",
+    "Model",
+    "Notify",
+    "Params",
+    "Rate",
+    "Recover",
+    "Registry",
+    "Regularise",
+    "Section",
+    "Select",
+    "Signing",
+    "Speed",
+    "Store",
+    "Strength",
+    "Training",
+]
+
+
+class Params(Section):
+    """All sections of ``params.yaml``."""
+
+    model: Model = Model()
+    calibration: Calibration = Calibration()
+    select: Select = Select()
+    regularise: Regularise = Regularise()
+    compensate: Compensate = Compensate()
+    recover: Recover = Recover()
+    evaluate: Evaluate = Evaluate()
+    speed: Speed = Speed()
+    gate: Gate = Gate()
+    store: Store = Store()
+    registry: Registry = Registry()
+    notify: Notify = Notify()
+    signing: Signing = Signing()
+    energy: Energy = Energy()

@@ -1,0 +1,52 @@
+"""What a compression starts from: the model, and the text that layers are judged and trained on."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from elder.params.section import Auto, Section
+
+
+class Model(Section):
+    """Which model is compressed, and how it is loaded."""
+
+    name: str = Field(
+        "models/novels-llama", description="folder, Hub id, s3:// prefix or models:/name@alias"
+    )
+    revision: str | None = Field(None, description="Hub revision: a commit, tag or branch")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: as the checkpoint"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model"
+    )
+
+
+class Calibration(Section):
+    """The text that layers are judged and trained on."""
+
+    source: str = Field(
+        "data/calibration.txt",
+        description="UTF-8 text file, folder saved by datasets, or Hub dataset",
+    )
+    config: str | None = Field(
+        None, description="configuration of a Hub dataset, such as wikitext-2-raw-v1"
+    )
+    split: str = Field("train", description="split of a dataset")
+    column: str = Field("text", description="text column of a dataset")
+    revision: str | None = Field(
+        None, description="Hub revision of the dataset; pinned and recorded"
+    )
+    samples: int = Field(128, ge=2, description="calibration blocks")
+    seq_len: int | Auto = Field(
+        "auto", description="tokens in a block; auto: 2048, or the model's context if shorter"
+    )
+    seed: int = Field(0, ge=0, description="seed of the choice of blocks and of all training")
+
+    @field_validator("seq_len")
+    @classmethod
+    def _long_enough(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 8:
+            raise ValueError("a block needs at least 8 tokens")
+        return value

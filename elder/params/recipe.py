@@ -1,0 +1,110 @@
+"""How a model is made shallower: which layers go, and what is trained before and after."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from elder.params.catalogue import COMPENSATIONS, NONE, SELECTIONS
+from elder.params.section import Auto, Choice, Rate, Section, Strength
+
+
+class Select(Choice):
+    """Which layers go. ``layers`` wins over ``ratio``."""
+
+    catalogue = SELECTIONS
+
+    method: str = Field(
+        "elder", description="a selection method; an unknown name lists them all"
+    )
+    layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
+    ratio: float = Field(0.25, gt=0, lt=1, description="remove round(ratio x layers) layers")
+    protect: tuple[int, ...] = Field((), description="layers never offered for removal")
+    forward_batch: int = Field(
+        8, ge=1, description="blocks in a batch where layers are only looked at"
+    )
+
+
+class Training(Section):
+    """What regularisation and recovery have in common."""
+
+    epochs: float = Field(
+        0.0, ge=0, description="passes over the calibration blocks; 0: skip this step"
+    )
+    batch: int = Field(8, ge=1, description="blocks in a batch")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices inside the layers"
+    )
+    lr: Rate | Auto = Field(
+        "auto", description="peak learning rate; auto: chosen on held-out blocks"
+    )
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    adapter_rank: int = Field(
+        0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="less memory, more time: compute each layer twice"
+    )
+
+
+class Regularise(Training):
+    """Stage 2: shrink what the selected layers add, so that it moves elsewhere before they go."""
+
+    norm: Literal["l2", "l1"] = Field(
+        "l2", description="norm of a layer's output minus its input, for each token"
+    )
+    relative: bool = Field(
+        False, description="divide that norm by the norm of the input: free of scale"
+    )
+    lambda2: Strength | Auto = Field(
+        "auto", description="strength; auto: chosen on held-out blocks"
+    )
+    anneal: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps in which the layers fade out; 0: they stay",
+    )
+
+
+class Compensate(Choice):
+    """Mend the shallower model without training it."""
+
+    catalogue = COMPENSATIONS
+
+    method: str = Field(
+        NONE, description="none, or a compensation; an unknown name lists them all"
+    )
+    batch: int = Field(8, ge=1, description="blocks in a batch")
+
+
+class Distil(Section):
+    """What following the dense model depends on."""
+
+    next_token: float = Field(
+        0.0, ge=0, le=1, description="share of next-token loss beside that of logits"
+    )
+    hidden: Strength = Field(
+        0.0, description="weight of the match of the kept layers' hidden states"
+    )
+    synthetic: int = Field(
+        4, ge=0, description="blocks that the dense model writes for each of calibration"
+    )
+
+
+class Recover(Training):
+    """Train the shallower model on the calibration blocks."""
+
+    mode: Literal["none", "train", "distil"] = Field(
+        "distil", description="loss: next token, or the dense model's logits"
+    )
+    epochs: float = Field(
+        6.3, ge=0, description="passes over the calibration blocks, the search for lr included"
+    )
+    batch: int = Field(4, ge=1, description="blocks in a batch")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "muon", description="muon: for the matrices inside the layers"
+    )
+    distil: Distil = Distil()

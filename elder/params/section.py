@@ -1,0 +1,70 @@
+"""What all sections have in common, and the section that chooses one of a catalogue."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
+from pydantic_core import PydanticCustomError
+
+from elder.params.catalogue import Catalogue
+
+TOO_LARGE = 2**63  # of what torch takes as a seed or a size
+Auto = Literal["auto"]
+Rate = Annotated[float, Field(gt=0)]
+Strength = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that refuses unknown keys."""
+
+    # YAML reads an all-digit revision as a number, and 1e-3 as a string: both mean what the field says
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _no_huge_integer(cls, value: object) -> object:
+        if isinstance(value, int) and value >= TOO_LARGE:
+            raise ValueError("should be less than 2^63")
+        return value
+
+
+def _keys_and_values(value: object) -> object:
+    """Refuse what cannot be the section of an entry; whether there is such an entry is seen where all is read."""
+    if isinstance(value, BaseModel | dict):
+        return value
+    if value is None:
+        return {}
+    raise PydanticCustomError("extra_forbidden", "Extra inputs are not permitted")
+
+
+class Choice(Section):
+    """A section that chooses one of a catalogue; beside its own keys each entry's settings stand under its name.
+
+    `elder.settings.validate` checks the settings of all entries. A section that is made by hand need not hold any:
+    ``settings_of`` knows the defaults.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    catalogue: ClassVar[Catalogue[Any]]
+    __pydantic_extra__: dict[str, Annotated[Any, PlainValidator(_keys_and_values)]]
+
+    method: str
+
+    def settings_of(self, name: str) -> Any:
+        """Return the settings of an entry, of the type that it is registered with.
+
+        Raises:
+            UserError: for an unknown name.
+        """
+        wanted = self.catalogue.find(name).settings
+        given = (self.__pydantic_extra__ or {}).get(name, {})
+        return given if isinstance(given, wanted) else wanted.model_validate(given)
+
+    def own(self) -> dict[str, Any]:
+        """Return all that the chosen entry depends on, as plain values: the shared keys, and its own settings."""
+        shared = self.model_dump(mode="json", exclude=set(self.__pydantic_extra__ or {}))
+        if self.method == self.catalogue.nothing:
+            return shared
+        settings = self.settings_of(self.method).model_dump(mode="json")
+        return shared | ({self.method: settings} if settings else {})

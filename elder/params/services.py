@@ -1,0 +1,67 @@
+"""Where results go, who is told, and how they are signed: what belongs to a machine, and changes no number."""
+
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_serializer
+
+from elder.params.section import Section
+
+
+class Store(Section):
+    """Where the bytes go."""
+
+    url: str = Field("store", description="local folder or s3://bucket/prefix")
+    endpoint: str | None = Field(None, description="endpoint of an S3-compatible server")
+    region: str | None = Field(None, description="region of the bucket")
+
+
+class Registry(Section):
+    """Where runs and versions are recorded."""
+
+    name: str = Field("novels-llama-shallow", min_length=1, description="registered model name")
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry")
+    experiment: str = Field("elder", min_length=1, description="MLflow experiment")
+
+
+class Signing(Section):
+    """How a published model is signed, in the format of OpenSSF Model Signing."""
+
+    private_key: str | None = Field(
+        "keys/signing.pem", description="EC key, made on first use; null: sign nothing"
+    )
+    keyless: bool = Field(
+        False, description="sign with an identity, through Sigstore, instead of the key"
+    )
+    identity: str | None = Field(
+        None, description="who must have signed, such as ci@example.org (keyless, audit)"
+    )
+    issuer: str | None = Field(
+        None, description="who vouches for that: URL of its OIDC issuer (keyless, audit)"
+    )
+
+
+class Energy(Section):
+    """Whether a run's energy is measured; nothing is sent anywhere."""
+
+    measure: bool = Field(
+        True, description="estimate what the whole machine takes during a run, with codecarbon"
+    )
+    country: str | None = Field(
+        None, description="ISO 3166 code, such as DEU: its electricity's CO2; null: kWh alone"
+    )
+
+
+class Notify(Section):
+    """Whom to tell how a run ended."""
+
+    webhook: SecretStr | None = Field(
+        None,
+        description="address that gets a JSON object; never recorded; null: ELDER_WEBHOOK, where that is set",
+    )
+    events: tuple[Literal["success", "refusal", "failure"], ...] = Field(
+        ("success", "refusal", "failure"), description="which ends to tell"
+    )
+
+    @field_serializer("webhook", when_used="json")
+    def _never_recorded(self, _: SecretStr | None) -> None:
+        """Leave the address out of all that is written: it may hold a secret, and does not change what a run makes."""
