@@ -17,6 +17,7 @@ from elder.cli.output import show
 from elder.cli.services import Services, services_of
 from elder.errors import UserError, nearest
 from elder.params import Params
+from elder.process import prepare_libraries
 from elder.progress import say
 from elder.settings import read_params
 
@@ -82,6 +83,7 @@ class Comparison:
 
 def compare(ctx: typer.Context, options: CompareOptions, common: CommonOptions) -> None:
     """Compare methods at equal budget: a table and charts. Goes on where it was cut; may run several times at once."""
+    prepare_libraries()
     asked = read_comparison(options, common)
     from elder.compare.plan import plan
     from elder.compare.run import failures_by_name, run_all

@@ -38,7 +38,7 @@ STOREYS = [  # of elder, from the ground up; a room may import those below it an
         "environment",
         "progress",
     }
-    | {"fingerprint"},
+    | {"fingerprint", "locks", "names"},
     {"model"},
     {"selection", "compensation", "training", "evaluation", "report"},
     {"compression"},
