@@ -44,7 +44,11 @@ def flops_per_token(
     heads: float = 1,
     times: tuple[int, int] = FORWARD,
 ) -> float:
-    """Return the model FLOPs of one token.
+    """Return the model FLOPs of one token, by a formula.
+
+    `torch.utils.flop_counter` counts all that is done: the half of attention that the mask throws away, what
+    checkpointing computes again, and only on a model that has its weights or is on the meta device. The tests hold
+    the formula against it.
 
     Args:
         config: of the model.

@@ -22,10 +22,11 @@ from elder import params
 from elder.compression.stages import select_layers
 from elder.device import peak_memory_bytes
 from elder.environment import environment
-from elder.evaluation.speed import compare
+from elder.evaluation.speed import measure_side_by_side
 from elder.model.layers import remove_layers
 from elder.model.load import Loaded, parameter_count
 from elder.progress import say
+from elder.record import plain
 from elder.selection.layer_weights import LayerWeightSettings
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
@@ -291,7 +292,7 @@ class Bench:
         both = [
             Loaded(model, None, "random weights", None, WEIGHTS) for model in (dense, pruned)
         ]
-        found = compare(*both, self.shape.speed)
+        found = plain(measure_side_by_side(*both, self.shape.speed))
         return {
             **found,
             "layers": self.layers,

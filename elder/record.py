@@ -102,7 +102,7 @@ class Round(Plain):
 class Scores(Plain):
     """What a selection decided by: ``name`` says what the values are; the layer with the lowest goes."""
 
-    name: str
+    name: str = "score"
     lower_goes: bool = True
     rounds: list[Round]
 

@@ -22,7 +22,7 @@ from elder.cli.output import one_line, print_any_character, refuse
 from elder.errors import UserError
 from elder.files import read_json
 from elder.params import Params
-from elder.record import Record, plain, read_record
+from elder.record import Record, read_record
 from elder.report.html import write_report
 from elder.settings import read_params
 from flows.environment import prepare_environment
@@ -195,7 +195,7 @@ def _fill(registry: Registry, model: StoredModel) -> str | None:
         whole = record.model_copy(update={"artifact": artifact, "model_version": version})
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.html"
-            write_report(plain(whole), report)
+            write_report(whole, report)
             registry.log_files(run, whole, report)
     if status != "FINISHED":
         registry.end_run(run, at=at)

@@ -10,10 +10,10 @@ from prefect import task
 
 from elder import params
 from elder.evaluation.gate import judge as judge_rules
-from elder.evaluation.perplexity import PROTOCOL
+from elder.evaluation.protocol import PROTOCOL
 from elder.files import write_json
 from elder.fingerprint import folder_digest, package_version
-from elder.record import read_record
+from elder.record import Champion, Evaluation, Row, Speed, plain, read_record
 from elder.report.card import model_card
 from elder.report.html import write_report
 from tasks.errors import without_secrets
@@ -38,11 +38,10 @@ def row(
     name: str, kind: str, found: dict[str, Any], spent: dict[str, Any], removed: list[int]
 ) -> dict[str, Any]:
     """Return one line of the comparison: what was measured, and the budget it took."""
-    measured = {key: found[key] for key in ("perplexity", "tasks", "task_mean", "parameters")}
-    protocol = dict(found["protocol"])
-    alike = {"protocol_digest": protocol.pop("protocol_digest"), "protocol": protocol}
+    measured = plain(Evaluation.model_validate(found))
+    measured.pop("seconds")  # what evaluating took is no part of the budget
     budget = {key: spent.get(key, 0) for key in BUDGET}
-    return {"name": name, "kind": kind, "removed": removed, **measured, **alike, **budget}
+    return {"name": name, "kind": kind, "removed": removed, **measured, **budget}
 
 
 def dense_key(weights: str, settings: params.Params, data: dict[str, str], root: Path) -> str:
@@ -77,7 +76,14 @@ def judge(
     champion: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Judge the candidate by the rules of the gate."""
-    return judge_rules(settings, dense, candidate, speed, champion)
+    verdict = judge_rules(
+        settings,
+        Row.model_validate(dense),
+        Row.model_validate(candidate),
+        Speed.model_validate(speed),
+        Champion.model_validate(champion) if champion else None,
+    )
+    return plain(verdict)
 
 
 @task(name="settle")
@@ -96,7 +102,7 @@ def publish(
     folder: Path, record: dict[str, Any], settings: params.Params, root: Path
 ) -> Published:
     """Put all that is known into the model folder, with its bill of materials, sign it, and put it into the store."""
-    (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(read_record(record, RECORD)), encoding="utf-8")
     told = json.loads((folder / "elder.json").read_text(encoding="utf-8"))
     write_json(
         folder / "elder.json",
@@ -125,7 +131,7 @@ def report(
 ) -> Path:
     """Write record and report into the run's folder, attach both to the MLflow run and close it."""
     path = run_dir / "report.html"
-    write_report(record, path)
+    write_report(read_record(record, RECORD), path)
     write_json(run_dir / "record.json", record)
     registry = Registry(settings)
     registry.log_files(mlflow_run, read_record(record, RECORD), path)

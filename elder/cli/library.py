@@ -148,7 +148,8 @@ def evaluate(
     settings = common.settings({"model.name": model, **place.values()})
     if wanted.text is None and wanted.tasks is None:
         raise UserError("nothing to evaluate: give --text FILE, --tasks NAME,NAME or both")
-    from elder.evaluation.perplexity import perplexity_of_text, run_tasks
+    from elder.evaluation.perplexity import perplexity_of_text
+    from elder.evaluation.tasks import run_tasks
     from elder.model.forward import seed_everything
     from elder.model.load import block_length, load_model
 
@@ -159,14 +160,16 @@ def evaluate(
     result: dict[str, Any] = {"model": model, "perplexity": None, "tokens": 0, "tasks": {}}
     if wanted.text is not None:
         length = block_length(wanted.seq_len or default.seq_len, loaded.model)
-        result |= perplexity_of_text(
+        measured = perplexity_of_text(
             loaded, wanted.text, length, default.max_tokens, default.batch
         )
+        result |= plain(measured)
     if wanted.tasks is not None:
         names = tuple(name.strip() for name in wanted.tasks.split(",") if name.strip())
         folder = wanted.task_data or (Path(default.task_data) if default.task_data else None)
         limit = wanted.limit or default.limit
-        result["tasks"] = run_tasks(loaded, names, folder, limit, default.batch)
+        scores = run_tasks(loaded, names, folder, limit, default.batch)
+        result["tasks"] = {name: plain(score) for name, score in scores.items()}
     show(result, common.as_json, lambda: _evaluation_lines(result))
 
 
@@ -182,7 +185,7 @@ def bench(
 ) -> None:
     """Measure prompt and generation speed and memory, of one model or of two side by side."""
     given = common.settings({"model.name": model, **place.values()})
-    from elder.evaluation.speed import compare, measure
+    from elder.evaluation.speed import measure, measure_side_by_side
     from elder.model.forward import seed_everything
     from elder.model.load import load_model
 
@@ -192,11 +195,11 @@ def bench(
     loaded = load_model(settings.model)
     result: dict[str, Any] = {"model": model, "ratio": {}}
     if against is None:
-        result |= measure(loaded, settings.speed)
+        result |= plain(measure(loaded, settings.speed))
     else:
         name = services.local_model(against, given)
         other = load_model(settings.model.model_copy(update={"name": name, "revision": None}))
-        both = compare(other, loaded, settings.speed)
+        both = plain(measure_side_by_side(other, loaded, settings.speed))
         result |= {
             "against": against,
             **both["pruned"],

@@ -14,6 +14,7 @@ import typer
 
 from elder.params import Params
 from elder.process import prepare_libraries
+from elder.record import json_safe, plain
 from elder.settings import load_params
 
 PATIENCE = 30.0  # seconds that a stage's process may take to end once the one that started it was killed
@@ -74,10 +75,10 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
     """Measure perplexities and tasks of a model."""
     if result.is_file():
         return
-    from elder.evaluation.perplexity import evaluate as run
+    from elder.evaluation.evaluate import evaluate as run
     from elder.files import write_json
     from elder.model.forward import seed_everything
-    from elder.model.load import block_length, load_model, parameter_count
+    from elder.model.load import block_length, load_model
 
     settings = _read(params)
     seed_everything(settings.calibration.seed)
@@ -92,7 +93,7 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
         else settings.calibration.seq_len
     )
     found = run(loaded, settings.evaluate, block_length(seq_len, loaded.model))
-    write_json(result, found | {"parameters": parameter_count(loaded.model)})
+    write_json(result, json_safe(plain(found)))
 
 
 @app.command()
@@ -100,9 +101,9 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     """Measure the speed of two models side by side, and check what else the gate asks of the second one."""
     if result.is_file():
         return
-    from elder.evaluation.plain_transformers import loads
+    from elder.evaluation.plain_transformers import load_in_plain_transformers
     from elder.evaluation.repetition import repetition
-    from elder.evaluation.speed import compare, generation_agrees
+    from elder.evaluation.speed import generation_agrees, measure_side_by_side
     from elder.files import write_json
     from elder.model.forward import seed_everything
     from elder.model.load import load_model
@@ -111,17 +112,20 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     seed_everything(settings.calibration.seed)
     first = load_model(settings.model.model_copy(update={"name": dense}))
     second = load_model(settings.model.model_copy(update={"name": pruned, "revision": None}))
-    found = compare(first, second, settings.speed) | {
-        "generation_agrees": generation_agrees(second)
-    }
-    with (
-        ThreadPoolExecutor() as beside
-    ):  # nothing is timed any more, and starting a process takes seconds
-        trial = beside.submit(loads, Path(pruned), settings.model.trust_remote_code)
-        found["repetition"] = repetition(
-            first, second, Path(settings.evaluate.out_of_domain), settings.speed.batch
-        )
-        write_json(result, found | {"loads": trial.result()})
+    speed = measure_side_by_side(first, second, settings.speed)
+    agrees = generation_agrees(second)
+    text = Path(settings.evaluate.out_of_domain)
+    # nothing is timed any more, and starting a process takes seconds
+    with ThreadPoolExecutor() as beside:
+        trust = settings.model.trust_remote_code
+        trial = beside.submit(load_in_plain_transformers, Path(pruned), trust)
+        shares = repetition(first, second, text, settings.speed.batch)
+        found = {
+            "generation_agrees": agrees,
+            "repetition": shares,
+            "loads": trial.result(),
+        }
+    write_json(result, json_safe(plain(speed.model_copy(update=found))))
 
 
 def _end_with_stdin() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from elder.compare.table import Section, TableRow
-from elder.record import Row, plain
-from elder.report.plot import comparison_png
+from elder.record import Row
+from elder.report.png import comparison_png
 
 
 def section_png(section: Section, path: Path) -> None:
@@ -16,7 +16,7 @@ def section_png(section: Section, path: Path) -> None:
         path: the PNG to write.
     """
     rows = [_drawn(row) for row in section.rows]
-    comparison_png([plain(row) for row in rows], path)
+    comparison_png(rows, path)
 
 
 def _drawn(row: TableRow) -> Row:

@@ -9,10 +9,10 @@ from elder.compression.compress import describe
 from elder.compression.job import Job, open_job
 from elder.compression.stages import STAGES, SYNTHETIC
 from elder.environment import environment
-from elder.evaluation.perplexity import evaluate_by_block
+from elder.evaluation.evaluate import evaluate_by_block
 from elder.files import copy_whole
 from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
-from elder.model.load import DTYPES, Loaded, block_length, load_model, parameter_count
+from elder.model.load import DTYPES, Loaded, block_length, load_model
 from elder.params import Params
 from elder.process import prepare_libraries
 from elder.record import Json, plain
@@ -35,19 +35,20 @@ def measure(one: Measurement, folder: Path) -> None:
     else:
         loaded, made = _compress(one, folder)
     settings = one.settings
-    found, losses = evaluate_by_block(loaded, settings.evaluate, _seq_len(settings, loaded))
+    seq_len = _seq_len(settings, loaded)
+    evaluation, losses = evaluate_by_block(loaded, settings.evaluate, seq_len)
     result = Result.model_validate(
         {
             **made,
             "losses": {domain: values.numpy() for domain, values in losses.items()},
             "calibration": settings.calibration.source,
             "seed": settings.calibration.seed,
-            "parameters": parameter_count(loaded.model),
-            "perplexity": found["perplexity"],
-            "tasks": found["tasks"],
-            "task_mean": found["task_mean"],
-            "protocol": found["protocol"],
-            "evaluation_seconds": round(found["seconds"], 3),
+            "parameters": evaluation.parameters,
+            "perplexity": evaluation.perplexity,
+            "tasks": evaluation.tasks,
+            "task_mean": evaluation.task_mean,
+            "protocol": evaluation.protocol | {"protocol_digest": evaluation.protocol_digest},
+            "evaluation_seconds": round(evaluation.seconds, 3),
             "model": settings.model.name,
             "recipe": recipe_of(settings),
             "environment": environment(settings.model.device),

@@ -90,7 +90,7 @@ def save_with_record(
         digest = write_checkpoint(model, tokenizer, partial)
         complete = record.model_copy(update={"sha256": digest})
         write_json(partial / "elder.json", plain(complete))
-        (partial / "README.md").write_text(model_card(plain(record)), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(record), encoding="utf-8")
     return complete
 
 

@@ -4,16 +4,14 @@ In the folder of task data, ``TASK/SPLIT.jsonl`` (``arc_easy/test.jsonl``) stand
 and so does ``DATASET/CONFIGURATION.jsonl`` (``blimp/causative.jsonl``) where the dataset has a single split.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError
 
-SPLITS = (
-    "test_split",
-    "validation_split",
-    "training_split",
-)  # lm-eval evaluates the first that a task has
+# lm-eval evaluates the first that a task has
+SPLITS = ("test_split", "validation_split", "training_split")
 
 
 def use_local_data(entry: Any, folder: Path) -> None:
@@ -30,21 +28,13 @@ def use_local_data(entry: Any, folder: Path) -> None:
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    known = entry.cfg or {}
-    if (
-        entry.yaml_path is None
-        or not isinstance(known.get("task"), str)
-        or "dataset_path" not in known
-    ):
-        return  # a group, or a task made of code
-    splits = {key: known[key] for key in SPLITS if known.get(key)}
-    files = {
-        split: file
-        for split in splits.values()
-        if (file := _file_of(known, split, folder, len(splits)))
-    }
+    config = entry.cfg or {}
+    if not _has_dataset(entry, config):
+        return
+    splits = {key: config[key] for key in SPLITS if config.get(key)}
+    files = _files_of(config, list(splits.values()), folder)
     own = folder / entry.name
-    if not files and not (own.is_dir() and any(own.glob("*.jsonl"))):
+    if not files and not any(own.glob("*.jsonl")):
         return
     judged = next(iter(splits.values()))
     if judged not in files:
@@ -61,11 +51,27 @@ def use_local_data(entry: Any, folder: Path) -> None:
     entry.yaml_path = None  # else lm-eval reads the file again
 
 
-def _file_of(known: dict[str, Any], split: str, folder: Path, splits: int) -> str | None:
-    """Return the absolute path of the file that stands in for a split."""
-    places = [folder / known["task"] / f"{split}.jsonl"]
-    if splits == 1 and known.get("dataset_name"):
-        places.append(
-            folder / Path(known["dataset_path"]).name / f"{known['dataset_name']}.jsonl"
-        )
-    return next((str(place.resolve()) for place in places if place.is_file()), None)
+def _has_dataset(entry: Any, config: Mapping[str, Any]) -> bool:
+    """Say whether an entry is a task with a dataset: no group, and no task made of code."""
+    is_task = entry.yaml_path is not None and isinstance(config.get("task"), str)
+    return is_task and "dataset_path" in config
+
+
+def _files_of(config: Mapping[str, Any], splits: list[str], folder: Path) -> dict[str, str]:
+    """Return {split: absolute path of the file that stands in for it}, for those that have one."""
+    files = {}
+    for split in splits:
+        for place in _places(config, split, folder, single=len(splits) == 1):
+            if place.is_file():
+                files[split] = str(place.resolve())
+                break
+    return files
+
+
+def _places(config: Mapping[str, Any], split: str, folder: Path, single: bool) -> list[Path]:
+    """Return where the file of a split may lie."""
+    places = [folder / config["task"] / f"{split}.jsonl"]
+    if single and config.get("dataset_name"):
+        dataset = Path(config["dataset_path"]).name
+        places.append(folder / dataset / f"{config['dataset_name']}.jsonl")
+    return places

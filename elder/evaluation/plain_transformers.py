@@ -3,7 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from elder.record import LoadTrial
+
+LONGEST = 300  # characters of a fault
 
 # transformers itself would fill weights that are missing with random numbers, and only warn
 CODE = """
@@ -23,7 +26,7 @@ sys.exit(None if finite else "its logits are not finite")
 """
 
 
-def loads(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+def load_in_plain_transformers(folder: Path, trust_remote_code: bool = False) -> LoadTrial:
     """Load a saved model and its tokenizer with stock transformers in a fresh process, and run it once, on the CPU.
 
     Args:
@@ -31,16 +34,14 @@ def loads(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
         trust_remote_code: whether Python code that comes with the model may run.
 
     Returns:
-        ``ok``, and ``fault``, one line that says what was wrong, or None.
+        Whether it works, and if not, one line that says what was wrong.
     """
     command = [sys.executable, "-P", "-c", CODE, str(folder), str(trust_remote_code)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
-        return {"ok": True, "fault": None}
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return {
-        "ok": False,
-        "fault": said[-1][:300] if said else f"the process ended with {done.returncode}",
-    }
+        return LoadTrial(ok=True, fault=None)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    fault = lines[-1][:LONGEST] if lines else f"the process ended with {done.returncode}"
+    return LoadTrial(ok=False, fault=fault)

@@ -5,6 +5,7 @@ models repeat themselves even when they are sound, so two models are compared: s
 than greedy, since greedy text of a sound small model is a loop too.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from elder.data import evaluation_blocks
 from elder.model.forward import continue_texts
 from elder.model.load import Loaded, context_length
-from elder.progress import meter
+from elder.progress import Meter, meter
+from elder.record import Repetition
 
 GRAM = 4
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 64
@@ -21,7 +23,7 @@ TEMPERATURE = 0.7
 SEED = 0
 
 
-def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> dict[str, Any]:
+def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> Repetition:
     """Let both models continue the same prompts, and measure how much each repeats itself.
 
     Args:
@@ -31,32 +33,44 @@ def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> dict[st
         batch: prompts continued at once.
 
     Returns:
-        ``dense`` and ``pruned``, the share of repeated 4-grams, 0 to 1; ``prompts``, ``new_tokens`` of each and the
-        ``temperature`` of sampling.
+        Shares of repeated 4-grams, 0 to 1.
     """
-    context = min(
-        filter(None, (context_length(loaded.model) for loaded in (dense, pruned))), default=None
-    )
-    length = min(PROMPT_TOKENS + NEW_TOKENS, context or PROMPT_TOKENS + NEW_TOKENS)
-    prompt = min(PROMPT_TOKENS, length // 3)
+    length, prompt = _lengths(dense, pruned)
     blocks = evaluation_blocks(text, dense.tokenizer, prompt, max_tokens=prompt * PROMPTS * 64)
     starts = blocks[:: max(1, len(blocks) // PROMPTS)][:PROMPTS]
     with meter("repetition", 2 * len(starts)) as step:
-        shares = []
-        for loaded in (dense, pruned):
-            written = []
-            for number, some in enumerate(starts.split(batch)):
-                torch.manual_seed(SEED + number)
-                written.append(continue_texts(loaded.model, some, length, TEMPERATURE))
-                step(steps=len(some))
-            shares.append(repeated_share(torch.cat(written)[:, prompt:]))
-    return {
-        "dense": shares[0],
-        "pruned": shares[1],
-        "prompts": len(starts),
-        "new_tokens": length - prompt,
-        "temperature": TEMPERATURE,
-    }
+        shares = [
+            _share_of_model(loaded.model, starts.split(batch), length, step)
+            for loaded in (dense, pruned)
+        ]
+    return Repetition(
+        dense=shares[0],
+        pruned=shares[1],
+        prompts=len(starts),
+        new_tokens=length - prompt,
+        temperature=TEMPERATURE,
+    )
+
+
+def _lengths(dense: Loaded, pruned: Loaded) -> tuple[int, int]:
+    """Return the tokens of a text, and how many of them are its prompt: less where a context is short."""
+    length = PROMPT_TOKENS + NEW_TOKENS
+    for loaded in (dense, pruned):
+        length = min(length, context_length(loaded.model) or length)
+    return length, min(PROMPT_TOKENS, length // 3)
+
+
+def _share_of_model(
+    model: Any, batches: Sequence[torch.Tensor], length: int, step: Meter
+) -> float:
+    """Return the share of repeated 4-grams in what a model writes after prompts of (rows, tokens)."""
+    written = []
+    for number, prompts in enumerate(batches):
+        torch.manual_seed(SEED + number)
+        texts = continue_texts(model, prompts, length, TEMPERATURE)
+        written.append(texts[:, prompts.shape[1] :])
+        step(steps=len(prompts))
+    return repeated_share(torch.cat(written))
 
 
 def repeated_share(ids: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from elder import params
 from elder.evaluation.gate import judge
-from elder.record import Perplexity, Verdict, plain
+from elder.record import Perplexity, Verdict
 from elder.settings import params_of_record
 from tasks.audit.evidence import Broken, Evidence, Unknown
 from tasks.audit.mlflow import some
@@ -20,15 +20,7 @@ def gate(evidence: Evidence) -> str:
     """Judge the record's numbers again by the record's own rules."""
     record = evidence.record
     rules = params.Gate.model_validate(record.lineage.params["gate"])
-    judged = Verdict.model_validate(
-        judge(
-            rules,
-            plain(record.dense),
-            plain(record.candidate),
-            plain(record.speed) if record.speed else None,
-            plain(record.champion) if record.champion else None,
-        )
-    )
+    judged = judge(rules, record.dense, record.candidate, record.speed, record.champion)
     faults = _differences(record.gate, judged)
     if judged.refused:
         faults.append("it refuses this model, which is registered all the same")
@@ -133,9 +125,7 @@ def measured_again(evidence: Evidence) -> str:
         text = find_data(evidence.root, name, record.lineage.data[name])
         if text is None:
             raise Unknown(f"the text {name} was not found by its digest")
-        again = Perplexity.model_validate(
-            perplexity_of_text(loaded, text, length, asked.max_tokens, asked.batch)
-        )
+        again = perplexity_of_text(loaded, text, length, asked.max_tokens, asked.batch)
         before, now = _number(told), _number(again)
         if not math.isclose(now, before, rel_tol=TOLERANCE):
             raise Broken(f"perplexity {domain} is {now:.4f}, the record says {before:.4f}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from elder.errors import UserError
 from elder.files import parse_json
-from elder.record import Json, Number, Record, plain
+from elder.record import Json, Number, Record
 from elder.report.card import model_name
 from tasks.store.manifest import File, Files, describe
 
@@ -172,7 +172,7 @@ def _model(record: Record, files: Files) -> "Component":
         kind = ComponentType.FILE
         parts.append(Component(name=name, type=kind, bom_ref=f"file:{name}", hashes=[sha256]))
     return Component(
-        name=model_name(plain(record)),
+        name=model_name(record.model.name, record.removed),
         type=ComponentType.MACHINE_LEARNING_MODEL,
         version=record.run_id,
         bom_ref="model",

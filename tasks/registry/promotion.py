@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from elder import params
 from elder.errors import UserError
 from elder.evaluation.gate import beside_champion
-from elder.record import Champion, Number, Record, Row, Rule, plain
+from elder.record import Champion, Number, Record, Row
 from tasks.registry.champion import champion_of, stored_record
 from tasks.registry.client import Registry
 from tasks.registry.connection import sqlite_file
@@ -239,9 +239,7 @@ def _compare(
     gate: params.Gate, row: Row, champion: Champion | None, force: bool, candidate: str
 ) -> str:
     """Return what the gate's rule for the champion says, which the history keeps."""
-    other = plain(champion) if champion else None
-    judged = beside_champion(gate.max_champion_ratio, plain(row), other)
-    rule = Rule.model_validate(judged) if judged else None
+    rule = beside_champion(gate.max_champion_ratio, row, champion)
     if rule is None:
         return "Not compared with the champion: gate.max_champion_ratio is null."
     if rule.passed:

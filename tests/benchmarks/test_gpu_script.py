@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -226,6 +228,20 @@ def test_flops_by_hand() -> None:
         flops_per_token(big, 2048, 32)
         == 2 * (32 * 202_375_168 + 131_072_000) + 2 * 32 * 2048 * 4096
     )
+
+
+def test_flops_are_what_torch_counts() -> None:
+    # torch counts the products of attention that the mask throws away, too: twice what the formula says
+    config, tokens = shape_of("7b").config, 256
+    with torch.device("meta"):  # no weights, no work: all 32 layers pass in a second
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    linear = flops_per_token(config, 0, 32)
+    attention = flops_per_token(config, tokens, 32) - linear
+    assert counter.get_total_flops() == tokens * (linear + 2 * attention)
 
 
 def test_passes_of_sleb_by_hand() -> None:

@@ -11,17 +11,18 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from elder.evaluation.evaluate import evaluate, task_mean
-from elder.evaluation.protocol import protocol
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from elder.errors import UserError
 from elder.evaluation import perplexity as evaluation
+from elder.evaluation.evaluate import evaluate, task_mean
 from elder.evaluation.perplexity import perplexity, perplexity_of_text
+from elder.evaluation.protocol import protocol
 from elder.evaluation.tasks import headline, run_tasks
 from elder.model.load import Loaded
 from elder.params import Evaluate
+from elder.record import Mean, Perplexity, TaskResult, plain
 
 TASKS = Path(__file__).parents[3] / "data" / "tasks"
 TEXT = "It was the best of times, it was the worst of times. " * 4  # 212 bytes
@@ -97,6 +98,14 @@ def test_perplexity_and_its_standard_error_by_hand(
     assert found.perplexity == pytest.approx(math.exp(2))
     assert found.stderr == pytest.approx(math.exp(2) / math.sqrt(3))
     assert perplexity(loaded, torch.tensor([[1, 0]]), batch=2).stderr is None
+
+
+def test_an_infinite_perplexity_is_a_result(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double())
+    found = perplexity(loaded, torch.tensor([[1000, 0]]), batch=2)  # exp(1000) is too large
+    assert found == Perplexity(perplexity=math.inf, stderr=None, nll=1000.0, tokens=2, blocks=1)
 
 
 def test_perplexity_of_text_counts_whole_blocks(loaded: Loaded, tmp_path: Path) -> None:
@@ -178,16 +187,33 @@ def test_no_tasks_need_no_lm_eval_and_some_do(
         run_tasks(loaded, ["blimp"], TASKS, 5, 8)
 
 
+def task(value: float | None, stderr: float | None, better: bool = True) -> TaskResult:
+    return TaskResult(metric="m", value=value, stderr=stderr, higher_is_better=better)
+
+
 def test_task_mean_by_hand() -> None:
-    tasks = {
-        "a": {"value": 0.5, "stderr": 0.03, "higher_is_better": True},
-        "b": {"value": 0.7, "stderr": 0.04},
-        "wikitext": {"value": 30.0, "stderr": None, "higher_is_better": False},
-    }
+    wikitext = task(30.0, None, better=False)
+    tasks = {"a": task(0.5, 0.03), "b": task(0.7, 0.04), "wikitext": wikitext}
     # sqrt(0.03^2 + 0.04^2) / 2 = 0.025
-    assert task_mean(tasks) == {"value": pytest.approx(0.6), "stderr": pytest.approx(0.025)}
+    mean = task_mean(tasks)
+    assert mean is not None
+    assert (mean.value, mean.stderr) == (pytest.approx(0.6), pytest.approx(0.025))
     assert task_mean({}) is None
-    assert task_mean({"wikitext": tasks["wikitext"]}) is None
+    assert task_mean({"wikitext": wikitext}) is None
+
+
+def test_a_task_without_a_standard_error_leaves_the_mean_without_one() -> None:
+    mean = task_mean({"a": task(0.5, None), "b": task(0.75, 0.04)})
+    assert mean == Mean(value=0.625, stderr=None)
+    assert task_mean({"a": task(None, None), "b": task(0.75, 0.04)}) == Mean(value=None)
+
+
+def test_a_single_item_has_a_value_and_no_standard_error(loaded: Loaded) -> None:
+    tasks = run_tasks(loaded, ["blimp_passive_1"], TASKS, 1, 8)
+    one = tasks["blimp_passive_1"]
+    assert one.value in (0.0, 1.0)
+    assert one.stderr is None
+    assert task_mean(tasks) == Mean(value=one.value, stderr=None)
 
 
 def test_the_headline_is_acc_or_the_first_with_an_error() -> None:
@@ -198,27 +224,20 @@ def test_the_headline_is_acc_or_the_first_with_an_error() -> None:
         "acc,none": 0.3,
         "acc_stderr,none": 0.2,
     }
-    assert headline(both, {})["metric"] == "acc"
+    assert headline(both, {}).metric == "acc"
     texts = {
         "word_perplexity,none": 30.0,
         "word_perplexity_stderr,none": "N/A",
         "f1,x": 0.4,
         "f1_stderr,x": 0.1,
     }
-    assert headline(texts, {}) == {
-        "metric": "f1",
-        "value": 0.4,
-        "stderr": 0.1,
-        "higher_is_better": True,
-    }
+    assert headline(texts, {}) == TaskResult(
+        metric="f1", value=0.4, stderr=0.1, version=None, higher_is_better=True
+    )
     del texts["f1,x"], texts["f1_stderr,x"]
-    found = headline(texts, {"word_perplexity": False})
-    assert found == {
-        "metric": "word_perplexity",
-        "value": 30.0,
-        "stderr": None,
-        "higher_is_better": False,
-    }
+    assert headline(texts, {"word_perplexity": False}, 2.0) == TaskResult(
+        metric="word_perplexity", value=30.0, stderr=None, version=2.0, higher_is_better=False
+    )
 
 
 def test_protocol_changes_with_what_matters_only(loaded: Loaded, tmp_path: Path) -> None:
@@ -226,10 +245,11 @@ def test_protocol_changes_with_what_matters_only(loaded: Loaded, tmp_path: Path)
     text.write_text(TEXT)
     data.mkdir()
     (data / "a.yaml").write_text("task: a")
-    settings = Evaluate(tasks=("a",), task_data=str(data))
+    texts = {"in_domain": str(text), "out_of_domain": str(text)}
+    settings = Evaluate(tasks=("a",), task_data=str(data), **texts)
 
     def digest(model: Loaded = loaded, chosen: Evaluate = settings, seq_len: int = 16) -> str:
-        return protocol(chosen, model, {"in_domain": text}, seq_len)["protocol_digest"]
+        return protocol(chosen, model, seq_len).digest
 
     first = digest()
     other = copy.deepcopy(loaded)
@@ -241,7 +261,7 @@ def test_protocol_changes_with_what_matters_only(loaded: Loaded, tmp_path: Path)
     digests = {first, digest(other), digest(seq_len=8)}
     digests |= {
         digest(chosen=settings.model_copy(update={"limit": 5})),
-        digest(chosen=Evaluate(tasks=())),
+        digest(chosen=Evaluate(tasks=(), **texts)),
     }
     (data / "a.yaml").write_text("task: b")
     digests.add(digest())
@@ -265,10 +285,12 @@ def test_evaluate_gives_all_of_it_as_json(loaded: Loaded, tmp_path: Path) -> Non
         limit=3,
     )
     found = evaluate(loaded, settings, 16)
-    json.dumps(found, allow_nan=False)
+    json.dumps(plain(found), allow_nan=False)
     assert found.perplexity["in_domain"] == found.perplexity["out_of_domain"]
     assert found.perplexity["in_domain"].tokens == 64
     assert set(found.tasks) == {"blimp_passive_1", "blimp_adjunct_island"}
     assert found.task_mean == task_mean(found.tasks)
     assert found.protocol["limit"] == 3
+    assert found.protocol_digest == protocol(settings, loaded, 16).digest
+    assert found.parameters == sum(weight.numel() for weight in loaded.model.parameters())
     assert found.seconds > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from elder.evaluation.plain_transformers import CODE, loads
+from elder.evaluation.plain_transformers import CODE, load_in_plain_transformers
 
 
 def spoil_nothing(folder: Path) -> None:
@@ -45,9 +45,9 @@ def test_a_saved_model_works_or_its_fault_is_named(
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     spoil(folder)
-    found = loads(folder)
-    assert found["ok"] is (fault is None), found
-    assert (found["fault"] or "").startswith(fault or "")
+    trial = load_in_plain_transformers(folder)
+    assert trial.ok is (fault is None), trial
+    assert (trial.fault or "").startswith(fault or "")
 
 
 def test_this_project_is_out_of_reach_there() -> None:

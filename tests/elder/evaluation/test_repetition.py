@@ -32,10 +32,10 @@ def test_a_model_that_loops_repeats_itself_and_a_sound_one_does_not(
 ) -> None:
     broken = Loaded(looping(loaded.model), loaded.tokenizer, "broken", None, torch.float32)
     found = repetition(loaded, broken, text_file, batch=16)
-    assert found["dense"] < 0.1
-    assert found["pruned"] > 0.3
+    assert found.dense < 0.1
+    assert found.pruned > 0.3
     # a context of 64 tokens: a third of it is the prompt
-    assert (found["prompts"], found["new_tokens"]) == (16, 43)
+    assert (found.prompts, found.new_tokens) == (16, 43)
 
 
 def test_the_same_model_repeats_itself_as_much_whatever_else_was_drawn(
@@ -43,7 +43,7 @@ def test_the_same_model_repeats_itself_as_much_whatever_else_was_drawn(
 ) -> None:
     first = repetition(loaded, loaded, text_file, batch=5)
     torch.rand(3)
-    assert first["dense"] == first["pruned"]
+    assert first.dense == first.pruned
     assert repetition(loaded, loaded, text_file, batch=5) == first
 
 
@@ -56,7 +56,7 @@ def test_a_model_without_finite_logits_is_no_crash(loaded: Loaded, text_file: Pa
         text_file,
         batch=16,
     )
-    assert 0 <= found["pruned"] <= 1
+    assert 0 <= found.pruned <= 1
 
 
 def test_a_short_text_gives_fewer_prompts(
@@ -64,4 +64,4 @@ def test_a_short_text_gives_fewer_prompts(
 ) -> None:
     text = tmp_path / "short.txt"
     text.write_text("a" * 50, encoding="utf-8")  # two blocks of 21 bytes, and a rest
-    assert repetition(loaded, loaded, text, batch=16)["prompts"] == 2
+    assert repetition(loaded, loaded, text, batch=16).prompts == 2

@@ -9,17 +9,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from elder.errors import UserError
+from elder.evaluation.bench import Job, generate
 from elder.evaluation.speed import (
-    Job,
-    _generate,
-    compare,
     generation_agrees,
     measure,
+    measure_side_by_side,
     prompt_length,
 )
 from elder.model.layers import remove_layers
 from elder.model.load import Loaded
 from elder.params import Speed
+from elder.record import plain
 
 SPEED = Speed(
     prompt_tokens=12,
@@ -64,28 +64,26 @@ def test_memory_and_parameters_of_one_model_by_hand() -> None:
     # embedding and head 128x32 each; a layer: q, o 32x32, k, v 32x16, three 32x48, two norms of 32; one norm at the end
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
     parameters = 2 * 128 * 32 + 2 * layer + 32
-    assert result["parameters"] == parameters
+    assert result.parameters == parameters
     # keys and values of 2 layers, 2 sequences, 2 heads of width 8, 5 + 4 - 1 positions, 4 bytes
     cache = 2 * 2 * 2 * 2 * 8 * 8 * 4
     rotary = 2 * 4 * 4  # two float32 buffers of 4 inverse frequencies
-    assert result["peak_memory_bytes"] == 4 * parameters + cache + rotary
-    assert result["tokens_per_second"] == pytest.approx(2 * 4 / result["generate_ms"] * 1000)
-    assert result["prompt_ms"] > 0
-    assert result["prompt_ms_stdev"] >= 0
+    assert result.peak_memory_bytes == 4 * parameters + cache + rotary
+    assert result.tokens_per_second == pytest.approx(2 * 4 / result.generate_ms * 1000)
+    assert result.prompt_ms > 0
+    assert result.prompt_ms_stdev >= 0
 
 
-def test_compare_gives_ratios_and_a_protocol_that_is_json() -> None:
+def test_two_models_side_by_side_give_ratios_and_a_protocol_that_is_json() -> None:
     dense, pruned = tiny(), tiny()
     remove_layers(pruned.model, [1])
-    result = compare(dense, pruned, SPEED)
-    ratio, before, after = result["ratio"], result["dense"], result["pruned"]
-    assert ratio["parameters"] == pytest.approx(after["parameters"] / before["parameters"])
-    assert ratio["memory"] == pytest.approx(
-        after["peak_memory_bytes"] / before["peak_memory_bytes"]
-    )
-    assert ratio["memory"] < 1
-    assert "activations are not counted" in result["protocol"]["memory"]
-    json.dumps(result, allow_nan=False)
+    result = measure_side_by_side(dense, pruned, SPEED)
+    ratio, before, after = result.ratio, result.dense, result.pruned
+    assert ratio.parameters == pytest.approx(after.parameters / before.parameters)
+    assert ratio.memory == pytest.approx(after.peak_memory_bytes / before.peak_memory_bytes)
+    assert ratio.memory < 1
+    assert "activations are not counted" in result.protocol["memory"]
+    json.dumps(plain(result), allow_nan=False)
 
 
 def test_a_machine_that_slows_down_between_turns_does_not_change_the_ratio(
@@ -93,12 +91,12 @@ def test_a_machine_that_slows_down_between_turns_does_not_change_the_ratio(
 ) -> None:
     # Turn by turn 2, 20, 4 and 1, 10, 4: ratios 2, 2, 1. The medians alone, 4 and 4, would say 1.
     monkeypatch.setattr(
-        "elder.evaluation.speed._in_turns",
+        "elder.evaluation.bench.in_turns",
         lambda jobs, *_: time_by_hand(jobs, [2, 20, 4], [1, 10, 4]),
     )
-    ratio = compare(tiny(), tiny(), SPEED)["ratio"]
-    assert ratio["prompt_speedup"] == 2
-    assert ratio["throughput"] == 2
+    ratio = measure_side_by_side(tiny(), tiny(), SPEED).ratio
+    assert ratio.prompt_speedup == 2
+    assert ratio.throughput == 2
 
 
 def time_by_hand(jobs: list[Job], *times: list[float]) -> None:
@@ -119,13 +117,13 @@ def test_prompts_are_timed_in_turns() -> None:
 
     dense.model.register_forward_pre_hook(note("dense"), with_kwargs=True)
     pruned.model.register_forward_pre_hook(note("pruned"), with_kwargs=True)
-    compare(dense, pruned, SPEED)
+    measure_side_by_side(dense, pruned, SPEED)
     assert calls == ["dense", "pruned"] * 5  # two to warm up, three timed
 
 
 def test_one_iteration_has_no_spread() -> None:
     assert (
-        measure(tiny(), SPEED.model_copy(update={"prompt_iterations": 1}))["prompt_ms_stdev"]
+        measure(tiny(), SPEED.model_copy(update={"prompt_iterations": 1})).prompt_ms_stdev
         is None
     )
 
@@ -135,7 +133,7 @@ def test_generation_goes_on_past_the_end_of_text() -> None:
     torch.nn.init.zeros_(
         loaded.model.lm_head.weight
     )  # all logits are 0: the first token, which ends a text, is next
-    made = _generate(loaded.model, torch.ones(2, 5, dtype=torch.int64), 4)
+    made = generate(loaded.model, torch.ones(2, 5, dtype=torch.int64), 4)
     assert made.sequences.shape == (2, 9)
 
 
@@ -197,7 +195,7 @@ def test_a_want_of_memory_does_not_count_as_wrong_generation(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
         )
 
-    monkeypatch.setattr("elder.evaluation.speed._generate", full)
+    monkeypatch.setattr("elder.evaluation.speed.generate", full)
     with pytest.raises(UserError, match="the check of generation does not fit into memory"):
         generation_agrees(tiny(), new_tokens=16)
 

@@ -21,7 +21,7 @@ from elder.evaluation.gate import judge
 from elder.model.layers import remove_layers
 from elder.model.load import parameter_count, weights_digest
 from elder.model.save import save_model
-from elder.record import CompressionRecord, Record
+from elder.record import CompressionRecord, Record, Row, Speed, plain
 from elder.settings import validate
 from tasks.audit.run import audit
 from tasks.provenance import signing
@@ -102,7 +102,7 @@ def shallow(root: Path, settings: params.Params) -> tuple[LlamaForCausalLM, dict
 
     def row(kind: str) -> dict[str, Any]:
         loaded = Loaded(model, words(), kind, None, torch.float32)
-        found = perplexity_of_text(loaded, text, 8, 256, 16)
+        found = plain(perplexity_of_text(loaded, text, 8, 256, 16))
         measured = {"in_domain": found, "out_of_domain": found}
         return {
             "name": kind,
@@ -160,7 +160,14 @@ def shallow(root: Path, settings: params.Params) -> tuple[LlamaForCausalLM, dict
         "rows": rows,
         "speed": speed,
         "champion": None,
-        "gate": judge(settings.gate, rows[0], rows[1], speed, None),
+        "gate": plain(
+            judge(
+                settings.gate,
+                *(Row.model_validate(row) for row in rows),
+                Speed.model_validate(speed),
+                None,
+            )
+        ),
         "data": {"source": {}, "stages": {"evaluation": {"outs": outs}}},
         "lineage": lineage | {"params": settings.model_dump(mode="json")},
     }
