@@ -4,8 +4,7 @@ their budget.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from elder.errors import UserError
 from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.load import weights_digest
 from elder.record import Spent, plain
-from elder.training import checkpoint as checkpoints
 from elder.training.checkpoint import Schedule
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun, rate, train
@@ -164,66 +162,6 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=16)
     )  # has dropout
-
-
-@pytest.mark.parametrize(
-    ("family", "optimizer"), [("llama", "adamw"), ("gpt2", "adamw"), ("llama", "muon")]
-)
-def test_an_interrupted_run_ends_with_the_same_bytes(
-    family: str,
-    optimizer: str,
-    llama: Callable,
-    blocks: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fresh() -> Any:
-        return gpt2() if family == "gpt2" else llama(2)
-
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
-    plan = replace(PLAN, optimizer=optimizer)
-    whole = fresh()
-    expected = train(whole, blocks, next_token(whole), plan, RUN)
-
-    checkpoint = tmp_path / "run.checkpoint"
-    broken = fresh()
-    loss, calls = next_token(broken), []
-
-    def killed(ids: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return loss(ids)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(broken, blocks, killed, plan, replace(RUN, checkpoint=checkpoint))
-    resumed, steps = fresh(), []
-    loss_again = next_token(resumed)
-    spent = train(
-        resumed,
-        blocks,
-        lambda ids: (steps.append(1), loss_again(ids))[1],
-        plan,
-        replace(RUN, checkpoint=checkpoint),
-    )
-    assert len(steps) == 3  # three of six were done
-    assert weights_digest(resumed) == weights_digest(whole)
-    assert spent == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
-
-
-def test_a_checkpoint_of_another_schedule_is_not_used(
-    llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
-    checkpoint = tmp_path / "run.checkpoint"
-    model = llama(2)
-    train(model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=checkpoint))
-    other = Schedule(**{**asdict(PLAN), "seed": 4})
-    with_it, without = llama(2), llama(2)
-    train(with_it, blocks, next_token(with_it), other, replace(RUN, checkpoint=checkpoint))
-    train(without, blocks, next_token(without), other, RUN)
-    assert weights_digest(with_it) == weights_digest(without)
 
 
 def test_each_step_is_told_what_share_of_the_run_it_ends(
