@@ -14,6 +14,7 @@ import yaml
 
 from elder.cli.options import CommonOptions, TaskData
 from elder.cli.output import show
+from elder.cli.results import ComparisonResult
 from elder.cli.services import Services, services_of
 from elder.errors import UserError, nearest
 from elder.params import Params
@@ -104,12 +105,9 @@ def compare(ctx: typer.Context, options: CompareOptions, common: CommonOptions) 
     sections = write()
     draw_charts(sections, output)
     failed = failures_by_name(failures)
-    result = {
-        "output": str(output),
-        "budget": budget,
-        "rows": flat(sections),
-        "failed": failed,
-    }
+    result = ComparisonResult(
+        output=str(output), budget=budget, rows=flat(sections), failed=failed
+    )
 
     def lines() -> list[str]:
         table = markdown(sections, budget, asked.seeds)

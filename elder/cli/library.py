@@ -3,10 +3,11 @@
 Heavy imports stay inside the commands, so that help appears at once.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,10 +21,16 @@ from elder.cli.options import (
     TaskData,
 )
 from elder.cli.output import show
+from elder.cli.results import EvaluationResult, SelectionResult, SpeedResult
 from elder.cli.services import services_of
 from elder.errors import UserError
-from elder.record import plain
+from elder.params import Params
+from elder.record import CompressionRecord, Json, plain
 from elder.settings import DEFAULT
+
+if TYPE_CHECKING:
+    from elder.compression.results import Chosen
+    from elder.model.load import Loaded
 
 
 @dataclass(frozen=True)
@@ -76,40 +83,49 @@ def select(
     """Say which layers can go, in order. The model is only read."""
     values = {"model.name": model, **selection.values(), **place.values()}
     settings = common.settings(values, method)
-    from elder.compression.stages import layers_to_remove, select_layers
-    from elder.data import choose_blocks
-    from elder.model.forward import seed_everything
-    from elder.model.load import block_length, load_model
     from elder.selection import get_method
 
     get_method(settings.select.method)
     started = time.monotonic()
-    settings = services_of(ctx).with_local_model(settings)
-    seed_everything(settings.calibration.seed)
-    loaded = load_model(settings.model)
-    layers_to_remove(settings.select, loaded.num_layers)
-    wanted = settings.calibration
-    blocks = choose_blocks(
-        Path(wanted.source),
-        loaded.tokenizer,
-        wanted.samples,
-        block_length(wanted.seq_len, loaded.model),
-        wanted.seed,
+    chosen = _chosen(services_of(ctx).with_local_model(settings))
+    result = SelectionResult(
+        method=settings.select.method,
+        model=model,
+        num_layers=chosen.num_layers,
+        removed=chosen.removed,
+        scores=chosen.scores,
+        tokens=chosen.tokens,
+        tokens_seen=chosen.spent.tokens_seen,
+        search=chosen.spent.search,
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory_bytes=chosen.peak_memory_bytes,
     )
-    found = select_layers(loaded, blocks, settings)
-    result = {
-        "method": settings.select.method,
-        "model": model,
-        "num_layers": found.num_layers,
-        "removed": found.removed,
-        "scores": plain(found.scores),
-        "tokens": found.tokens,
-        "tokens_seen": found.spent.tokens_seen,
-        "search": [plain(trial) for trial in found.spent.search],
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_memory_bytes": found.peak_memory_bytes,
-    }
     show(result, common.as_json, lambda: _selection_lines(result))
+
+
+def _chosen(settings: Params) -> "Chosen":
+    """Load the model and choose the layers that go."""
+    from elder.compression.stages import layers_to_remove, select_layers
+    from elder.data import choose_blocks
+    from elder.model.load import block_length
+
+    loaded = _loaded(settings)
+    layers_to_remove(settings.select, loaded.num_layers)  # cheaper than choosing blocks
+    wanted = settings.calibration
+    seq_len = block_length(wanted.seq_len, loaded.model)
+    blocks = choose_blocks(
+        Path(wanted.source), loaded.tokenizer, wanted.samples, seq_len, wanted.seed
+    )
+    return select_layers(loaded, blocks, settings)
+
+
+def _loaded(settings: Params) -> "Loaded":
+    """Load the model that the parameters name, with all random numbers seeded."""
+    from elder.model.forward import seed_everything
+    from elder.model.load import load_model
+
+    seed_everything(settings.calibration.seed)
+    return load_model(settings.model)
 
 
 def compress(
@@ -126,15 +142,11 @@ def compress(
     from elder.compression.compress import compress as run
 
     settings = services_of(ctx).with_local_model(given)
-    record = run(
-        settings,
-        Path(settings.calibration.source),
-        recipe.output,
-        recipe.method or DEFAULT,
-        model_name=model,
-    )
-    result = {**plain(record), "model": model, "output": str(recipe.output)}
-    show(result, common.as_json, lambda: _compression_lines(result))
+    calibration, method = Path(settings.calibration.source), recipe.method or DEFAULT
+    record = run(settings, calibration, recipe.output, method, model_name=model)
+    output = str(recipe.output)
+    result = plain(record) | {"model": model, "output": output}
+    show(result, common.as_json, lambda: _compression_lines(record, output))
 
 
 def evaluate(
@@ -145,32 +157,44 @@ def evaluate(
     common: CommonOptions,
 ) -> None:
     """Measure perplexity on a text, and lm-eval tasks."""
-    settings = common.settings({"model.name": model, **place.values()})
+    given = common.settings({"model.name": model, **place.values()})
     if wanted.text is None and wanted.tasks is None:
         raise UserError("nothing to evaluate: give --text FILE, --tasks NAME,NAME or both")
-    from elder.evaluation.perplexity import perplexity_of_text
-    from elder.evaluation.tasks import run_tasks
-    from elder.model.forward import seed_everything
-    from elder.model.load import block_length, load_model
-
-    settings = services_of(ctx).with_local_model(settings)
-    seed_everything(settings.calibration.seed)
-    loaded = load_model(settings.model)
-    default = settings.evaluate
-    result: dict[str, Any] = {"model": model, "perplexity": None, "tokens": 0, "tasks": {}}
+    loaded = _loaded(services_of(ctx).with_local_model(given))
+    values: dict[str, Json] = {"model": model, "perplexity": None, "tokens": 0, "tasks": {}}
     if wanted.text is not None:
-        length = block_length(wanted.seq_len or default.seq_len, loaded.model)
-        measured = perplexity_of_text(
-            loaded, wanted.text, length, default.max_tokens, default.batch
-        )
-        result |= plain(measured)
+        values |= _perplexity(loaded, wanted.text, wanted.seq_len, given)
     if wanted.tasks is not None:
-        names = tuple(name.strip() for name in wanted.tasks.split(",") if name.strip())
-        folder = wanted.task_data or (Path(default.task_data) if default.task_data else None)
-        limit = wanted.limit or default.limit
-        scores = run_tasks(loaded, names, folder, limit, default.batch)
-        result["tasks"] = {name: plain(score) for name, score in scores.items()}
+        values["tasks"] = _tasks(loaded, wanted.tasks, wanted, given)
+    result = EvaluationResult.model_validate(values)
     show(result, common.as_json, lambda: _evaluation_lines(result))
+
+
+def _perplexity(
+    loaded: "Loaded", text: Path, seq_len: int | None, settings: Params
+) -> dict[str, Json]:
+    from elder.evaluation.perplexity import perplexity_of_text
+    from elder.model.load import block_length
+
+    default = settings.evaluate
+    length = block_length(seq_len or default.seq_len, loaded.model)
+    measured = perplexity_of_text(loaded, text, length, default.max_tokens, default.batch)
+    return plain(measured)
+
+
+def _tasks(
+    loaded: "Loaded", words: str, wanted: EvaluationOptions, settings: Params
+) -> dict[str, Json]:
+    from elder.evaluation.tasks import run_tasks
+
+    default = settings.evaluate
+    names = tuple(name.strip() for name in words.split(",") if name.strip())
+    folder = wanted.task_data
+    if folder is None and default.task_data:
+        folder = Path(default.task_data)
+    limit = wanted.limit or default.limit
+    scores = run_tasks(loaded, names, folder, limit, default.batch)
+    return {name: plain(score) for name, score in scores.items()}
 
 
 def bench(
@@ -185,56 +209,70 @@ def bench(
 ) -> None:
     """Measure prompt and generation speed and memory, of one model or of two side by side."""
     given = common.settings({"model.name": model, **place.values()})
-    from elder.evaluation.speed import measure, measure_side_by_side
-    from elder.model.forward import seed_everything
-    from elder.model.load import load_model
-
     services = services_of(ctx)
     settings = services.with_local_model(given)
-    seed_everything(settings.calibration.seed)
-    loaded = load_model(settings.model)
-    result: dict[str, Any] = {"model": model, "ratio": {}}
+    loaded = _loaded(settings)
+    values: dict[str, Json] = {"model": model, "ratio": {}}
     if against is None:
-        result |= plain(measure(loaded, settings.speed))
+        values |= _speed(loaded, settings)
     else:
         name = services.local_model(against, given)
-        other = load_model(settings.model.model_copy(update={"name": name, "revision": None}))
-        both = plain(measure_side_by_side(other, loaded, settings.speed))
-        result |= {
-            "against": against,
-            **both["pruned"],
-            "ratio": both["ratio"],
-            "protocol": both["protocol"],
-        }
-    show(result, common.as_json, lambda: [f"{key}: {value}" for key, value in result.items()])
+        values |= {"against": against} | _speed_against(name, loaded, settings)
+    result = SpeedResult.model_validate(values)
+    lines = [f"{key}: {value}" for key, value in plain(result).items()]
+    show(result, common.as_json, lambda: lines)
 
 
-def _selection_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{result['method']} on {result['model']}: {len(result['removed'])} of {result['num_layers']} layers"
-    ]
-    for number, one in enumerate(result["scores"]["rounds"], start=1):
-        shown = "  ".join("-" if value is None else f"{value:.4f}" for value in one["values"])
-        lines.append(f"round {number}, {result['scores']['name']} by layer: {shown}")
-    lines.append(f"removed, in order: {', '.join(map(str, result['removed']))}")
+def _speed(loaded: "Loaded", settings: Params) -> dict[str, Json]:
+    from elder.evaluation.speed import measure
+
+    return plain(measure(loaded, settings.speed))
+
+
+def _speed_against(name: str, loaded: "Loaded", settings: Params) -> dict[str, Json]:
+    from elder.evaluation.speed import measure_side_by_side
+    from elder.model.load import load_model
+
+    other = load_model(settings.model.model_copy(update={"name": name, "revision": None}))
+    both = plain(measure_side_by_side(other, loaded, settings.speed))
+    return both["pruned"] | {"ratio": both["ratio"], "protocol": both["protocol"]}
+
+
+def _selection_lines(result: SelectionResult) -> list[str]:
+    count = f"{len(result.removed)} of {result.num_layers} layers"
+    lines = [f"{result.method} on {result.model}: {count}"]
+    for number, one in enumerate(result.scores.rounds, start=1):
+        values = ["-" if value is None else f"{value:.4f}" for value in one.values]
+        shown = "  ".join(values)
+        lines.append(f"round {number}, {result.scores.name} by layer: {shown}")
+    lines.append(f"removed, in order: {_listed(result.removed)}")
     return lines
 
 
-def _compression_lines(result: dict[str, Any]) -> list[str]:
+def _compression_lines(record: CompressionRecord, output: str) -> list[str]:
+    before, after = record.parameters_before, record.parameters_after
+    spent = f"{record.tokens_seen:,} tokens, {record.optimizer_steps:,} steps"
     return [
-        f"removed layers, in order: {', '.join(map(str, result['removed']))} of {result['num_layers']}",
-        f"parameters: {result['parameters_before']:,} before, {result['parameters_after']:,} after",
-        f"budget: {result['tokens_seen']:,} tokens, {result['optimizer_steps']:,} steps, {result['seconds']:.0f} s",
-        f"saved in {result['output']}; its README.md is the model card",
+        f"removed layers, in order: {_listed(record.removed)} of {record.num_layers}",
+        f"parameters: {before:,} before, {after:,} after",
+        f"budget: {spent}, {record.seconds:.0f} s",
+        f"saved in {output}; its README.md is the model card",
     ]
 
 
-def _evaluation_lines(result: dict[str, Any]) -> list[str]:
+def _evaluation_lines(result: EvaluationResult) -> list[str]:
+    from elder.compare.write import with_error
+
     lines = []
-    if result["perplexity"] is not None:
-        lines.append(
-            f"perplexity {result['perplexity']:.3f} ± {result['stderr']:.3f} on {result['tokens']:,} tokens"
-        )
-    for name, task in result["tasks"].items():
-        lines.append(f"{name}: {task['metric']} {task['value']:.4f} ± {task['stderr']:.4f}")
+    if result.tokens:
+        value = math.inf if result.perplexity is None else result.perplexity
+        shown = with_error(value, result.stderr, 3)
+        lines.append(f"perplexity {shown} on {result.tokens:,} tokens")
+    for name, task in result.tasks.items():
+        value = math.nan if task.value is None else task.value
+        lines.append(f"{name}: {task.metric} {with_error(value, task.stderr, 4)}")
     return lines
+
+
+def _listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))

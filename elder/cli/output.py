@@ -6,9 +6,10 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from elder.progress import say
+from elder.record import Json, Plain, json_safe, plain
 
 LINE_ENDS = {
     "Cc",
@@ -20,10 +21,16 @@ REORDERING = set(
 )  # they show text in another order
 
 
-def show(result: dict[str, Any], as_json: bool, lines: Callable[[], list[str]]) -> None:
-    """Print a result: one JSON object, or lines for people, each of which stays one line."""
+def show(
+    result: Plain | dict[str, Json], as_json: bool, lines: Callable[[], list[str]]
+) -> None:
+    """Print a result: one JSON object, or lines for people, each of which stays one line.
+
+    JSON has no word for what is not finite: it stands as null.
+    """
     if as_json:
-        print(json.dumps(result, allow_nan=False))
+        tree = plain(result) if isinstance(result, Plain) else result
+        print(json.dumps(json_safe(tree), allow_nan=False))
         return
     for line in lines():
         print(one_line(line))

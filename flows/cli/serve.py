@@ -1,14 +1,58 @@
 """``elder serve``: the deployments of prefect.yaml for those without a worker, in processes of this command."""
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, Field, ValidationError
 
 from elder.errors import UserError
 from elder.progress import say
+from elder.record import Json
+from elder.settings import read_yaml
 from flows.environment import prepare_environment, project_root
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Schedule
+
+WHEN = ("cron", "interval", "rrule")  # a schedule says one of them
+
+
+class ServedDeployment(BaseModel):
+    """A deployment of prefect.yaml, as far as it counts without a worker."""
+
+    name: str
+    entrypoint: str
+    parameters: dict[str, Json] | None = None
+    schedules: list[dict[str, Json]] | None = None
+    schedule: dict[str, Json] | None = None
+    concurrency_limit: int | dict[str, Json] | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+
+    def all_schedules(self) -> "list[Schedule]":
+        """Return its schedules, of whichever of the two keys.
+
+        Raises:
+            UserError: both are given, or one of the schedules is not valid.
+        """
+        if self.schedule is not None and self.schedules:
+            raise UserError(
+                f"the deployment {self.name!r} has both schedule and schedules; name all under schedules"
+            )
+        listed = [self.schedule] if self.schedule is not None else self.schedules or []
+        return [read_schedule(self.name, values) for values in listed]
+
+
+class ServedFile(BaseModel):
+    """The file prefect.yaml."""
+
+    deployments: list[ServedDeployment] = Field(min_length=1)
 
 
 def serve() -> None:
@@ -20,9 +64,9 @@ def serve() -> None:
 
     check_server()
     deployments = read_deployments(root / "prefect.yaml")
-    replace_those_of_workers([deployment.full_name for deployment in deployments])
-    names = ", ".join(deployment.full_name for deployment in deployments)
-    say(f"serving {names}; Ctrl-C pauses their schedules and ends")
+    names = [deployment.full_name for deployment in deployments]
+    check_names(names)
+    say(f"serving {', '.join(names)}; Ctrl-C pauses their schedules and ends")
     keep_serving(*deployments, print_starting_message=False)
 
 
@@ -40,49 +84,125 @@ def check_server() -> None:
             raise UserError(f"no Prefect server answers at {url}; {how}")
 
 
-def replace_those_of_workers(names: list[str]) -> None:
-    """Delete deployments that were made for a worker: what remained of them would send the runs to another folder."""
+def check_names(names: Iterable[str]) -> None:
+    """Refuse to take the place of deployments that were made for a worker, here or on whatever server this is.
+
+    Args:
+        names: of the deployments that are to be served, as flow/deployment.
+
+    Raises:
+        UserError: naming those of workers, and how to remove them.
+    """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
+    pools: dict[str, str] = {}
     with get_client(sync_client=True) as client:
         for name in names:
             with suppress(ObjectNotFound):
-                found = client.read_deployment_by_name(name)
-                if found.work_pool_name:
-                    client.delete_deployment(found.id)
+                deployment = client.read_deployment_by_name(name)
+                if deployment.work_pool_name:
+                    pools[name] = deployment.work_pool_name
+        url = client.api_url
+    if pools:
+        name, pool = next(iter(pools.items()))
+        remove = "; ".join(f"prefect deployment delete {name}" for name in pools)
+        raise UserError(
+            f"{name} at {url} is a deployment for the workers of the pool {pool!r}, and serving would take its place: "
+            f"start a worker instead, or remove what was deployed: {remove}"
+        )
 
 
-def read_deployments(path: Path) -> list[Any]:
-    """Return a Prefect ``RunnerDeployment`` for each deployment of a prefect.yaml, its work pool left out."""
-    import yaml
+def read_deployments(path: Path) -> "list[RunnerDeployment]":
+    """Return a Prefect deployment for each entry of a prefect.yaml, its work pool left out.
+
+    Raises:
+        UserError: the file is missing or says what cannot be served.
+    """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.deployments.runner import RunnerDeployment
-    from prefect.schedules import Schedule
 
-    if not path.is_file():
-        raise UserError(
-            f"there is no {path.name} in {str(path.parent)!r}; run this in the project's folder"
-        )
-    made = []
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:
-        limit = entry.get("concurrency_limit")
-        schedules = [dict(schedule) for schedule in entry.get("schedules") or []]
-        for schedule in schedules:
-            if "interval" in schedule:
-                schedule["interval"] = timedelta(seconds=schedule["interval"])
-        made.append(
+    deployments = []
+    for entry in read_entries(path):
+        schedules = entry.all_schedules()
+        limit: int | ConcurrencyLimitConfig | None
+        if isinstance(entry.concurrency_limit, dict):
+            limit = ConcurrencyLimitConfig.model_validate(entry.concurrency_limit)
+        else:
+            limit = entry.concurrency_limit
+        deployments.append(
             RunnerDeployment.from_entrypoint(
-                entry["entrypoint"],
-                entry["name"],
-                parameters=entry.get("parameters"),
-                schedules=[Schedule(**schedule) for schedule in schedules],
-                concurrency_limit=ConcurrencyLimitConfig(**limit)
-                if isinstance(limit, dict)
-                else limit,
-                description=entry.get("description"),
-                tags=entry.get("tags"),
+                entry.entrypoint,
+                entry.name,
+                parameters=entry.parameters,
+                schedules=schedules,
+                concurrency_limit=limit,
+                description=entry.description,
+                tags=entry.tags,
                 paused=False,  # as the last Ctrl-C left them
             )
         )
-    return made
+    return deployments
+
+
+def read_entries(path: Path) -> list[ServedDeployment]:
+    """Return the deployments that a prefect.yaml names.
+
+    Raises:
+        UserError: the file is missing, or not of the form that Prefect reads.
+    """
+    tree = read_yaml(path, "file of deployments", "run this in the project's folder")
+    try:
+        return ServedFile.model_validate(tree).deployments
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "its content"
+        raise UserError(f"{path.name}: {place}: {fault['msg']}") from None
+
+
+def read_schedule(name: str, values: dict[str, Json]) -> "Schedule":
+    """Return one schedule of a deployment.
+
+    Args:
+        name: of the deployment, for a sentence that refuses it.
+        values: as prefect.yaml has them; ``interval`` in seconds.
+
+    Raises:
+        UserError: naming the deployment and the value that is wrong.
+    """
+    from prefect.schedules import Schedule
+
+    given = [key for key in WHEN if values.get(key) is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"the deployment {name!r} has a schedule that says {' and '.join(given) or 'nothing'}; "
+            f"give one of {', '.join(WHEN)}"
+        )
+    key = given[0]
+    value = values[key]
+    timezone = values.get("timezone")
+    if timezone is not None and not _is_timezone(timezone):
+        raise UserError(
+            f"the deployment {name!r} has a schedule with timezone {timezone!r}, which is none; "
+            "give a name such as Europe/Berlin or Etc/UTC"
+        )
+    try:
+        if key == "interval":
+            values = values | {"interval": timedelta(seconds=value)}
+        elif not isinstance(value, str):
+            raise TypeError("it must be a text")
+        return Schedule(**values)
+    except (ValueError, TypeError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"the deployment {name!r} has a schedule with {key} {value!r}, "
+            f"which Prefect refuses: {said}"
+        ) from None
+
+
+def _is_timezone(name: Json) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        return False
+    return True

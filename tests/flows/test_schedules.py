@@ -190,9 +190,24 @@ def test_a_worker_runs_it_and_a_refusal_is_its_answer(refused: SimpleNamespace) 
     assert Path(refusal["report"]).is_file()
 
 
+def test_serving_leaves_the_deployments_of_workers_alone(refused: SimpleNamespace) -> None:
+    serve = refused.start(
+        "serve", sys.executable, "-c", "from flows.cli import main; main()", "serve"
+    )
+    assert serve.wait(timeout=PATIENCE) == 2
+    said = (refused.logs / "serve").read_text()
+    assert "nightly/nightly at http://127.0.0.1:" in said
+    assert "remove what was deployed: prefect deployment delete nightly/nightly" in said
+    assert (
+        len(flow_runs(refused, "nightly")) >= 1
+    )  # its deployment, and its runs, are still there
+
+
 @pytest.fixture(scope="module")
 def served(refused: SimpleNamespace) -> SimpleNamespace:
     """Serve the sweep each minute. Its one cell is the nightly run, so it is done already."""
+    for name in ("nightly/nightly", "sweep/weekly-sweep", "promote/promotion"):
+        prefect(refused, "--no-prompt", "deployment", "delete", name)
     key, limit = LIMIT.split("=")
     (refused.project / "grid.yaml").write_text(f"{key}: [{limit}]\n")
     tree = yaml.safe_load((ROOT / "prefect.yaml").read_text())

@@ -1,6 +1,8 @@
 """The application as a whole: what its commands are given from outside, and what they print of foreign names."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from elder.cli.app import build_app
 from elder.cli.output import one_line
 from elder.cli.services import LIBRARY, Services
 from elder.params import Params
+from elder.record import Perplexity, TaskResult
 
 STORED = "models:/tiny@champion"
 
@@ -79,3 +82,46 @@ def test_an_ascii_terminal_gets_escapes_and_no_traceback(here: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "1.5 \\xb1 0.1\n"), done.stderr
+
+
+@pytest.fixture
+def one_block(here: Path, model_folder: Path, text_file: Path) -> list[str]:
+    """Return the command that measures perplexity on a single block."""
+    command = ["evaluate", str(model_folder), "--text", str(text_file), "--seq-len", "32"]
+    return [*command, "--set", "evaluate.max_tokens=32"]
+
+
+def test_a_perplexity_without_a_standard_error_is_shown_alone(one_block: list[str]) -> None:
+    done = CliRunner().invoke(build_app(LIBRARY), one_block)
+    assert done.exit_code == 0, done.stderr
+    assert re.fullmatch(r"perplexity \d+\.\d{3} on 32 tokens\n", done.stdout)
+    measured = json.loads(CliRunner().invoke(build_app(LIBRARY), [*one_block, "--json"]).stdout)
+    assert measured["stderr"] is None
+    assert measured["blocks"] == 1
+
+
+def test_an_infinite_perplexity_is_null_in_json(
+    one_block: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"perplexity": math.inf, "stderr": None, "nll": 800.0, "tokens": 32, "blocks": 1}
+    monkeypatch.setattr(
+        "elder.evaluation.perplexity.perplexity_of_text", lambda *_: Perplexity(**broken)
+    )
+    done = CliRunner().invoke(build_app(LIBRARY), [*one_block, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["perplexity"] is None
+    shown = CliRunner().invoke(build_app(LIBRARY), one_block)
+    assert shown.stdout == "perplexity inf on 32 tokens\n"
+
+
+def test_a_task_without_a_standard_error_is_shown_alone(
+    one_block: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {
+        "one item": TaskResult(metric="acc", value=1.0, stderr=None),
+        "many": TaskResult(metric="acc", value=0.5, stderr=0.25),
+    }
+    monkeypatch.setattr("elder.evaluation.tasks.run_tasks", lambda *_: tasks)
+    command = ["evaluate", one_block[1], "--tasks", "a,b"]
+    done = CliRunner().invoke(build_app(LIBRARY), command)
+    assert done.stdout == "one item: acc 1.0000\nmany: acc 0.5000 ± 0.2500\n", done.stderr
