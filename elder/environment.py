@@ -2,7 +2,7 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TypedDict
 
 PACKAGES = (
     "elder",
@@ -20,7 +20,25 @@ PACKAGES = (
 )
 
 
-def environment(device: str = "auto") -> dict[str, Any]:
+class Environment(TypedDict):
+    """What a result was made with; `elder.record.Lineage` holds the same fields.
+
+    Attributes:
+        packages: {name: version} of those of `PACKAGES` that are installed.
+        python: its version.
+        platform: system, kernel and architecture.
+        device: name of the GPU, or kind of the CPU.
+        threads: that torch uses on the CPU.
+    """
+
+    packages: dict[str, str]
+    python: str
+    platform: str
+    device: str
+    threads: int
+
+
+def environment(device: str = "auto") -> Environment:
     """Return the packages that are installed, the platform, the device used and the number of threads.
 
     Args:
@@ -34,18 +52,21 @@ def environment(device: str = "auto") -> dict[str, Any]:
     from elder.device import device_of
 
     used = device_of(device)
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    cpu = platform.processor() or "cpu"
     return {
-        "packages": packages,
+        "packages": _installed(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(used)
-        if used.type == "cuda"
-        else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
     }
+
+
+def _installed() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

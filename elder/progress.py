@@ -3,17 +3,12 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -28,7 +23,7 @@ def say(message: str) -> None:
 class Meter:
     """Counts the steps of one job; call it once a step."""
 
-    def __init__(self, label: str, total: int, bar: Progress | None) -> None:
+    def __init__(self, label: str, total: int, bar: "Progress | None") -> None:
         self.label, self.total, self.bar = label, total, bar
         self.done = 0
         self.started = self.last_line = time.monotonic()
@@ -45,10 +40,10 @@ class Meter:
         now = time.monotonic()
         if now - self.last_line >= LINE_EVERY:
             self.last_line = now
-            left = (now - self.started) / self.done * (self.total - self.done)
-            say(
-                f"{self.label} {self.done}/{self.total}, about {left:.0f} s left{', ' + note if note else ''}"
-            )
+            seconds_a_step = (now - self.started) / self.done
+            left = seconds_a_step * (self.total - self.done)
+            tail = f", {note}" if note else ""
+            say(f"{self.label} {self.done}/{self.total}, about {left:.0f} s left{tail}")
 
 
 @contextmanager
@@ -57,6 +52,15 @@ def meter(label: str, total: int) -> Iterator[Meter]:
     if not console.is_terminal:
         yield Meter(label, total, None)
         return
+    from rich.progress import (  # here, since a command that shows no bar needs none of it
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
