@@ -10,7 +10,7 @@ from elder.compression.stages import layers_to_keep
 from elder.device import device_of
 from elder.errors import Crash, UserError
 from elder.evaluation.tasks import check_tasks
-from elder.model.load import check_model
+from elder.model.check import check_model
 from elder.model.removal import outline
 from elder.names import split_revision
 from elder.params import Params

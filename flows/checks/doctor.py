@@ -61,7 +61,7 @@ def _disk(_: Params, root: Path) -> str:
 
 
 def _model(settings: Params, _: Path) -> str:
-    from elder.model.load import check_model
+    from elder.model.check import check_model
     from elder.names import split_revision
     from tasks.store.models import local_model
 

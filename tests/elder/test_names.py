@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from elder.errors import UserError
-from elder.model.load import check_model
+from elder.model.check import check_model
 from elder.names import hub_id, is_hub_id, registered_name_fault, split_revision
 from elder.params import Model
 

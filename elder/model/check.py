@@ -1,0 +1,150 @@
+"""Whether a name stands for a causal language model that can be loaded: all checks that need no weights."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from elder import params
+from elder.device import is_out_of_memory, out_of_memory
+from elder.errors import UserError
+from elder.files import read_json
+from elder.names import is_hub_id, split_revision
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+GENERATING = ("ForCausalLM", "LMHeadModel")  # how the names of such architectures end
+# What a configuration may ask for at most, by the names of its fields: building more would take hours or all memory.
+LIMITS = (
+    (re.compile(r"(?:n|num)_(?:\w+_)?(?:layers?|experts|heads?)"), 10_000),
+    (re.compile(r"\w+_size|n_embd|n_inner|d_model|d_ff"), 1 << 24),
+)
+
+
+def check_model(source: str, wanted: params.Model) -> Any:
+    """Return the configuration of a model, after all checks that need no weights.
+
+    Args:
+        source: a folder, or a Hub id without its revision.
+        wanted: revision, and whether remote code may run.
+
+    Raises:
+        UserError: if the model is missing, incomplete, unsafe, absurdly large, or not a causal language model.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    folder = Path(source)
+    revision = split_revision(wanted.name)[1] or wanted.revision or "main"
+    if folder.is_dir():
+        _check_folder(folder)
+        fields = _read_config(folder)
+        _check_code(source, fields, wanted.trust_remote_code)
+    elif folder.exists():
+        raise UserError(
+            f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer"
+        )
+    elif not is_hub_id(source):
+        raise UserError(
+            f"there is no model folder {source!r}; give a folder, a Hub id (owner/name), or models:/name@alias"
+        )
+    else:
+        with one_sentence(source, "configuration"):
+            fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    _refuse_absurd(source, fields)
+    with one_sentence(source, "configuration"):
+        config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=wanted.trust_remote_code
+        )
+    if not _generates_text(config, wanted.trust_remote_code):
+        kind = (config.architectures or [config.model_type])[0]
+        raise UserError(
+            f"{source!r} is a {kind}, not a causal language model; only models that generate text can be used"
+        )
+    return config
+
+
+@contextmanager
+def one_sentence(source: str, what: str) -> Iterator[None]:
+    """Turn a failure of transformers, the Hub client or safetensors, which raise their own types, into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, f"the {what} of {source!r}") from None
+        first = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"the {what} of {source!r} cannot be loaded: {first or type(error).__name__}"
+        ) from None
+
+
+def _generates_text(config: Any, trust_remote_code: bool) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    code = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and "AutoModelForCausalLM" in code:
+        return True
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    named = config.architectures or []
+    return not named or any(name.endswith(GENERATING) for name in named)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that lacks a file, or whose weights may run code."""
+    name = str(folder)
+    if not any(folder.iterdir()):
+        raise UserError(
+            f"the model folder {name!r} is empty; it must hold config.json, safetensors and a tokenizer"
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"the model folder {name!r} has no config.json; save a model there with save_pretrained first"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"{name!r} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
+            )
+        raise UserError(f"the model folder {name!r} has no weights; it must hold *.safetensors")
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise UserError(
+            f"the model folder {name!r} has no tokenizer; save one there with tokenizer.save_pretrained"
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    fields = read_json(folder / "config.json", f"{folder}/config.json")
+    if not isinstance(fields, dict):
+        raise UserError(
+            f"{folder}/config.json holds no configuration; save the model there again"
+        )
+    return fields
+
+
+def _check_code(source: str, fields: Mapping[str, Any], trust_remote_code: bool) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if trust_remote_code or not fields.get("auto_map"):
+        return
+    if fields.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"{source!r} needs code that comes with it; if you trust that, add --set model.trust_remote_code=true"
+        )
+
+
+def _refuse_absurd(source: str, fields: Mapping[str, Any]) -> None:
+    """Refuse counts and sizes that no model has, those of nested configurations too."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            _refuse_absurd(source, value)
+        if not isinstance(value, int):
+            continue
+        for pattern, limit in LIMITS:
+            if value > limit and pattern.fullmatch(name):
+                raise UserError(
+                    f"the configuration of {source!r} asks for {name} = {value}; at most {limit} can be built"
+                )
