@@ -39,7 +39,8 @@ class PlainErrors(TyperGroup):
         except Crash as error:
             refuse(f"error: {error}", CRASHED)
         except Exception as error:
-            if hasattr(error, "exit_code"):  # of the command line itself, which ends it
+            # what ends the command line by itself, and a reader of the output who has seen enough
+            if hasattr(error, "exit_code") or isinstance(error, BrokenPipeError):
                 raise
             _end_with(error)
 
