@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from elder.cli.options import CommonOptions
 from elder.cli.output import show
 
 if TYPE_CHECKING:
+    from tasks.audit.reproduce import Reproduction
     from tasks.audit.run import Audit
 
 MARKS = {True: "holds", False: "BROKEN", None: "unknown"}
@@ -63,9 +64,9 @@ def reproduce(
     prepare_environment()
     from tasks.audit.reproduce import reproduce as run
 
-    found = run(settings, root, name, output)
-    show(found, common.as_json, lambda: _reproduction_lines(found))
-    if not found["ok"]:
+    result = run(settings, root, name, output)
+    show(result.as_json(), common.as_json, lambda: _reproduction_lines(result))
+    if not result.comparison.ok:
         raise typer.Exit(1)
 
 
@@ -76,16 +77,20 @@ def _audit_lines(result: "Audit") -> list[str]:
     return [*lines, f"{result.name} version {result.version}: {verdict}"]
 
 
-def _reproduction_lines(found: dict[str, Any]) -> list[str]:
+def _reproduction_lines(result: "Reproduction") -> list[str]:
+    comparison = result.comparison
     lines = [
-        f"{MARKS[found[key]]:<8} {key.replace('_', ' ')}"
-        for key in ("same_layers", "same_weights")
+        f"{MARKS[comparison.same_layers]:<8} same layers",
+        f"{MARKS[comparison.same_weights]:<8} same weights",
     ]
-    for domain, one in found["metrics"].items():
-        said = f"perplexity {domain}: {one['recorded']:.4f} recorded, {one['found']:.4f} now"
-        lines.append(f"{MARKS[one['within']]:<8} {said}, tolerance {one['tolerance']:g}")
-    lines += [f"note     {note}" for note in found["notes"]]
-    return [
-        *lines,
-        f"made again with {found['code']}; output: {found['output'] or 'not kept (--output DIR keeps it)'}",
-    ]
+    for domain, metric in comparison.metrics.items():
+        then, now = _number(metric.recorded), _number(metric.found)
+        sentence = f"perplexity {domain}: {then} recorded, {now} now"
+        lines.append(f"{MARKS[metric.within]:<8} {sentence}, tolerance {metric.tolerance:g}")
+    lines += [f"note     {note}" for note in comparison.notes]
+    kept = result.output or "not kept (--output DIR keeps it)"
+    return [*lines, f"made again with {result.code}; output: {kept}"]
+
+
+def _number(perplexity: float | None) -> str:
+    return "infinite" if perplexity is None else f"{perplexity:.4f}"

@@ -2,16 +2,17 @@
 
 import getpass
 import os
-import platform
 import re
 import socket
 import subprocess
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+
+from elder.record import Json
 
 
-def lineage(root: Path) -> dict[str, Any]:
+def lineage(root: Path) -> dict[str, Json]:
     """Return commit, cleanliness of the tree, starter, packages and hardware; None for what cannot be known here."""
     commit = git(root, "rev-parse", "HEAD")
     status = git(root, "status", "--porcelain")
@@ -59,7 +60,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _deployment() -> dict[str, Any] | None:
+def _deployment() -> dict[str, Json] | None:
     """Return the Prefect deployment that started this flow run, and whether by its schedule; None where none did."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
@@ -86,24 +87,25 @@ def _installed() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Json]:
     """Return processor, cores, memory and GPUs of this machine."""
+    import psutil
+
     gpus = _output(
         "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
     )
     return {
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus.strip().splitlines() if gpus else [],
     }
 
 
+@cache
 def _cpu() -> str:
-    """Return the processor's name; Linux alone tells it in a file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """Return the processor's name; asking for it takes a second."""
+    from cpuinfo import get_cpu_info
+
+    info = get_cpu_info()
+    return info.get("brand_raw") or info.get("arch_string_raw", "")

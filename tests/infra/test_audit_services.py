@@ -11,15 +11,11 @@ import pytest
 from elder import params
 from elder.settings import validate
 from tasks.store.open import open_store
-from tests.tasks.audit import test_audit as local
-from tests.tasks.audit.test_audit import (  # noqa: F401 - fixtures
-    TAMPERED,
-    Version,
-    broken,
-    publish_version,
-    root,
-    shallow,
-)
+from tests.tasks.audit import published
+from tests.tasks.audit import test_tampering as local
+from tests.tasks.audit.conftest import publish_version, root, shallow  # noqa: F401 - fixtures
+from tests.tasks.audit.published import Version, broken
+from tests.tasks.audit.test_tampering import TAMPERED
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -35,7 +31,7 @@ def signed_in(services: SimpleNamespace) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def settings(root: Path, services: SimpleNamespace, signed_in: None) -> params.Params:  # noqa: F811
-    tree = local.parameters(root)
+    tree = published.parameters(root)
     endpoint = f"http://127.0.0.1:{services.values['S3_PORT']}"
     tree["store"] = {"url": "s3://elder/audited", "endpoint": endpoint, "region": "us-east-1"}
     tree["registry"]["tracking_uri"] = services.env["MLFLOW_TRACKING_URI"]

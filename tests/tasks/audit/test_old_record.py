@@ -1,7 +1,8 @@
-"""What earlier code published still says to audit and bill of materials what it said then."""
+"""What earlier code published still says to audit, bill of materials and reproduction what it said then."""
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ import pytest
 from elder import params
 from elder.record import Record
 from elder.settings import validate
+from tasks.audit.reproduce import Reproduction, reproduce
 from tasks.audit.run import audit
 from tasks.provenance.bom import bom
+from tasks.provenance.lineage import has_commit
 from tasks.registry.client import Registry
 from tasks.store.manifest import MANIFEST, describe
 from tasks.store.open import configured_store
 from tests.tasks.audit.old_records import NAME, OldVersion
 
+ROOT = Path(__file__).parents[3]
 CHECKS = [
     "manifest",
     "files",
@@ -95,3 +99,46 @@ def test_an_old_bill_of_materials_is_made_again_byte_for_byte(old: OldVersion) -
     }
     files = {name: file for name, file in describe(folder).items() if name in listed}
     assert bom(Record.model_validate(old.record), files) == stored
+
+
+def holds(result: Reproduction) -> None:
+    """Check that the same model came out, to the last bit where machine and packages are those of then."""
+    comparison = result.comparison
+    assert comparison.same_layers
+    assert comparison.same_weights or not comparison.same_machine
+    assert comparison.ok, result
+    assert set(result.data) == {"calibration.safetensors", "in_domain.txt", "out_of_domain.txt"}
+
+
+def test_the_present_code_makes_an_old_version_again(
+    settings: params.Params, root: Path, version: str
+) -> None:
+    """The record holds parameters at places where they no longer are; the commit is not known in this folder."""
+    (root / "elder").symlink_to(ROOT / "elder")
+    result = reproduce(settings, root, f"{NAME}/{version}")
+    assert result.code == "the present code"
+    holds(result)
+
+
+@pytest.mark.slow
+def test_its_own_commit_makes_an_old_version_again(
+    old: OldVersion,
+    settings: params.Params,
+    version: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit = old.record["lineage"]["git_commit"]
+    if not has_commit(ROOT, commit):
+        pytest.skip(f"this clone lacks commit {commit[:12]}")
+    monkeypatch.setenv(
+        "ELDER_SET", "select.layers=2 recover.epochs=0"
+    )  # numbers are the record's
+    clone = tmp_path / "clone"
+    command = ["git", "clone", "--quiet", "--shared", "--no-checkout", str(ROOT), str(clone)]
+    subprocess.run(command, check=True)
+    old.lay_out(clone)
+    result = reproduce(settings, clone, f"{NAME}/{version}")
+    assert result.code == f"commit {commit}"
+    assert not [note for note in result.comparison.notes if "present code" in note]
+    holds(result)

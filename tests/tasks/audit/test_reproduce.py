@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from elder.errors import UserError
-from tasks.audit.reproduce import bring_data, code_of, compare
+from elder.params import Params
+from elder.record import Lineage, Record
+from tasks.audit.reproduce import Comparison, Made, compare_with_record
+from tasks.audit.rerun import Rerun, bring_data, code_of
 from tasks.provenance.lineage import hardware
 
 HERE = {
@@ -21,45 +24,53 @@ RECORD: dict[str, Any] = {
     "run_id": "20261124-021500-ab12cd34",
     "removed": [2, 1],
     "sha256": "a" * 64,
-    "rows": [{"kind": "candidate", "perplexity": {"in_domain": {"perplexity": 100.0}}}],
+    "created": "2026-11-24T02:15:00+00:00",
+    "model": {"name": "models/dense"},
+    "gate": {"mode": "off", "passed": True},
+    "rows": [
+        {
+            "name": "default",
+            "kind": "candidate",
+            "perplexity": {"in_domain": {"perplexity": 100.0}},
+        }
+    ],
     "lineage": HERE,
 }
 
 
-def hold(found: float = 100.0, **again: Any) -> dict[str, Any]:
-    return compare(
-        RECORD,
-        {"removed": [2, 1], "sha256": "a" * 64, "lineage": HERE} | again,
-        {"in_domain": found},
-    )
+def hold(found: float | None = 100.0, **again: Any) -> Comparison:
+    made = {"removed": [2, 1], "sha256": "a" * 64, "lineage": HERE} | again
+    record = Record.model_validate(RECORD)
+    return compare_with_record(record, Made.model_validate(made), {"in_domain": found})
 
 
 def test_on_the_same_machine_everything_must_be_the_same() -> None:
     same = hold()
-    assert (same["ok"], same["same_layers"], same["same_weights"], same["same_machine"]) == (
+    assert (same.ok, same.same_layers, same.same_weights, same.same_machine) == (
         True,
         True,
         True,
         True,
     )
-    assert same["metrics"]["in_domain"] == {
+    assert same.metrics["in_domain"].model_dump() == {
         "recorded": 100.0,
         "found": 100.0,
         "tolerance": 1e-6,
         "within": True,
     }
-    assert not hold(sha256="b" * 64)["ok"]
-    assert not hold(removed=[1, 2])["ok"]
-    assert not hold(found=100.01)["ok"]
+    assert not hold(sha256="b" * 64).ok
+    assert not hold(removed=[1, 2]).ok
+    assert not hold(found=100.01).ok
+    assert not hold(found=None).ok  # it was finite, and is not any more
 
 
 def test_elsewhere_layers_must_be_the_same_and_perplexities_near() -> None:
     other = copy.deepcopy(HERE) | {"packages": {"torch": "2.14.0", "transformers": "5.23.0"}}
     found = hold(found=101.5, sha256="b" * 64, lineage=other)
-    assert (found["ok"], found["same_weights"], found["same_machine"]) == (True, False, False)
-    assert found["notes"] == ["not as in the run: torch 2.14.0, was 2.13.0"]
-    assert not hold(found=103.0, lineage=other)["ok"]  # 2 % is the most
-    assert not hold(removed=[2, 3], lineage=other)["ok"]
+    assert (found.ok, found.same_weights, found.same_machine) == (True, False, False)
+    assert found.notes == ["not as in the run: torch 2.14.0, was 2.13.0"]
+    assert not hold(found=103.0, lineage=other).ok  # 2 % is the most
+    assert not hold(removed=[2, 3], lineage=other).ok
 
 
 @pytest.fixture
@@ -93,11 +104,11 @@ def test_the_recorded_commit_is_run_in_a_worktree_that_goes_away(
     ).stdout.strip()
     commit(repository, "second")
     place = tmp_path / "code"
-    with code_of(repository, {"git_commit": first, "git_clean": True}, place) as (code, notes):
+    with code_of(repository, Lineage(git_commit=first, git_clean=True), place) as (code, notes):
         assert (code / "code.py").read_text() == "first"
         assert notes == []
     assert not place.exists()
-    with code_of(repository, {"git_commit": first, "git_clean": False}, place) as (_, notes):
+    with code_of(repository, Lineage(git_commit=first, git_clean=False), place) as (_, notes):
         assert notes == [
             "the run had changes that were not committed: its commit alone was run"
         ]
@@ -115,8 +126,8 @@ def test_without_the_commit_the_present_code_is_run_and_that_is_said(
     repository: Path, tmp_path: Path
 ) -> None:
     for lineage, why in [
-        ({"git_commit": "0" * 40}, "is not known here"),
-        ({}, "was not started in a git repository"),
+        (Lineage(git_commit="0" * 40), "is not known here"),
+        (Lineage(), "was not started in a git repository"),
     ]:
         with code_of(repository, lineage, tmp_path / "code") as (code, notes):
             assert code == repository
@@ -140,10 +151,9 @@ def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(tmp_path: P
         {"path": f"build/data/{name}", "md5": md5[name], "size": len(data)}
         for name, data in content.items()
     ]
-    record = {
-        "run_id": "r",
+    record = RECORD | {
         "data": {"stages": {"all": {"outs": outs}}},
-        "lineage": {"data": md5, "params": {}, "threads": 1},
+        "lineage": {"data": md5, "params": {"model": {}}, "threads": 1},
     }
     cache = root / ".dvc" / "cache" / "files" / "md5"
     places = {
@@ -160,7 +170,10 @@ def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(tmp_path: P
     (root / "build" / "data" / "out_of_domain.txt").write_bytes(b"out")
     (root / "build" / "data" / "in_domain.txt").write_bytes(b"changed since")
 
-    told = bring_data(root, root, record, tmp_path / "data")
+    def rerun() -> Rerun:
+        return Rerun(Record.model_validate(record), root, root, Params())
+
+    told = bring_data(rerun(), tmp_path / "data")
     assert {name: (tmp_path / "data" / name).read_bytes() for name in content} == content
     assert told["calibration.safetensors"] == "DVC's remote"
     assert told["in_domain.txt"] == told["out_of_domain.txt"] == "build/data or DVC's cache"
@@ -169,4 +182,4 @@ def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(tmp_path: P
     record["lineage"]["data"] = md5 | {"in_domain.txt": "0" * 32}
     outs[1]["md5"] = "0" * 32
     with pytest.raises(UserError, match="making the data ended with status 1"):
-        bring_data(root, root, record, tmp_path / "more")
+        bring_data(rerun(), tmp_path / "more")

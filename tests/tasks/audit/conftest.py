@@ -1,0 +1,180 @@
+"""A version that is honest in everything: a dense model without its middle layer, published and registered."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from elder import params
+from elder.compression.compress import save_with_record
+from elder.evaluation.gate import judge
+from elder.model.layers import remove_layers
+from elder.model.load import parameter_count, weights_digest
+from elder.model.save import save_model
+from elder.record import CompressionRecord, Record, Row, Speed, plain
+from elder.settings import validate
+from tasks.record import publish
+from tasks.registry.client import Registry
+from tests.tasks.audit.published import TEXT, Version, md5, parameters, words
+
+PLAIN = {"trainable_parameters": 0, "tokens_seen": 0, "seconds": 1.0, "peak_memory_bytes": 0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a project: a dense model of three layers, a text in DVC's cache, a git repository with one commit."""
+    root = tmp_path_factory.mktemp("a project")
+    torch.manual_seed(0)
+    size = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=4, num_hidden_layers=3, max_position_embeddings=16, **size)
+    )
+    save_model(model, words(), root / "models" / "dense")
+    cached = root / ".dvc" / "cache" / "files" / "md5" / md5()[:2] / md5()[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_text(TEXT)
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(root: Path) -> params.Params:
+    return validate(parameters(root))
+
+
+@pytest.fixture(scope="module")
+def shallow(root: Path, settings: params.Params) -> tuple[LlamaForCausalLM, dict[str, Any]]:
+    """Return the model without its middle layer, and a record of how that was done."""
+    from elder.evaluation.perplexity import perplexity_of_text
+    from elder.model.load import Loaded
+
+    model = LlamaForCausalLM.from_pretrained(root / "models" / "dense").eval()
+    before, sha256 = parameter_count(model), weights_digest(model)
+    text = root / "text.txt"
+    text.write_text(TEXT)
+
+    def row(kind: str) -> dict[str, Any]:
+        loaded = Loaded(model, words(), kind, None, torch.float32)
+        found = plain(perplexity_of_text(loaded, text, 8, 256, 16))
+        measured = {"in_domain": found, "out_of_domain": found}
+        return {
+            "name": kind,
+            "kind": kind,
+            "perplexity": measured,
+            "tasks": {},
+            "task_mean": None,
+        } | PLAIN
+
+    dense = row("dense")
+    remove_layers(model, [1])
+    rows = [dense, row("candidate")]
+    typed_rows = [Row.model_validate(row) for row in rows]
+    speed = {"dense": {"prompt_ms": 2.0}, "ratio": {"prompt_speedup": 1.5}}
+    weights = {
+        "name": "layer weight",
+        "rounds": [{"removed": [1], "values": [0.5, 0.25, 0.75], "checked": []}],
+    }
+    data = {f"{domain}.txt": md5() for domain in ("in_domain", "out_of_domain")}
+    outs = [
+        {"path": f"build/data/{name}", "md5": value, "size": len(TEXT)}
+        for name, value in data.items()
+    ]
+    head = subprocess.run(
+        ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    lineage = {
+        "git_commit": head,
+        "git_clean": True,
+        "data": data,
+        "installed": {"torch": torch.__version__},
+    }
+    return model, {
+        "run_id": "to be replaced",
+        "created": "2026-11-24T02:15:00+00:00",
+        "seconds": 1.5,
+        "energy": {"kwh": 0.25},
+        "model": {
+            "name": "models/dense",
+            "revision": None,
+            "digest": sha256,
+            "num_layers": 3,
+            "parameters": before,
+        },
+        "method": "default",
+        "num_layers": 3,
+        "removed": [1],
+        "kept": [0, 2],
+        "scores": weights,
+        "weights": weights,
+        "curve": [
+            {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5} for step in (1, 2)
+        ],
+        "parameters_before": before,
+        "parameters_after": parameter_count(model),
+        "rows": rows,
+        "speed": speed,
+        "champion": None,
+        "gate": plain(judge(settings.gate, *typed_rows, Speed.model_validate(speed), None)),
+        "data": {"source": {}, "stages": {"evaluation": {"outs": outs}}},
+        "lineage": lineage | {"params": settings.model_dump(mode="json")},
+    }
+
+
+@pytest.fixture
+def publish_version(
+    root: Path,
+    settings: params.Params,
+    shallow: tuple[LlamaForCausalLM, dict[str, Any]],
+    tmp_path: Path,
+) -> Callable[..., Version]:
+    """Publish the shallower model as a version of its own, as the flow does; a test may spoil it."""
+    made: list[Version] = []
+
+    def make(section: params.Signing = settings.signing) -> Version:
+        model, record = shallow
+        run_id = f"{tmp_path.name}-{len(made)}"
+        record, folder = record | {"run_id": run_id}, tmp_path / run_id
+        save_with_record(model, words(), folder, CompressionRecord.model_validate(record))
+        with_key = settings.model_copy(update={"signing": section})
+        published = publish.fn(folder, record, with_key, root)
+        registry, typed = Registry(settings.registry), Record.model_validate(record)
+        run = registry.start_run(run_id)
+        registry.log_record(run, typed)
+        number = registry.register(run, typed, published)
+        later = {
+            "artifact": published.model_dump(exclude={"uploaded_bytes"}),
+            "model_version": number,
+        }
+        registry.log_files(run, typed.model_copy(update=later))
+        client = registry.client
+        place = Path(published.url)
+        made.append(
+            Version(
+                number=number,
+                run=run,
+                place=place,
+                url=published.url,
+                client=client,
+                again=make,
+                root=root,
+            )
+        )
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture
+def version(publish_version: Callable[..., Version]) -> Version:
+    return publish_version()
