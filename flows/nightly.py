@@ -1,20 +1,19 @@
 """What ``elder run`` does, as a flow that Prefect can schedule: ``prefect.yaml`` deploys it as ``nightly``."""
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.states import Completed, State
 
 from elder.settings import DEFAULT
 from flows.environment import prepare_environment, project_root
-from flows.run import read_settings, reasons, refused, run_compression
+from flows.run import read_settings, run_compression
 
 
 @flow(name="nightly")
 def nightly(
     params: str = "params.yaml", overrides: list[str] | None = None, method: str | None = None
-) -> State[Any]:
+) -> State[None]:
     """Compress the model of a parameter file and bring the result to the registry.
 
     Args:
@@ -30,10 +29,10 @@ def nightly(
     prepare_environment()
     settings = read_settings(Path(params), overrides, method)
     record = run_compression(settings, root, method or DEFAULT)
-    if refused(record):
-        return Completed(
-            name="Refused",
-            message=f"the gate refused run {record['run_id']}: {' '.join(reasons(record))}",
-        )
-    name, version = settings.registry.name, record["model_version"]
-    return Completed(message=f"run {record['run_id']} registered {name} version {version}")
+    if record.gate.refused:
+        reasons = " ".join(record.gate.reasons)
+        message = f"the gate refused run {record.run_id}: {reasons}"
+        return Completed(name="Refused", message=message)
+    name = settings.registry.name
+    message = f"run {record.run_id} registered {name} version {record.model_version}"
+    return Completed(message=message)

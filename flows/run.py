@@ -1,31 +1,22 @@
 """Start the main flow: check first, wait for its turn, open the run's folder, run, and tell how it ended."""
 
-import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from elder.compression.recipes import apply_method
-from elder.compression.stages import layers_to_keep
-from elder.device import device_of
 from elder.errors import Crash, UserError
-from elder.evaluation.tasks import check_tasks
-from elder.model.check import check_model
-from elder.model.removal import outline
-from elder.names import split_revision
 from elder.params import Params
 from elder.progress import say
-from elder.selection import get_method
+from elder.record import Json, Record, Row, finite, plain
 from elder.settings import read_params
-from flows.checks import reach
+from flows.checks.doctor import require
+from flows.checks.inputs import find_model
 from tasks.errors import hide_secrets
-from tasks.provenance import signing
 from tasks.registry.client import Registry
 from tasks.run import notify
-from tasks.run.folder import run_folder
-from tasks.run.turn import turn
-from tasks.store.models import local_model
-from tasks.store.open import configured_store
+from tasks.run.exclusive import exclusive
+from tasks.run.folder import run_in_folder
+from tasks.run.orphans import end_server_with_this_process
+from tasks.run.run import Run
 
 
 def read_settings(
@@ -35,7 +26,7 @@ def read_settings(
     return read_params(params, overrides, {}, method)
 
 
-def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]:
+def run_compression(settings: Params, root: Path, method: str) -> Record:
     """Run the flow in this process, or go on with an unfinished run of the same inputs; returns its record.
 
     Only one run at a time is at work in a project; this one waits for its turn. Whoever ``notify`` names is told how it
@@ -44,102 +35,77 @@ def run_compression(settings: Params, root: Path, method: str) -> dict[str, Any]
     Raises:
         UserError: for whatever is wrong with the input; cheap checks come before any work.
     """
-    told: dict[str, Any] = {"run_id": None, "name": settings.registry.name}
+    message: dict[str, Json] = {"run_id": None, "name": settings.registry.name}
     try:
-        record = _run(settings, root, method, told)
+        record = _run(settings, root, method, message)
     except Exception as error:
-        said = (
-            str(error)
-            if isinstance(error, UserError | Crash)
-            else f"{type(error).__name__}: {error}"
-        )
-        notify.notify(settings.notify, "failure", told | {"error": hide_secrets(said)})
+        message["error"] = sentence(error)
+        notify.notify(settings.notify, "failure", message)
         raise
-    found = summary(record)
-    gate = {
-        "mode": record["gate"]["mode"],
-        "passed": record["gate"]["passed"],
-        "reasons": reasons(record),
+    outcome, gate = summary(record), record.gate
+    message |= {
+        "version": record.model_version,
+        "gate": {"mode": gate.mode, "passed": gate.passed, "reasons": gate.reasons},
+        "perplexity": outcome["perplexity"],
+        "report": record.report,
     }
-    told |= {"version": found["model_version"], "gate": gate, "perplexity": found["perplexity"]}
-    notify.notify(
-        settings.notify,
-        "refusal" if refused(record) else "success",
-        told | {"report": found["report"]},
-    )
+    event = "refusal" if gate.refused else "success"
+    notify.notify(settings.notify, event, message)
     return record
 
 
-def summary(record: dict[str, Any]) -> dict[str, Any]:
+def summary(record: Record) -> dict[str, Json]:
     """Return what a run's record comes down to; perplexities are those out of domain, None where not finite."""
-    found = {
-        row["kind"]: row["perplexity"]["out_of_domain"]["perplexity"] for row in record["rows"]
-    }
-    finite = {kind: value if math.isfinite(value) else None for kind, value in found.items()}
     return {
-        "run_id": record["run_id"],
-        "model_version": record["model_version"],
-        "gate": record["gate"],
-        "report": record["report"],
-        "perplexity": {"dense": finite["dense"], "pruned": finite["candidate"]},
-        "removed": record["removed"],
-        "seconds": record["seconds"],
+        "run_id": record.run_id,
+        "model_version": record.model_version,
+        "gate": plain(record.gate),
+        "report": record.report,
+        "perplexity": {
+            "dense": _out_of_domain(record.dense),
+            "pruned": _out_of_domain(record.candidate),
+        },
+        "removed": record.removed,
+        "seconds": record.seconds,
     }
 
 
-def refused(record: dict[str, Any]) -> bool:
-    """Say whether the gate kept the model of a run out of the registry."""
-    return record["gate"]["mode"] == "on" and not record["gate"]["passed"]
+def sentence(error: Exception) -> str:
+    """Say what went wrong, without secrets."""
+    if isinstance(error, UserError | Crash):
+        return hide_secrets(str(error))
+    return hide_secrets(f"{type(error).__name__}: {error}")
 
 
-def reasons(record: dict[str, Any]) -> list[str]:
-    """Return a sentence for each rule of the gate that was not held."""
-    return [rule["reason"] for rule in record["gate"]["rules"] if not rule["passed"]]
+def _out_of_domain(row: Row) -> float | None:
+    value = row.perplexity["out_of_domain"].perplexity
+    return value if finite(value) else None
 
 
-def _run(settings: Params, root: Path, method: str, told: dict[str, Any]) -> dict[str, Any]:
-    """Check, wait, run; puts the run's id into what is told."""
-    model, revision = find_model(settings)
-    check(settings, root)
+def _run(settings: Params, root: Path, method: str, message: dict[str, Json]) -> Record:
+    """Check, wait, run; puts the run's id into the message."""
+    require(settings, root)
+    model = find_model(settings)
+    end_server_with_this_process()
+    with (
+        exclusive(root) as name_the_run,
+        run_in_folder(root, settings, method, model.source, model.revision) as run,
+    ):
+        message["run_id"] = run.run_id
+        name_the_run(run.run_id)
+        going_on = run.stage_params.exists()
+        say(f"{'going on with' if going_on else 'starting'} run {run.run_id}")
+        return _run_flow(run)
+
+
+def _run_flow(run: Run) -> Record:
+    """Run the flow; where it fails, close what it left open in the registry."""
     from flows.compress import compress
 
-    with turn(root) as hold, run_folder(root, settings, method) as (run_id, run_dir):
-        told["run_id"] = run_id
-        hold(run_id)
-        going_on = (run_dir / "stages.yaml").exists()
-        say(f"{'going on with' if going_on else 'starting'} run {run_id}")
-        try:
-            return compress(run_id, run_dir, root, method, model, revision)
-        except BaseException as error:
-            with suppress(UserError):  # the first failure is the one to tell
-                status = "FAILED" if isinstance(error, Exception) else "KILLED"
-                Registry(settings.registry).end_failed(run_id, status)
-            raise
-
-
-def find_model(settings: Params) -> tuple[str, str | None]:
-    """Check device, model, and that as many layers may go as should, without loading weights.
-
-    Returns:
-        The local folder or the Hub id that ``model.name`` means, and the commit of a Hub model: a branch may move while
-        the run goes on.
-    """
-    device_of(settings.model.device)
-    source, revision = split_revision(local_model(settings.model.name, settings))
-    config = check_model(source, settings.model)
-    layers_to_keep(outline(config, settings.model.trust_remote_code), settings.select)
-    return source, getattr(config, "_commit_hash", None) or revision or settings.model.revision
-
-
-def check(settings: Params, root: Path) -> None:
-    """Check what else can be checked before any work: methods, tasks, store, registry, Prefect, key, webhook."""
-    get_method(settings.select.method)
-    for name in settings.evaluate.baselines:
-        apply_method(settings, name)
-    folder = settings.evaluate.task_data
-    check_tasks(settings.evaluate.tasks, root / folder if folder else None)
-    configured_store(settings.store, root).check()
-    Registry(settings.registry).check_store(settings.store)
-    reach.prefect(settings, root)
-    signing.check(settings.signing, root)
-    notify.check(settings.notify)
+    try:
+        return compress(run.folder)
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        with suppress(UserError):  # the first failure is the one to tell
+            Registry(run.settings.registry).end_failed(run.run_id, status)
+        raise

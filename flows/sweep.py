@@ -6,41 +6,52 @@ The file names values to combine; each combination is a cell, and one run of the
     select.ratio: [0.17, 0.25]
 """
 
-import hashlib
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from elder.errors import Crash, UserError, nearest
+from elder.errors import UserError, nearest
 from elder.files import write_json
+from elder.fingerprint import Fingerprint
 from elder.params import Params
 from elder.params.strict_yaml import read_yaml
 from elder.progress import say
+from elder.record import Json, Record
 from elder.settings import DEFAULT
+from flows.checks.doctor import require
 from flows.environment import prepare_environment, project_root
-from flows.run import check, find_model, read_settings, run_compression, summary
-from tasks.errors import hide_secrets
+from flows.run import read_settings, run_compression, sentence, summary
 from tasks.run.folder import finished_record
+from tasks.run.marks import read_mark
 
-Row = dict[str, Any]
+
+class CellRow(TypedDict):
+    """What became of a cell; ``error`` is None where it ran to its end, and all else where it did not."""
+
+    cell: dict[str, Json]
+    run_id: str | None
+    version: str | None
+    perplexity: dict[str, float | None] | None
+    gate_passed: bool | None
+    error: str | None
 
 
 @dataclass(frozen=True)
 class Cell:
     """One combination: what its run is started with. Plain values, so that it can be sent to another process."""
 
-    values: dict[str, Any]  # as the file has them
+    values: dict[str, Json]  # as the file has them
     method: str | None
     overrides: tuple[str, ...]  # of the command line and of the cell
 
 
-def label(values: dict[str, Any]) -> str:
+def label(values: dict[str, Json]) -> str:
     """Write the values of a cell as a person would."""
     return ", ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}"
@@ -54,16 +65,15 @@ def sweep(
     params: str | None = "params.yaml",
     overrides: list[str] | None = None,
     again: bool = False,
-) -> State[Any]:
+) -> State[list[CellRow]]:
     """Run a grid as `run_sweep` does; the state says what became of it, and is a failure if that of any cell was."""
     root = project_root()
     prepare_environment()
     rows = run_sweep(Path(file), Path(params) if params else None, overrides, root, again)
     failed = [f"{label(row['cell'])}: {row['error']}" for row in rows if row["error"]]
     if failed:
-        return Failed(
-            message=f"{len(failed)} of {len(rows)} cells failed: {'; '.join(failed)}", data=rows
-        )
+        message = f"{len(failed)} of {len(rows)} cells failed: {'; '.join(failed)}"
+        return Failed(message=message, data=rows)
     passed = sum(bool(row["gate_passed"]) for row in rows)
     return Completed(message=f"{passed} of {len(rows)} cells passed the gate", data=rows)
 
@@ -74,7 +84,7 @@ def run_sweep(
     overrides: list[str] | None,
     root: Path,
     again: bool = False,
-) -> list[Row]:
+) -> list[CellRow]:
     """Run the cells of a grid that are not done, and return a row for each cell.
 
     A cell is done when a run with its parameters and method has finished here. A cell that fails does not stop the
@@ -91,16 +101,9 @@ def run_sweep(
         UserError: for whatever is wrong with the file or any cell, before anything runs.
     """
     cells = read_cells(file, overrides)
-    for number, cell in enumerate(cells, start=1):
-        try:
-            settings = read_settings(params, list(cell.overrides), cell.method)
-            find_model(settings)
-            check(settings, root)
-        except UserError as error:
-            raise UserError(
-                f"cell {number} of {len(cells)} ({label(cell.values)}) cannot run: {error}"
-            ) from None
-    mark = root / "runs" / f".sweep-{hashlib.sha256(repr(cells).encode()).hexdigest()[:8]}.json"
+    _require_for_all(cells, params, root)
+    key = Fingerprint({"cells": [asdict(cell) for cell in cells]}).short
+    mark = root / "runs" / f".sweep-{key}.json"
     since = _round(mark) if again else ""
     rows = []
     for number, cell in enumerate(cells, start=1):
@@ -110,18 +113,11 @@ def run_sweep(
     return rows
 
 
-def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> Row:
+def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> CellRow:
     """Run one cell, unless a run of the same was made at ``since`` or later; returns its row.
 
     All that a sweep on other machines would have to send there.
     """
-    row: Row = {
-        "cell": cell.values,
-        "run_id": None,
-        "version": None,
-        "perplexity": None,
-        "gate_passed": None,
-    }
     try:
         settings = read_settings(params, list(cell.overrides), cell.method)
         method = cell.method or DEFAULT
@@ -129,23 +125,44 @@ def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> Ro
         if record is None:
             record = run_compression(settings, root, method)
         else:
-            say(f"done by run {record['run_id']}")
+            say(f"done by run {record.run_id}")
     except Exception as error:
-        said = (
-            str(error)
-            if isinstance(error, UserError | Crash)
-            else f"{type(error).__name__}: {error}"
-        )
+        said = sentence(error)
         say(f"failed: {said}")
-        return row | {"error": hide_secrets(said)}
-    found = summary(record)
-    return row | {
-        "run_id": found["run_id"],
-        "version": found["model_version"],
-        "perplexity": found["perplexity"],
-        "gate_passed": record["gate"]["passed"],
+        return _failed_row(cell, said)
+    return _finished_row(cell, record)
+
+
+def _failed_row(cell: Cell, error: str) -> CellRow:
+    return {
+        "cell": cell.values,
+        "run_id": None,
+        "version": None,
+        "perplexity": None,
+        "gate_passed": None,
+        "error": error,
+    }
+
+
+def _finished_row(cell: Cell, record: Record) -> CellRow:
+    return {
+        "cell": cell.values,
+        "run_id": record.run_id,
+        "version": record.model_version,
+        "perplexity": summary(record)["perplexity"],
+        "gate_passed": record.gate.passed,
         "error": None,
     }
+
+
+def _require_for_all(cells: list[Cell], params: Path | None, root: Path) -> None:
+    """Refuse the sweep if any cell could not run."""
+    for number, cell in enumerate(cells, start=1):
+        try:
+            require(read_settings(params, list(cell.overrides), cell.method), root)
+        except UserError as error:
+            place = f"cell {number} of {len(cells)} ({label(cell.values)})"
+            raise UserError(f"{place} cannot run: {error}") from None
 
 
 def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
@@ -162,13 +179,13 @@ def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
     return cells
 
 
-def _read_grid(file: Path) -> dict[str, list[Any]]:
+def _read_grid(file: Path) -> dict[str, list[Json]]:
     tree = read_yaml(file, "sweep file", "give the path of a YAML file")
     if not isinstance(tree, dict) or not tree:
         raise UserError(
             f"{str(file)!r} must hold keys with lists of values, such as 'select.ratio: [0.17, 0.25]'"
         )
-    grid: dict[str, list[Any]] = json.loads(json.dumps(tree, default=str))  # YAML has dates
+    grid: dict[str, list[Json]] = json.loads(json.dumps(tree, default=str))  # YAML has dates
     for key, values in grid.items():
         section, dot, name = key.partition(".")
         if key != "method" and not (dot and name):
@@ -185,8 +202,10 @@ def _read_grid(file: Path) -> dict[str, list[Any]]:
 
 def _round(mark: Path) -> str:
     """Return when the present round of a repeated sweep began: now, or earlier if that one was interrupted."""
-    if not mark.exists():
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_json(mark, {"since": datetime.now(UTC).isoformat(timespec="seconds")})
-    since: str = json.loads(mark.read_text(encoding="utf-8"))["since"]
+    before = read_mark(mark)
+    if before is not None:
+        return str(before["since"])
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    write_json(mark, {"since": since})
     return since

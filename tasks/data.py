@@ -13,16 +13,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock
 from prefect import task
 
 from elder.errors import UserError
+from elder.fingerprint import Fingerprint
 from elder.params import Params
+from elder.record import DataFacts, Json
 from tasks.errors import without_secrets
+from tasks.run.run import Run
 
 PLACE = "build/data"
 DATA = (
@@ -32,13 +35,30 @@ DATA = (
 )  # what the stages of a run read
 
 
+@dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Attributes:
+        facts: the source as it was found, and the stages as dvc.lock tells how they were run.
+        digests: {file: md5 in dvc.lock}.
+        lock_sha256: of dvc.lock.
+    """
+
+    facts: DataFacts
+    digests: dict[str, str]
+    lock_sha256: str
+
+
 @task(name="prepare data")
-def prepare_data(params: Params, root: Path, keep: Path) -> dict[str, Any]:
+def prepare_data(run: Run) -> Data:
     """Bring calibration blocks and evaluation texts up to date, and keep a copy for one run; see `reproduce`."""
-    return reproduce(params, root, keep)
+    made = reproduce(run.found, run.root, run.data)
+    facts = DataFacts(source=made["source"], stages=made["stages"])
+    return Data(facts, made["digests"], made["dvc_lock_sha256"])
 
 
-def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str, Any]:
+def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str, Json]:
     """Bring calibration blocks and evaluation texts up to date with ``dvc repro``; push them, where there is a remote.
 
     Args:
@@ -61,8 +81,8 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         pipeline, place = Path("dvc.yaml"), PLACE
         wanted = used_params(params, stages)
         if wanted != stated_params(root / "params.yaml", wanted):
-            name = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
-            pipeline = write_pipeline(params, stages, root, Path("build/pipelines") / name)
+            folder = Path("build/pipelines") / Fingerprint(wanted).short
+            pipeline = write_pipeline(params, stages, root, folder)
             place = f"{pipeline.parent.as_posix()}/data"
         run_dvc(["repro", pipeline.as_posix()], root)
         if remote_name(root):
@@ -107,23 +127,29 @@ def push(pipeline: Path, root: Path) -> None:
         ) from None
 
 
-def used_params(params: Params, stages: dict[str, Any]) -> dict[str, Any]:
+def used_params(params: Params, stages: dict[str, Json]) -> dict[str, Json]:
     """Return {section.key: value} of all that the stages use."""
     tree = params.model_dump(mode="json")
     keys = sorted({key for stage in stages.values() for key in stage["params"]})
     return {key: tree[key.split(".")[0]][key.split(".")[1]] for key in keys}
 
 
-def stated_params(path: Path, wanted: Iterable[str]) -> dict[str, Any] | None:
+def stated_params(path: Path, wanted: Iterable[str]) -> dict[str, Json] | None:
     """Return {section.key: value} as params.yaml has them, or None if it leaves one out, which DVC does not accept."""
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    try:
-        return {key: tree[key.split(".")[0]][key.split(".")[1]] for key in wanted}
-    except (KeyError, TypeError):
+    if not path.is_file():
         return None
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    stated: dict[str, Json] = {}
+    for key in wanted:
+        section, _, name = key.partition(".")
+        try:
+            stated[key] = tree[section][name]
+        except (KeyError, TypeError):
+            return None
+    return stated
 
 
-def write_pipeline(params: Params, stages: dict[str, Any], root: Path, folder: Path) -> Path:
+def write_pipeline(params: Params, stages: dict[str, Json], root: Path, folder: Path) -> Path:
     """Write the same stages with these parameters into a folder below root; return the new dvc.yaml, relative."""
     own = folder.as_posix()
     stages = json.loads(json.dumps(stages).replace(f"{PLACE}/", f"{own}/data/"))

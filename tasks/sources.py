@@ -14,6 +14,7 @@ from typing import Any
 from elder.errors import UserError, nearest
 from elder.names import is_hub_id
 from elder.params import Calibration
+from elder.record import Json
 
 TEXT_SUFFIXES = {
     ".txt",
@@ -28,6 +29,7 @@ TEXT_SUFFIXES = {
     ".gz",
     ".zst",
 }
+FILE, FOLDER, HUB = "file", "folder", "hub"  # kinds of sources
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKENIZER_FILES = (
     "config.json",
@@ -40,7 +42,33 @@ TOKENIZER_FILES = (
 )
 
 
-def pin(calibration: Calibration) -> dict[str, Any]:
+def kind_of(source: str, root: Path = Path()) -> str:
+    """Say what a calibration source is: ``file``, ``folder`` or ``hub``.
+
+    Args:
+        source: as the user named it.
+        root: folder that a relative path starts from.
+
+    Raises:
+        UserError: if it was meant as a path, and nothing is there.
+    """
+    path = root / Path(source).expanduser()
+    if path.is_file():
+        return FILE
+    if path.is_dir():
+        if not any(file.is_file() for file in path.rglob("*")):
+            raise UserError(
+                f"the calibration folder {source!r} is empty; it must hold a dataset"
+            )
+        return FOLDER
+    if looks_local(source):
+        raise UserError(
+            f"there is no calibration text {source!r}{similar(path)} Name a UTF-8 file, a folder or a Hub dataset"
+        )
+    return HUB
+
+
+def pin(calibration: Calibration) -> dict[str, Json]:
     """Say which bytes the calibration source means right now.
 
     Returns:
@@ -49,28 +77,19 @@ def pin(calibration: Calibration) -> dict[str, Any]:
     Raises:
         UserError: if there is no such source, or the Hub cannot be asked.
     """
-    source, path = calibration.source, Path(calibration.source).expanduser()
-    if path.is_file():
+    source = calibration.source
+    kind = kind_of(source)
+    if kind == FILE:
         return pin_text(source)
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        if not files:
-            raise UserError(
-                f"the calibration folder {source!r} is empty; it must hold a dataset"
-            )
-        return {"kind": "folder", "source": source, "sha256": digest(files)}
-    if looks_local(source):
-        raise UserError(
-            f"there is no calibration text {source!r}{similar(path)} Name a UTF-8 file, a folder or a Hub dataset"
-        )
-    return {
-        "kind": "hub",
-        "source": source,
-        "revision": hub_commit(source, calibration.revision, "dataset"),
-    }
+    if kind == FOLDER:
+        folder = Path(source).expanduser()
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        return {"kind": kind, "source": source, "sha256": digest(files)}
+    commit = hub_commit(source, calibration.revision, "dataset")
+    return {"kind": kind, "source": source, "revision": commit}
 
 
-def pin_text(source: str) -> dict[str, Any]:
+def pin_text(source: str) -> dict[str, Json]:
     """Say which bytes a text file holds right now.
 
     Raises:
@@ -112,7 +131,7 @@ def digest(files: list[Path]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def pin_tokenizer(name: str, revision: str | None) -> dict[str, Any]:
+def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
     """Say which tokenizer the model's name means right now: a digest of its small files, or the Hub's commit.
 
     Raises:
@@ -188,7 +207,7 @@ def require_online(name: str, kind: str) -> None:
         )
 
 
-def documents(calibration: Calibration, pinned: dict[str, Any]) -> Iterator[str]:
+def documents(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[str]:
     """Yield the text of a dataset, a folder or one of the Hub, document by document in its own order.
 
     Raises:
@@ -208,7 +227,7 @@ def documents(calibration: Calibration, pinned: dict[str, Any]) -> Iterator[str]
         yield row[column]
 
 
-def open_split(calibration: Calibration, pinned: dict[str, Any]) -> Any:
+def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
     """Open one split as an iterable of rows; only the Hub needs the network."""
     import datasets
 

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 
 from elder.errors import NEED_LESS, Crash, UserError
 from elder.process import CPU_SETTINGS
+from elder.record import CompressionRecord, Json, Speed
+from tasks.run.run import Run
 from tasks.run.slots import gpu_slot
 
 
@@ -55,28 +56,26 @@ def _how(status: int) -> str:
     return f"failed with exit status {status}, for the reason shown above"
 
 
-@task(name="compression stage", task_run_name="{name}")
-def compression_stage(name: str, work: Path, params: Path, calibration: Path) -> dict[str, Any]:
+@task(name="compression stage", task_run_name="{names}")
+def compression_stage(names: str, work: Path, params: Path, blocks: Path) -> dict[str, Json]:
     """Run one or more stages of a compression (comma-separated); returns the last one's result."""
-    run_stage("job", name, "--work", work, "--params", params, "--calibration", calibration)
-    return _read(work / f"{name.split(',')[-1]}.json")
+    run_stage("job", names, "--work", work, "--params", params, "--calibration", blocks)
+    return _read(work / f"{names.split(',')[-1]}.json")
 
 
 @task(name="save model")
-def save(
-    work: Path, params: Path, calibration: Path, output: Path, method: str
-) -> dict[str, Any]:
+def save(run: Run) -> CompressionRecord:
     """Save the shallower model; returns the record in its elder.json."""
     run_stage(
-        *("finish", "--work", work, "--params", params, "--calibration", calibration),
-        *("--output", output, "--method", method),
+        *("finish", "--work", run.work, "--params", run.stage_params),
+        *("--calibration", run.blocks, "--output", run.model, "--method", run.method),
     )
-    return _read(output / "elder.json")
+    return CompressionRecord.model_validate(_read(run.model / "elder.json"))
 
 
-@task(name="evaluate", task_run_name="evaluate {row}")
-def evaluate(row: str, model: str | Path, params: Path, result: Path) -> dict[str, Any]:
-    """Evaluate a model of this run."""
+@task(name="evaluate", task_run_name="evaluate {name}")
+def evaluate(name: str, model: str | Path, params: Path, result: Path) -> dict[str, Json]:
+    """Evaluate a model of a run."""
     run_stage("evaluate", model, "--params", params, "--result", result)
     return _read(result)
 
@@ -87,18 +86,26 @@ def evaluate(row: str, model: str | Path, params: Path, result: Path) -> dict[st
     result_serializer="json",
     cache_key_fn=lambda _, arguments: f"elder-dense-{arguments['key']}",
 )
-def evaluate_dense(key: str, model: str, params: Path, result: Path) -> dict[str, Any]:
-    """Evaluate the dense model, unless the same weights were evaluated under the same protocol before."""
-    run_stage("evaluate", model, "--params", params, "--result", result)
+def evaluate_dense(key: str, run: Run) -> dict[str, Json]:
+    """Evaluate the dense model, unless the same weights were evaluated under the same protocol before.
+
+    Plain values come back, which outlive this version in Prefect's storage.
+    """
+    result = run.result("dense")
+    run_stage("evaluate", run.source, "--params", run.stage_params, "--result", result)
     return _read(result)
 
 
 @task(name="measure speed")
-def measure_speed(dense: str, pruned: Path, params: Path, result: Path) -> dict[str, Any]:
+def measure_speed(run: Run) -> Speed:
     """Measure both models side by side, and try what else the gate asks of the shallower one."""
-    run_stage("bench", dense, pruned, "--params", params, "--result", result)
-    return _read(result)
+    result = run.result("speed")
+    run_stage(
+        *("bench", run.source, run.model),
+        *("--params", run.stage_params, "--result", result),
+    )
+    return Speed.model_validate(_read(result))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,103 +1,103 @@
-"""Look at everything that a run needs, and say of each thing whether it is there and how to mend it."""
+"""The one list of what is looked at before any work: `elder doctor` shows all of it, a run stops at the first no.
 
-import shutil
-from collections.abc import Callable
+A new check is a function in ``inputs`` or ``services``, and a line in the list.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from elder.errors import UserError
 from elder.params import Params
-from flows.checks import reach
-
-FREE_GIB = 2  # a small model's run takes less; a large one needs several times its size
-
-
-def examine(settings: Params, root: Path) -> list[dict[str, Any]]:
-    """Return [{name, ok, detail}], one for each part."""
-    parts: dict[str, Callable[[Params, Path], str]] = {
-        "device": _device,
-        "disk": _disk,
-        "model": _model,
-        "calibration": _calibration,
-        "evaluation": _evaluation,
-        "store": _store,
-        "registry": reach.registry,
-        "prefect": reach.prefect,
-        "worker": reach.worker,
-        "data remote": reach.data_remote,
-    }
-    return [_look(name, part, settings, root) for name, part in parts.items()]
+from elder.record import Json
+from flows.checks import inputs, services
 
 
-def _look(
-    name: str, part: Callable[[Params, Path], str], settings: Params, root: Path
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Check:
+    """One thing that is looked at.
+
+    Attributes:
+        name: what it is called.
+        look: returns a sentence of what it saw, or raises a UserError.
+        elsewhere: it asks another machine, which may not answer for seconds: such checks are made at the same time.
+        scheduled: only what is scheduled needs it, and no run that has started already.
+    """
+
+    name: str
+    look: Callable[[Params, Path], str]
+    elsewhere: bool = False
+    scheduled: bool = False
+
+
+CHECKS = (
+    Check("device", inputs.device),
+    Check("disk", inputs.disk),
+    Check("methods", inputs.methods),
+    Check("model", inputs.model),
+    Check("evaluation", inputs.evaluation),
+    Check("key", inputs.key),
+    Check("webhook", services.webhook),
+    Check("calibration", inputs.calibration, elsewhere=True),
+    Check("store", services.store, elsewhere=True),
+    Check("registry", services.registry, elsewhere=True),
+    Check("prefect", services.prefect_server, elsewhere=True),
+    Check("worker", services.worker, elsewhere=True, scheduled=True),
+    Check("data remote", services.data_remote, elsewhere=True),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check saw: ``fault`` is None where all is well."""
+
+    name: str
+    detail: str
+    fault: UserError | None
+
+
+def examine(settings: Params, root: Path) -> list[dict[str, Json]]:
+    """Make every check; returns [{name, ok, detail}]."""
+    found = look_at(CHECKS, settings, root)
+    return [{"name": one.name, "ok": one.fault is None, "detail": one.detail} for one in found]
+
+
+def require(settings: Params, root: Path) -> None:
+    """Make every check that a run needs: first those that take no time, then all others at once.
+
+    Raises:
+        UserError: what the first of them says that does not hold.
+    """
+    needed = [check for check in CHECKS if not check.scheduled]
+    for check in needed:
+        if not check.elsewhere:
+            check.look(settings, root)
+    for one in look_at([check for check in needed if check.elsewhere], settings, root):
+        if one.fault is not None:
+            raise one.fault
+
+
+def look_at(checks: Sequence[Check], settings: Params, root: Path) -> list[Finding]:
+    """Make checks, those that ask other machines at the same time; returns what they saw, in their order."""
+    with ThreadPoolExecutor(max_workers=len(checks)) as pool:
+        asked = {}
+        for check in checks:
+            if check.elsewhere:
+                context = copy_context()  # Prefect's settings are those of the caller
+                asked[check.name] = pool.submit(context.run, _look, check, settings, root)
+        seen = []
+        for check in checks:
+            if check.elsewhere:
+                seen.append(asked[check.name].result())
+            else:
+                seen.append(_look(check, settings, root))
+    return seen
+
+
+def _look(check: Check, settings: Params, root: Path) -> Finding:
     try:
-        return {"name": name, "ok": True, "detail": part(settings, root)}
+        return Finding(check.name, check.look(settings, root), None)
     except UserError as error:
-        return {"name": name, "ok": False, "detail": str(error)}
-
-
-def _device(settings: Params, _: Path) -> str:
-    import torch
-
-    from elder.device import device_of
-
-    device = device_of(settings.model.device)
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )
-
-
-def _disk(_: Params, root: Path) -> str:
-    free = shutil.disk_usage(root).free / 2**30
-    if free < FREE_GIB:
-        raise UserError(
-            f"{free:.1f} GiB free in {str(root)!r}, at least {FREE_GIB} are needed; free some space"
-        )
-    return f"{free:.0f} GiB free"
-
-
-def _model(settings: Params, _: Path) -> str:
-    from elder.model.check import check_model
-    from elder.names import split_revision
-    from tasks.store.models import local_model
-
-    source, _revision = split_revision(local_model(settings.model.name, settings))
-    config = check_model(source, settings.model)
-    count = config.get_text_config(decoder=True).num_hidden_layers
-    return f"{settings.model.name}, {config.model_type} of {count} layers"
-
-
-def _calibration(settings: Params, root: Path) -> str:
-    from tasks import sources
-
-    source = settings.calibration.source
-    if (root / source).exists():
-        return source
-    if not sources.looks_local(source):
-        return f"{source} (a dataset of the Hub, read when a run starts)"
-    raise UserError(f"there is no calibration text {source!r}; set calibration.source")
-
-
-def _evaluation(settings: Params, root: Path) -> str:
-    from elder.evaluation.tasks import check_tasks
-
-    folder = settings.evaluate.task_data
-    check_tasks(settings.evaluate.tasks, root / folder if folder else None)
-    for name in (settings.evaluate.in_domain, settings.evaluate.out_of_domain):
-        if not (root / name).is_file():
-            raise UserError(
-                f"there is no evaluation text {name!r}; set evaluate.in_domain and evaluate.out_of_domain"
-            )
-    return f"2 texts, tasks {', '.join(settings.evaluate.tasks) or 'none'}"
-
-
-def _store(settings: Params, root: Path) -> str:
-    from tasks.store.open import configured_store
-
-    store = configured_store(settings.store, root)
-    store.check()
-    return store.url
+        return Finding(check.name, str(error), error)

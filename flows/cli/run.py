@@ -7,6 +7,7 @@ import typer
 
 from elder.cli.options import AsJson, CommonOptions, ParameterOptions
 from elder.cli.output import show
+from elder.record import Record, Row
 from elder.settings import DEFAULT
 from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
 
@@ -24,12 +25,12 @@ def run(
     settings = parameters.settings(method=method)
     root = project_root()
     prepare_environment()
-    from flows.run import refused, run_compression, summary
+    from flows.run import run_compression, summary
 
     end_as_after_ctrl_c()
     record = run_compression(settings, root, method or DEFAULT)
     show(summary(record), as_json, lambda: _run_lines(record, settings.registry.name))
-    if refused(record):
+    if record.gate.refused:
         raise typer.Exit(1)
 
 
@@ -50,29 +51,32 @@ def doctor(common: CommonOptions) -> None:
         raise typer.Exit(1)
 
 
-def _run_lines(record: dict[str, Any], name: str) -> list[str]:
+def _run_lines(record: Record, name: str) -> list[str]:
     lines = [f"{'':<12}{'in domain':>12}{'out of domain':>16}{'tasks':>8}"]
-    for row in record["rows"]:
-        inside, outside = (
-            row["perplexity"][domain]["perplexity"] for domain in ("in_domain", "out_of_domain")
+    lines += [_row_line(row) for row in record.rows]
+    lines.append(f"removed layers, in order: {', '.join(map(str, record.removed))}")
+    if record.speed:
+        ratio = record.speed.ratio
+        lines.append(
+            f"speed: prompt {_number(ratio.prompt_speedup)}x, generation {_number(ratio.throughput)}x"
         )
-        mean = (row.get("task_mean") or {}).get("value")
-        tasks = "" if mean is None else f"{mean:8.3f}"
-        lines.append(f"{row['name']:<12}{inside:>12.2f}{outside:>16.2f}{tasks}")
-    gate, ratio = record["gate"], record["speed"]["ratio"]
-    lines.append(f"removed layers, in order: {', '.join(map(str, record['removed']))}")
-    lines.append(
-        f"speed: prompt {ratio['prompt_speedup']:.2f}x, generation {ratio['throughput']:.2f}x"
-    )
-    failed = [rule["reason"].rstrip(".") for rule in gate["rules"] if not rule["passed"]]
-    lines.append(
-        f"gate ({gate['mode']}): {'passed' if gate['passed'] else 'refused: ' + '; '.join(failed)}"
-    )
-    version = record["model_version"]
-    lines.append(
-        f"registered: {name} version {version}, alias challenger"
-        if version
-        else "registered: nothing"
-    )
-    lines.append(f"report: {record['report']}")
+    reasons = "; ".join(reason.rstrip(".") for reason in record.gate.reasons)
+    verdict = "passed" if record.gate.passed else f"refused: {reasons}"
+    lines.append(f"gate ({record.gate.mode}): {verdict}")
+    version = record.model_version
+    registered = f"{name} version {version}, alias challenger" if version else "nothing"
+    lines.append(f"registered: {registered}")
+    lines.append(f"report: {record.report}")
     return lines
+
+
+def _row_line(row: Row) -> str:
+    inside = _number(row.perplexity["in_domain"].perplexity)
+    outside = _number(row.perplexity["out_of_domain"].perplexity)
+    tasks = _number(row.task_mean.value, 3) if row.task_mean else ""
+    return f"{row.name:<12}{inside:>12}{outside:>16}{tasks:>8}".rstrip()
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """Write a number; one that is missing or was infinite as a dash."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,13 +1,17 @@
 """``elder sweep``: a grid of runs, each through the whole flow, in one table."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from elder.cli.options import AsJson, ParameterOptions
 from elder.cli.output import show
 from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
+
+if TYPE_CHECKING:
+    from flows.sweep import CellRow
 
 
 def sweep(
@@ -39,27 +43,24 @@ def sweep(
         raise typer.Exit(1)
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(rows: "Sequence[CellRow]") -> list[str]:
     """Return the rows as aligned lines: a column for each key of the grid, and what came out."""
     keys = list(rows[0]["cell"])
     lines = [[*keys, "dense", "pruned", "gate", "version", "run"]]
     for row in rows:
+        line = [str(row["cell"][key]) for key in keys]
         ppl = row["perplexity"] or {"dense": None, "pruned": None}
-        gate = "failed" if row["error"] else "passed" if row["gate_passed"] else "refused"
-        tail = row["error"] or row["run_id"]
-        values = [str(row["cell"][key]) for key in keys]
-        lines.append(
-            [
-                *values,
-                _number(ppl["dense"]),
-                _number(ppl["pruned"]),
-                gate,
-                row["version"] or "-",
-                tail,
-            ]
-        )
+        line += [_number(ppl["dense"]), _number(ppl["pruned"])]
+        line += [_gate(row), row["version"] or "-", row["error"] or row["run_id"] or "-"]
+        lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def _gate(row: "CellRow") -> str:
+    if row["error"]:
+        return "failed"
+    return "passed" if row["gate_passed"] else "refused"
 
 
 def _number(value: float | None) -> str:

@@ -4,14 +4,15 @@ The whole machine is measured, since every stage is a process of its own: what e
 """
 
 import importlib.util
-import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from elder import params
 from elder.files import write_json
+from elder.record import Json
+from tasks.run.marks import read_mark
 
 INTERVAL = 15  # seconds between two looks at the power
 UNKNOWN = (
@@ -20,7 +21,9 @@ UNKNOWN = (
 
 
 class Meter:
-    """Measures from its making to ``stop``, and keeps what it has seen in a file, so that a killed run loses little.
+    """Measures inside its ``with`` block, and keeps what it has seen in a file, so that a killed run loses little.
+
+    However the block is left, nothing of it lives on: codecarbon's timers would write into the folder of a dead run.
 
     Args:
         path: JSON file; what earlier attempts of the run took is read from there and added.
@@ -29,12 +32,18 @@ class Meter:
 
     def __init__(self, path: Path, settings: params.Energy) -> None:
         self.path, self.country = path, settings.country
-        self.before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.before = read_mark(path) or {}
         self.tracker = _tracker(settings.country, self) if settings.measure else None
+
+    def __enter__(self) -> Self:
         if self.tracker is not None:
             self.tracker.start()
+        return self
 
-    def stop(self) -> dict[str, Any] | None:
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> dict[str, Json] | None:
         """End the measurement and return all attempts' sum, or None where nothing was measured.
 
         Returns:
@@ -47,13 +56,13 @@ class Meter:
         tracker.stop()
         return self.keep(tracker.final_emissions_data)
 
-    def keep(self, seen: Any) -> dict[str, Any]:
+    def keep(self, seen: Any) -> dict[str, Json]:
         """Write and return what earlier attempts and this one took together.
 
         Args:
             seen: codecarbon's EmissionsData of this attempt.
         """
-        total: dict[str, Any] = {
+        total: dict[str, Json] = {
             "kwh": self.before.get("kwh", 0.0) + seen.energy_consumed,
             "seconds": round(self.before.get("seconds", 0.0) + seen.duration, 1),
             "country": self.country,

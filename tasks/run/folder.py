@@ -1,119 +1,151 @@
 """The folder of one run: a new one, or that of a run with the same inputs that did not come to its end."""
 
-import hashlib
-import json
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import yaml
-from filelock import FileLock, Timeout
 
 from elder.errors import UserError
 from elder.files import write_json
+from elder.fingerprint import Fingerprint
+from elder.locks import Busy, hold
 from elder.params import Params
-from tasks.errors import plain_errors
+from elder.progress import say
+from elder.record import Json, Record, plain, read_record
+from tasks.run.marks import read_mark
+from tasks.run.run import PARAMS, START, Run, write_start
 
-OPENED = {
-    "lock",
-    "params.yaml",
-    "data",
-    "inputs.json",
-    "energy.json",
-}  # what a folder holds before any stage has run
+FINISHED, INPUTS, LOCK = "run.json", "inputs.json", "lock"
+RECORD = "record.json"
+# What a folder holds before any stage has run.
+OPENED = {LOCK, PARAMS, START, "data", INPUTS, "energy.json"}
+# Sections that change nothing of what a run makes.
+BESIDE_THE_POINT = ("notify", "energy")
+KEY = 8  # characters of the key in a run's id
+LATER = (
+    "artifact",
+    "model_version",
+    "report",
+)  # of the record: known after the model was published
+
+
+def run_key(settings: Params, method: str) -> str:
+    """Return what tells the runs of a project apart: a digest of the method and of what bears on the result."""
+    tree = settings.model_dump(mode="json")
+    for section in BESIDE_THE_POINT:
+        del tree[section]
+    return Fingerprint({"method": method, "params": tree}).digest[:KEY]
+
+
+def new_run_id(key: str) -> str:
+    """Return an id for a run: ids sort by time, and other projects' runs of the same second have others."""
+    second = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{second}-{key}-{secrets.token_hex(3)}"
 
 
 @contextmanager
-def run_folder(root: Path, params: Params, method: str) -> Iterator[tuple[str, Path]]:
-    """Give (run id, folder) for a run, and hold the folder's lock until its end.
+def run_in_folder(
+    root: Path, settings: Params, method: str, source: str, revision: str | None
+) -> Iterator[Run]:
+    """Give a run, and hold the lock of its folder until its end; the arguments are those of `Run`.
 
-    The key of a run is the digest of its parameters and method. An unfinished folder of the same key that nobody holds
-    is gone on with: what its stages finished is not done again. A folder in which nothing was done is taken away again.
+    An unfinished folder of the same key that nobody holds is gone on with: what its stages finished is not done again.
+    A folder in which nothing was done is taken away again.
     """
-    key, runs = _key(params, method), root / "runs"
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    unfinished = [
-        path for path in sorted(runs.glob(f"*-{key}")) if path.is_dir() and not _finished(path)
-    ]
-    for folder in [*unfinished, runs / f"{stamp}-{key}"]:
-        with plain_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock")
+    key, runs = run_key(settings, method), root / "runs"
+    for finished in runs.glob(f"*/{FINISHED}"):  # of runs that were killed at their very end
+        drop_work(finished.parent)
+    unfinished = [folder for folder in folders_of(runs, key) if not is_finished(folder)]
+    for folder in [*unfinished, runs / new_run_id(key)]:
+        with ExitStack() as held:
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
+                held.enter_context(hold(folder / LOCK, "another process holds this run"))
+            except Busy:
                 continue
-        try:
-            if _finished(folder):  # by its own process, since we looked
+            if is_finished(folder):  # by its own process, since we looked
                 continue
-            _write_private(
-                folder / "params.yaml",
-                yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False),
-            )
-            yield folder.name, folder
+            run = Run(root, folder, settings, method, source, revision)
+            try:
+                write_start(run)
+                yield run
+            finally:
+                if {path.name for path in folder.iterdir()} <= OPENED:
+                    shutil.rmtree(folder, ignore_errors=True)
             return
-        finally:
-            if {path.name for path in folder.iterdir()} <= OPENED:
-                shutil.rmtree(folder, ignore_errors=True)
-            lock.release()
-    raise UserError(
-        "a run with the same parameters was started in this very second; start this one again"
-    )
+    raise UserError("another process holds the folder of this run; start it again")
+
+
+def folders_of(runs: Path, key: str) -> list[Path]:
+    """Return the folders of runs with a key, the oldest first."""
+    return [path for path in sorted(runs.glob(f"*-{key}-*")) if path.is_dir()]
+
+
+def unfinished_runs(root: Path) -> list[str]:
+    """Return the ids of a project's runs that did not come to their end."""
+    folders = sorted((root / "runs").glob(f"*/{START}"))
+    return [path.parent.name for path in folders if not is_finished(path.parent)]
 
 
 def finished_record(
-    root: Path, params: Params, method: str, since: str = ""
-) -> dict[str, Any] | None:
+    root: Path, settings: Params, method: str, since: str = ""
+) -> Record | None:
     """Return the record of the latest finished run of the same key, or None; of those made at ``since`` or later."""
-    for folder in sorted((root / "runs").glob(f"*-{_key(params, method)}"), reverse=True):
-        if _finished(folder):
-            record: dict[str, Any] = json.loads(
-                (folder / "run.json").read_text(encoding="utf-8")
-            )
-            if record["created"] >= since:
+    for folder in reversed(folders_of(root / "runs", run_key(settings, method))):
+        with suppress(UserError):  # a damaged record: the run is made again
+            record = read_finished(folder)
+            if record is not None and record.created >= since:
                 return record
     return None
 
 
-def forget_other_inputs(folder: Path, inputs: dict[str, Any]) -> None:
-    """Drop what an earlier attempt did in a run's folder, if it did it with other inputs.
+def read_finished(folder: Path) -> Record | None:
+    """Return the record of a finished run with what became of it, or None where the run is not finished."""
+    found, later = read_mark(folder / RECORD), read_mark(folder / FINISHED)
+    if found is None or later is None:
+        return None
+    return read_record(found | later, str(folder / RECORD))
+
+
+def start_over_unless_same(run: Run, inputs: Fingerprint) -> None:
+    """Drop what an earlier attempt did in a run's folder, unless it did it with the same inputs.
 
     Args:
-        folder: the run's folder.
-        inputs: plain values that stand for data, model and code, none of which its parameters pin.
+        run: the run.
+        inputs: what stands for data, model and code, none of which its parameters pin.
     """
-    path = folder / "inputs.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != inputs:
-        for old in [path for path in folder.iterdir() if path.name not in OPENED]:
+    path = run.folder / INPUTS
+    before = Fingerprint(read_mark(path) or {})
+    if inputs.digest != before.digest:
+        done = [old for old in run.folder.iterdir() if old.name not in OPENED]
+        if done:
+            others = ", ".join(inputs.differences(before))
+            say(f"run {run.run_id} starts over: its earlier attempt had other inputs: {others}")
+        for old in done:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(path, inputs)
+    write_json(path, dict(inputs.parts))
 
 
-def file_stamps(folder: Path) -> list[list[Any]]:
-    """Return name, size and time of change of a model's files: enough to notice another model, without reading it."""
-    found = sorted((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+def close_run(folder: Path, record: Record) -> None:
+    """Mark a run as finished, with what became of it, and delete what only an unfinished one needs.
+
+    Args:
+        folder: the run's.
+        record: complete, with the version and the place of the published model.
+    """
+    told = plain(record)
+    later: dict[str, Json] = {key: told[key] for key in LATER if key in told}
+    write_json(folder / FINISHED, {"run_id": record.run_id} | later)
+    drop_work(folder)
 
 
-def close_run(folder: Path, record: dict[str, Any]) -> None:
-    """Mark a run as finished: its record is complete."""
-    write_json(folder / "run.json", record)
+def drop_work(folder: Path) -> None:
+    """Delete the work folders of a run: models and checkpoints between the stages."""
+    for work in [folder / "work", *folder.glob("baselines/*/work")]:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _key(params: Params, method: str) -> str:
-    inputs = json.dumps([method, params.model_dump(mode="json")], sort_keys=True)
-    return hashlib.sha256(inputs.encode()).hexdigest()[:8]
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "run.json").exists()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read: an address in it may hold a password."""
-    with plain_errors(path):
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="utf-8")
+def is_finished(folder: Path) -> bool:
+    """Say whether a run came to its end."""
+    return read_mark(folder / FINISHED) is not None

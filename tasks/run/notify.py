@@ -26,6 +26,12 @@ def check(settings: Notify) -> None:
         )
 
 
+def receiver(settings: Notify) -> str | None:
+    """Return the host that is told, or None where nobody is."""
+    url = _address(settings)
+    return _host(url) if url else None
+
+
 def notify(settings: Notify, event: str, message: dict[str, Any]) -> bool:
     """Post ``{"event": event, **message}`` to the webhook, if there is one that wants to know.
 

@@ -6,6 +6,7 @@ is no server, does not: the slot of a run that was killed would be held for ever
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -15,19 +16,20 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder, FlowRun, StateType
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
-from prefect.states import Crashed
+from prefect.states import Crashed, State
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 GPU = "gpu"
-LEASE = (
-    60  # seconds after which a killed run's slot is free again; the least that Prefect allows
-)
+# Seconds after which a killed run's slot is free again; the least that Prefect allows.
+LEASE = 60
 PATIENCE = 10  # seconds of waiting for a slot, after which those of killed runs are looked for
+UNFINISHED = (StateType.RUNNING, StateType.PENDING)
+MANY = 100  # names in one question
 
 
 def ensure_gpu_limit(slots: int = 1) -> None:
@@ -44,18 +46,47 @@ def ensure_gpu_limit(slots: int = 1) -> None:
                 return
 
 
-def bury(run_id: str) -> None:
-    """Mark earlier flow runs of this run as crashed: it goes on here, so the process that they belonged to is gone."""
-    states = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
-    named = FlowRunFilter(
-        name=FlowRunFilterName(any_=[run_id]), state=FlowRunFilterState(type=states)
-    )
+def crash_abandoned(run_ids: list[str]) -> None:
+    """Mark as crashed what Prefect still takes for running of earlier attempts, and what they were part of.
+
+    Their slots are free then, and automations learn of it.
+
+    Args:
+        run_ids: runs whose process is known to be gone, since this one is alone at work in their project.
+    """
     with get_client(sync_client=True) as client:
-        for dead in client.read_flow_runs(flow_run_filter=named):
-            if str(dead.id) != flow_run.id:
-                client.set_flow_run_state(
-                    dead.id, Crashed(message="its process was killed"), force=True
-                )
+        own = {flow_run.id}
+        if flow_run.id:
+            own |= {str(one.id) for one in _ancestors(client, UUID(flow_run.id))}
+        for abandoned in _unfinished(client, run_ids):
+            for dead in [abandoned, *_ancestors(client, abandoned.id)]:
+                if str(dead.id) not in own and dead.state_type in UNFINISHED:
+                    state: State[None] = Crashed(message="its process was killed")
+                    client.set_flow_run_state(dead.id, state, force=True)
+
+
+def _unfinished(client: SyncPrefectClient, names: list[str]) -> list[FlowRun]:
+    """Return the flow runs of these names that Prefect takes for running."""
+    states = FlowRunFilterStateType(any_=list(UNFINISHED))
+    runs: list[FlowRun] = []
+    for start in range(0, len(names), MANY):
+        named = FlowRunFilterName(any_=names[start : start + MANY])
+        wanted = FlowRunFilter(name=named, state=FlowRunFilterState(type=states))
+        runs += client.read_flow_runs(flow_run_filter=wanted)
+    return runs
+
+
+def _ancestors(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
+    """Return the flow runs that a flow run is part of, the nearest first."""
+    ancestors: list[FlowRun] = []
+    present = client.read_flow_run(run)
+    while present.parent_task_run_id:
+        task_run = client.read_task_run(present.parent_task_run_id)
+        if task_run.flow_run_id is None:
+            break
+        present = client.read_flow_run(task_run.flow_run_id)
+        ancestors.append(present)
+    return ancestors
 
 
 @contextmanager
@@ -92,12 +123,12 @@ def free_dead_slots() -> None:
     with get_client(sync_client=True) as client:
         limit = client.read_global_concurrency_limit_by_name(GPU)
         dead = set(run_coro_as_sync(storage.read_expired_lease_ids()))
-        holders = run_coro_as_sync(storage.list_holders_for_limit(limit.id))
-        dead |= {
-            lease
-            for lease, holder in holders
-            if holder.type == "flow_run" and _has_ended(client, holder)
-        }
+        holders: list[tuple[UUID, ConcurrencyLeaseHolder]] = run_coro_as_sync(
+            storage.list_holders_for_limit(limit.id)
+        )
+        for lease, holder in holders:
+            if holder.type == "flow_run" and _has_ended(client, holder):
+                dead.add(lease)
         for lease in dead:
             client.release_concurrency_slots_with_lease(lease)
 

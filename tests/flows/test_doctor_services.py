@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from elder.errors import UserError
 from elder.params import Params
 from elder.settings import load_params
-from flows.checks import reach
+from flows.checks import services
 
 SECRET = "hunter2"
 CLOSED = "127.0.0.1:9"  # nobody listens on the port of the discard protocol
@@ -73,25 +73,25 @@ def said(part: Callable[[Params, Path], str], root: Path, **values: str) -> str:
     ],
 )
 def test_a_database_that_cannot_be_used(tmp_path: Path, uri: str, sentence: str) -> None:
-    assert sentence in said(reach.registry, tmp_path, **{"registry.tracking_uri": uri})
+    assert sentence in said(services.registry, tmp_path, **{"registry.tracking_uri": uri})
 
 
 def test_an_mlflow_server_that_does_not_know_the_user(serve: Serve, tmp_path: Path) -> None:
     values = {"registry.tracking_uri": serve({}), "store.url": "s3://bucket/x"}
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said(
-        reach.registry, tmp_path, **values
+        services.registry, tmp_path, **values
     )
 
 
 def test_a_prefect_server_that_is_down_or_closed(serve: Serve, tmp_path: Path) -> None:
     with temporary_settings({PREFECT_API_URL: f"http://{CLOSED}/api"}):
         assert "does not answer; start it, or unset PREFECT_API_URL" in said(
-            reach.prefect, tmp_path
+            services.prefect_server, tmp_path
         )
-        assert "while the Prefect server does not answer" in said(reach.worker, tmp_path)
+        assert "while the Prefect server does not answer" in said(services.worker, tmp_path)
     with temporary_settings({PREFECT_API_URL: serve({"/api/health": (200, True)}) + "/api"}):
         assert "lets nobody in without its PREFECT_API_AUTH_STRING; set it" in said(
-            reach.prefect, tmp_path
+            services.prefect_server, tmp_path
         )
 
 
@@ -118,9 +118,9 @@ def test_the_work_pool(serve: Serve, tmp_path: Path, status: str | None, sentenc
         {PREFECT_API_URL: serve({"/api/work_pools/elder": answer}) + "/api"}
     ):
         if status in ("NOT_READY", "PAUSED"):
-            assert sentence in said(reach.worker, tmp_path)
+            assert sentence in said(services.worker, tmp_path)
         else:
-            assert reach.worker(Params(), tmp_path).startswith(sentence)
+            assert services.worker(Params(), tmp_path).startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_the_data_remote(
     (tmp_path / ".dvc").mkdir()
     config = tmp_path / ".dvc" / "config"
     config.write_text("[core]\n    no_scm = true\n")
-    assert reach.data_remote(Params(), tmp_path).startswith("no DVC remote")
+    assert services.data_remote(Params(), tmp_path).startswith("no DVC remote")
     config.write_text(
         f"[core]\n    no_scm = true\n    remote = data\n['remote \"data\"']\n    url = {url}\n"
     )
-    assert sentence in said(reach.data_remote, tmp_path)
+    assert sentence in said(services.data_remote, tmp_path)
 
 
 def test_a_data_remote_in_a_folder(tmp_path: Path) -> None:
@@ -150,5 +150,5 @@ def test_a_data_remote_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
     config = f"[core]\n    no_scm = true\n    remote = data\n['remote \"data\"']\n    url = {tmp_path / 'remote'}\n"
     (tmp_path / ".dvc" / "config").write_text(config)
-    assert str(tmp_path / "remote") in reach.data_remote(Params(), tmp_path)
+    assert str(tmp_path / "remote") in services.data_remote(Params(), tmp_path)
     assert list((tmp_path / "remote").rglob("*.write-check")) == []

@@ -10,32 +10,35 @@ from prefect.states import State
 
 from elder.errors import UserError
 from elder.params import Params
+from elder.record import Record
 from flows import nightly, run
-from tasks.run.turn import HOLDER, LOCK
+from flows.checks.inputs import FoundModel
+from tasks.run.exclusive import HOLDER, LOCK
+from tests.elder.records import make_record
 
 REASON = (
     "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
 )
 
 
-def record(mode: str, passed: bool) -> dict[str, Any]:
-    rules = [
-        {"rule": "speed", "passed": True, "reason": "fine"},
-        {"rule": "perplexity", "passed": passed, "reason": REASON},
-    ]
-    values = {"dense": 4.0, "candidate": float("inf")}
-    return {
-        "run_id": "r1",
-        "model_version": "7" if passed or mode != "on" else None,
-        "gate": {"mode": mode, "passed": passed, "rules": rules},
-        "report": "runs/r1/report.html",
-        "rows": [
-            {"kind": kind, "perplexity": {"out_of_domain": {"perplexity": ppl}}}
-            for kind, ppl in values.items()
-        ],
-        "removed": [1],
-        "seconds": 2.5,
-    }
+def record(mode: str, passed: bool) -> Record:
+    rules: list[dict[str, Any]] = []
+    for rule, held, reason in (("speed", True, "fine"), ("perplexity", passed, REASON)):
+        rules.append(
+            {"rule": rule, "value": None, "limit": None, "passed": held, "reason": reason}
+        )
+    whole = make_record()
+    for row, value in zip(whole["rows"], (4.0, float("inf")), strict=False):
+        row["perplexity"]["out_of_domain"]["perplexity"] = value
+    return Record.model_validate(
+        whole
+        | {
+            "run_id": "r1",
+            "model_version": "7" if passed or mode != "on" else None,
+            "gate": {"mode": mode, "passed": passed, "rules": rules},
+            "report": "runs/r1/report.html",
+        }
+    )
 
 
 @pytest.fixture
@@ -48,14 +51,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return got
 
 
-def end(
-    monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any] | BaseException
-) -> dict[str, Any]:
+def end(monkeypatch: pytest.MonkeyPatch, ending: Record | BaseException) -> Record:
     """Run with the flow replaced by its end."""
 
-    def stand_in(
-        settings: Params, root: Path, method: str, told: dict[str, Any]
-    ) -> dict[str, Any]:
+    def stand_in(settings: Params, root: Path, method: str, told: dict[str, Any]) -> Record:
         told["run_id"] = "r1"
         if isinstance(ending, BaseException):
             raise ending
@@ -119,14 +118,17 @@ def test_a_failure_is_told_without_its_secrets(
 def test_a_run_holds_the_projects_turn(
     monkeypatch: pytest.MonkeyPatch, told: list, tmp_path: Path
 ) -> None:
-    def stand_in(run_id: str, *_: object) -> dict[str, Any]:
+    def stand_in(folder: Path) -> Record:
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
-        assert json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"] == run_id
+        assert json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"] == folder.name
         return record("on", True)
 
-    monkeypatch.setattr(run, "find_model", lambda _: ("models/tiny", None))
-    monkeypatch.setattr(run, "check", lambda *_: None)
+    monkeypatch.setattr(
+        run, "find_model", lambda _: FoundModel("models/tiny", None, "llama", 4)
+    )
+    monkeypatch.setattr(run, "require", lambda *_: None)
+    monkeypatch.setattr(run, "end_server_with_this_process", lambda: None)
     monkeypatch.setattr("flows.compress.compress", stand_in)
     run.run_compression(Params(), tmp_path, "default")
     FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)

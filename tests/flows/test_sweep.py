@@ -10,9 +10,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from elder.params import Params
+from elder.record import Record
 from flows import sweep
 from flows.cli.app import build_app
+from tasks.record import write_record
 from tasks.run import folder as rundir
+from tests.elder.records import make_record
 
 GRID = "method: [default, sleb]\nselect.ratio: [0.25, 0.5]\n"
 
@@ -26,28 +29,29 @@ class Runs:
         self.failing: BaseException | None = None
         self.fails_at = 0
 
-    def __call__(self, settings: Params, root: Path, method: str) -> dict[str, Any]:
+    def __call__(self, settings: Params, root: Path, method: str) -> Record:
         self.asked.append((method, settings.select.ratio, settings.select.layers))
         if self.failing and len(self.asked) == self.fails_at:
             raise self.failing
-        run_id = f"{len(self.asked):03d}-{rundir._key(settings, method)}"
-        record = {
-            "run_id": run_id,
-            "created": self.created,
-            "model_version": str(len(self.asked)),
-            "gate": {"mode": "on", "passed": method == "default", "rules": []},
-            "report": "report.html",
-            "rows": [_row("dense", 4.0), _row("candidate", 4.0 + settings.select.ratio)],
-            "removed": [1],
-            "seconds": 1.0,
-        }
-        (root / "runs" / run_id).mkdir(parents=True)
-        rundir.close_run(root / "runs" / run_id, record)
+        key = rundir.run_key(settings, method)
+        folder = root / "runs" / f"{len(self.asked):03d}-{key}-000000"
+        whole = make_record()
+        for row, value in zip(whole["rows"], (4.0, 4.0 + settings.select.ratio), strict=False):
+            row["perplexity"]["out_of_domain"]["perplexity"] = value
+        record = Record.model_validate(
+            whole
+            | {
+                "run_id": folder.name,
+                "created": self.created,
+                "model_version": str(len(self.asked)),
+                "gate": {"mode": "on", "passed": method == "default", "rules": []},
+                "report": "report.html",
+            }
+        )
+        folder.mkdir(parents=True)
+        write_record(record, folder / "record.json")
+        rundir.close_run(folder, record)
         return record
-
-
-def _row(kind: str, perplexity: float) -> dict[str, Any]:
-    return {"kind": kind, "perplexity": {"out_of_domain": {"perplexity": perplexity}}}
 
 
 @pytest.fixture
@@ -56,7 +60,8 @@ def runs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs
     for name in ("data", "models", "params.yaml", "dvc.yaml"):
         (tmp_path / name).symlink_to(project / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.run.Registry", Mock())  # to make a database takes seconds
+    # To make a database takes seconds.
+    monkeypatch.setattr("tasks.registry.client.Registry", Mock())
     made = Runs()
     monkeypatch.setattr(sweep, "run_compression", made)
     return made

@@ -12,9 +12,10 @@ import pytest
 
 from elder import params
 from elder.errors import UserError
+from elder.record import Record
 from infra import restore as script
 from infra.restore import numbers, restore
-from tasks.record import publish, register, report
+from tasks.record import publish_folder, register, report
 from tasks.registry.client import Registry
 from tasks.registry.history import Entry
 from tasks.registry.promotion import carry_out, history, plan_promotion, plan_rollback
@@ -94,14 +95,21 @@ def run(
         | {"params": settings.model_dump(mode="json")},
     }
     unsigned = settings.model_copy(update={"signing": params.Signing(private_key=None)})
-    published = publish.fn(folder, record, unsigned, root)
-    mlflow_run, version = register.fn(record, published, settings.registry)
+    published = publish_folder(folder, Record.model_validate(record), unsigned, root)
+    mlflow_run, version = register.fn(
+        Record.model_validate(record), published, settings.registry
+    )
     later = {
         "artifact": published.model_dump(exclude={"uploaded_bytes"}),
         "model_version": version,
     }
     told = record | later | {"report": str(folder.with_name("report.html"))}
-    report.fn(told, folder.parent, settings.registry, mlflow_run)
+    report.fn(
+        Record.model_validate(told),
+        folder.with_name("report.html"),
+        settings.registry,
+        mlflow_run,
+    )
     return version
 
 

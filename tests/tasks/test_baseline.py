@@ -1,12 +1,14 @@
 """What the row of a baseline is kept by."""
 
+from elder.fingerprint import Fingerprint
 from elder.settings import validate
-from tasks.baseline import baseline_key
+from tasks.baseline import baseline_fingerprint
 
 
 def test_a_baseline_is_measured_anew_only_if_something_it_depends_on_changed() -> None:
     def key(name: str = "sleb", dense: str = "d", blocks: str = "b", **sections: dict) -> str:
-        return baseline_key(name, dense, blocks, validate(sections))
+        key = Fingerprint({"weights": dense})
+        return baseline_fingerprint(name, key, blocks, validate(sections)).digest
 
     same = key()
     assert (

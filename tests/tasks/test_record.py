@@ -1,78 +1,103 @@
-"""What the dense results are cached by, what is tried again, and where passwords do not get to."""
+"""A run's record is settled once, and all copies of it are the same bytes."""
 
+import json
 from pathlib import Path
 
 import pytest
-from prefect.states import Completed, Failed
 
-from elder.errors import UserError
-from elder.params import Params
+from elder.record import (
+    CompressionRecord,
+    DataFacts,
+    Lineage,
+    Record,
+    Row,
+    Speed,
+    Verdict,
+    plain,
+    read_record,
+)
 from elder.settings import validate
-from tasks.errors import Unreachable
-from tasks.record import dense_key, settle
-from tasks.retry import try_again
+from tasks.record import Findings, settle, with_outcome, write_record
+from tasks.run.run import Run
+from tasks.store.base import Published
+from tests.elder.records import compress_record, make_record
 
-DATA = {
-    "in_domain.txt": "1",
-    "out_of_domain.txt": "2",
-    "pins/tokenizer.json": "3",
-    "calibration.txt": "4",
-}
+MADE = make_record()
+
+
+def findings(seconds: float = 2.04) -> Findings:
+    return Findings(
+        rows=[Row.model_validate(row) for row in MADE["rows"]],
+        speed=Speed.model_validate(MADE["speed"]),
+        champion=None,
+        verdict=Verdict.model_validate(MADE["gate"]),
+        energy={"kwh": 0.5},
+        seconds=seconds,
+    )
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "data" / "tasks").mkdir(parents=True)
-    (tmp_path / "data" / "tasks" / "a.yaml").write_text("task: a")
-    return tmp_path
-
-
-def test_the_dense_results_depend_on_what_they_are_measured_with(root: Path) -> None:
-    def key(weights: str = "w", data: dict = DATA, **sections: dict) -> str:
-        return dense_key(weights, validate(sections), data, root)
-
-    same = key()
-    assert key(select={"ratio": 0.5}, recover={"epochs": 1}, gate={"mode": "off"}) == same
-    assert key(data=DATA | {"calibration.txt": "5"}) == same
-    assert key(evaluate={"baselines": [], "in_domain": "elsewhere.txt"}) == same
-    others = [
-        key(weights="v"),
-        key(evaluate={"limit": 5}),
-        key(evaluate={"task_data": None}),
-        key(evaluate={"tasks": []}),
-        key(model={"dtype": "bfloat16"}),
-        key(calibration={"seq_len": 64}),
-        key(data=DATA | {"in_domain.txt": "5"}),
-        key(data=DATA | {"pins/tokenizer.json": "5"}),
-    ]
-    (root / "data" / "tasks" / "a.yaml").write_text("task: b")
-    assert len({same, key(), *others}) == 10
-
-
-def test_only_what_may_pass_by_itself_is_tried_again() -> None:
-    assert try_again(None, None, Failed(data=Unreachable("the server is away")))
-    assert try_again(None, None, Failed(data=RuntimeError("who knows")))
-    assert not try_again(None, None, Failed(data=UserError("access denied")))
-    assert not try_again(None, None, Completed(data=1))
-
-
-def test_what_is_published_is_settled_once(tmp_path: Path) -> None:
-    path = tmp_path / "settled.json"
-    assert settle.fn({"created": "today", "kept": (1, 2)}, path) == {
-        "created": "today",
-        "kept": [1, 2],
-    }
-    assert settle.fn({"created": "tomorrow"}, path)["created"] == "today"
-
-
-def test_no_password_reaches_the_stages(tmp_path: Path) -> None:
-    from flows.compress import _write_params
-
-    settings = Params.model_validate(
-        {"registry": {"tracking_uri": "postgresql://me:hunter2@db/x"}}
+def run(tmp_path: Path) -> Run:
+    settings = validate(
+        {
+            "model": {"name": "models/as-named"},
+            "registry": {"tracking_uri": "postgresql://me:hunter2@db/x"},
+        }
     )
-    found = settings.model.model_copy(update={"name": "build/models/x", "revision": "c0ffee"})
-    text = _write_params(settings, found, tmp_path).read_text()
-    assert "hunter2" not in text
-    assert "name: build/models/x" in text
-    assert f"in_domain: {tmp_path}/data/in_domain.txt" in text
+    folder = tmp_path / "runs" / "r1"
+    folder.mkdir(parents=True)
+    return Run(tmp_path, folder, settings, "default", "build/models/x", None)
+
+
+def settled(run: Run, found: Findings) -> Record:
+    made = CompressionRecord.model_validate(compress_record())
+    origin = Lineage(git_commit="c0ffee", data={"calibration.txt": "9b"})
+    return settle.fn(run, made, DataFacts(source={"kind": "file"}), origin, found)
+
+
+def test_a_record_holds_what_all_tasks_found(run: Run) -> None:
+    record = settled(run, findings())
+    assert (record.run_id, record.seconds, record.model.name) == ("r1", 2.0, "models/as-named")
+    assert plain(record.candidate) == MADE["rows"][1]
+    assert record.lineage.git_commit == "c0ffee"
+    assert record.lineage.packages == {"torch": "2.13.0"}  # of the compression
+    assert record.lineage.params["model"]["name"] == "models/as-named"
+    assert record.energy == {"kwh": 0.5}
+    assert "hunter2" not in run.record.read_text()
+
+
+def test_what_is_published_is_settled_once(run: Run) -> None:
+    first = settled(run, findings(seconds=1))
+    assert settled(run, findings(seconds=9)) == first
+    run.record.write_text("")  # as a power cut leaves it
+    assert settled(run, findings(seconds=9)).seconds == 9
+
+
+def test_all_copies_of_a_record_are_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    record = settled(run, findings())
+    write_record(record, tmp_path / "copy.json")
+    text = run.record.read_bytes()
+    assert (tmp_path / "copy.json").read_bytes() == text
+    read = read_record(json.loads(text), "it")
+    write_record(read, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == text
+
+
+def test_a_number_that_is_not_finite_is_none_in_json(run: Run, tmp_path: Path) -> None:
+    rows = [row | {} for row in MADE["rows"]]
+    rows[1] = rows[1] | {
+        "perplexity": {"out_of_domain": {"perplexity": float("inf")}},
+    }
+    record = Record.model_validate(MADE | {"rows": rows})
+    write_record(record, tmp_path / "record.json")
+    tree = json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
+    assert tree["rows"][1]["perplexity"]["out_of_domain"]["perplexity"] is None
+
+
+def test_the_outcome_is_no_part_of_what_is_published(run: Run) -> None:
+    record = settled(run, findings())
+    published = Published(url="store/x", digest="d" * 64, files={}, uploaded_bytes=5)
+    told = plain(with_outcome(record, published, "3", run.report))
+    assert told["artifact"] == {"url": "store/x", "digest": "d" * 64, "files": {}}
+    assert (told["model_version"], told["report"]) == ("3", str(run.report))
+    assert not {"artifact", "model_version", "report"} & set(json.loads(run.record.read_text()))

@@ -17,7 +17,7 @@ from elder.model.load import parameter_count, weights_digest
 from elder.model.save import save_model
 from elder.record import CompressionRecord, Record, Row, Speed, plain
 from elder.settings import validate
-from tasks.record import publish
+from tasks.record import publish_folder
 from tasks.registry.client import Registry
 from tests.tasks.audit.published import TEXT, Version, md5, parameters, words
 
@@ -147,7 +147,7 @@ def publish_version(
         record, folder = record | {"run_id": run_id}, tmp_path / run_id
         save_with_record(model, words(), folder, CompressionRecord.model_validate(record))
         with_key = settings.model_copy(update={"signing": section})
-        published = publish.fn(folder, record, with_key, root)
+        published = publish_folder(folder, Record.model_validate(record), with_key, root)
         registry, typed = Registry(settings.registry), Record.model_validate(record)
         run = registry.start_run(run_id)
         registry.log_record(run, typed)

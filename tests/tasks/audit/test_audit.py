@@ -10,9 +10,9 @@ from transformers import LlamaForCausalLM
 from elder import params
 from elder.compression.compress import save_with_record
 from elder.errors import UserError
-from elder.record import CompressionRecord
+from elder.record import CompressionRecord, Record
 from tasks.audit.run import audit
-from tasks.record import publish
+from tasks.record import publish_folder
 from tests.tasks.audit.published import Version, broken, flip, words
 
 
@@ -34,8 +34,8 @@ def test_a_run_that_publishes_again_publishes_the_same_bytes(
     model, record = shallow
     compressed = CompressionRecord.model_validate(record)
     save_with_record(model, words(), tmp_path / "model", compressed)
-    first = publish.fn(tmp_path / "model", record, settings, root)
-    second = publish.fn(tmp_path / "model", record, settings, root)
+    first = publish_folder(tmp_path / "model", Record.model_validate(record), settings, root)
+    second = publish_folder(tmp_path / "model", Record.model_validate(record), settings, root)
     assert (second.digest, second.uploaded_bytes) == (first.digest, 0)
     assert {"record.json", "bom.cdx.json", "model.sig", "README.md", "elder.json"} <= set(
         first.files

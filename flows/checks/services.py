@@ -1,6 +1,7 @@
-"""Whether the services that a run uses answer: registry, Prefect server, worker, DVC remote. For `elder doctor`.
+"""Whether the services that a run uses answer: store, registry, Prefect server, worker, webhook, DVC remote.
 
-Each function returns what it found, or raises a UserError that names the part and says how to mend it.
+Each function asks one of them; it returns a sentence of what it saw, or raises a UserError that names the service and
+says how to mend it.
 """
 
 from pathlib import Path
@@ -12,18 +13,35 @@ POOL = "elder"  # the work pool of prefect.yaml
 PROBE = ".write-check"
 
 
+def store(settings: Params, root: Path) -> str:
+    """Write to the store."""
+    from tasks.store.open import configured_store
+
+    configured = configured_store(settings.store, root)
+    configured.check()
+    return configured.url
+
+
 def registry(settings: Params, _: Path) -> str:
-    """Reach the registry; of a database, say what is wrong before MLflow tries it for minutes."""
+    """Ask the registry; of a database, say what is wrong before MLflow tries it for minutes."""
     from tasks.errors import hide_secrets
     from tasks.registry.client import Registry
 
     uri = settings.registry.tracking_uri
-    _database(uri)
+    _connect_once(uri)
     Registry(settings.registry).check_store(settings.store)
     return hide_secrets(uri)
 
 
-def _database(uri: str) -> None:
+def webhook(settings: Params, _: Path) -> str:
+    """Look whether the webhook's address can be one; nothing is sent."""
+    from tasks.run.notify import check, receiver
+
+    check(settings.notify)
+    return receiver(settings.notify) or "none: nobody is told how a run ends"
+
+
+def _connect_once(uri: str) -> None:
     """Connect once to the database that a tracking URI names: MLflow itself would try a dead one for minutes."""
     if not uri.startswith(("postgresql", "mysql", "mssql")):
         return
@@ -54,8 +72,8 @@ def _database(uri: str) -> None:
         ) from None
 
 
-def prefect(_: Params, __: Path) -> str:
-    """Reach the Prefect server, where one is set."""
+def prefect_server(_: Params, __: Path) -> str:
+    """Ask the Prefect server, where one is set."""
     url = _prefect_url()
     if not url:
         return "no PREFECT_API_URL: each run starts a server of its own"

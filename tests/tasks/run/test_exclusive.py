@@ -1,4 +1,4 @@
-"""Only one run at a time is at work in a project, and a killed one gives its turn back."""
+"""Only one run at a time is at work in a project, and a killed one makes room."""
 
 import subprocess
 import sys
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.run import turn as module
-from tasks.run.turn import turn
+from tasks.run import exclusive as module
+from tasks.run.exclusive import exclusive
 
 HOLD = """
 import sys
 from pathlib import Path
-from tasks.run.turn import turn
-with turn(Path(sys.argv[1])) as hold:
-    hold("20260101-020000-abcdef12")
+from tasks.run.exclusive import exclusive
+with exclusive(Path(sys.argv[1])) as name_the_run:
+    name_the_run("20260101-020000-abcdef12")
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -24,13 +24,12 @@ with turn(Path(sys.argv[1])) as hold:
 def test_the_next_waits_is_told_for_whom_and_goes_on_when_the_holder_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.02)
     told, said = [], threading.Event()
     monkeypatch.setattr(module, "say", lambda text: (told.append(text), said.set()))
     entered = threading.Event()
 
     def follow() -> None:
-        with turn(tmp_path):
+        with exclusive(tmp_path):
             entered.set()
 
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
@@ -49,9 +48,9 @@ def test_the_next_waits_is_told_for_whom_and_goes_on_when_the_holder_is_killed(
     assert told[0].startswith(f"run 20260101-020000-abcdef12 (process {holder.pid}, since 20")
 
 
-def test_a_turn_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), turn(tmp_path):
+def test_the_project_is_free_again_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), exclusive(tmp_path):
         raise RuntimeError("the run failed")
-    with turn(tmp_path) as hold:
-        hold("again")
+    with exclusive(tmp_path) as name_the_run:
+        name_the_run("again")
         assert '"run_id": "again"' in (tmp_path / "runs" / module.HOLDER).read_text()

@@ -1,0 +1,52 @@
+"""One run at a time in a project: whoever comes later, by hand or on schedule, waits and is told for whom."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from elder.files import write_json
+from elder.locks import Busy, hold
+from elder.progress import say
+from tasks.run.marks import read_mark
+
+LOCK, HOLDER = ".turn", ".turn.json"  # below runs/; earlier versions take turns by these, too
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[Callable[[str], None]]:
+    """Be the only run at work in a project, waiting as long as it takes. It is free again when this process ends.
+
+    Args:
+        root: the project's folder.
+
+    Yields:
+        A function that takes the id of the run at work, which those who wait are told.
+    """
+    runs = root / "runs"
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(runs / LOCK, ""))
+        except Busy:
+            say(
+                f"{_holder(runs)} is at work in this project; this one starts when it has ended, Ctrl-C gives up"
+            )
+            held.enter_context(hold(runs / LOCK, "", patience=-1))
+        _write_holder(runs, None)
+        yield lambda run_id: _write_holder(runs, run_id)
+
+
+def _write_holder(runs: Path, run_id: str | None) -> None:
+    """Write who is at work."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(runs / HOLDER, {"run_id": run_id, "pid": os.getpid(), "since": since})
+
+
+def _holder(runs: Path) -> str:
+    """Name whoever is at work."""
+    holder = read_mark(runs / HOLDER)
+    if holder is None:  # it has only just started
+        return "another run"
+    run = f"run {holder['run_id']}" if holder["run_id"] else "another run"
+    return f"{run} (process {holder['pid']}, since {holder['since']})"
