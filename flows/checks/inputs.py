@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from elder.compensation import get_compensation
+from elder.compensation import COMPENSATIONS
 from elder.compression.recipes import apply_method
 from elder.compression.stages import layers_to_keep
 from elder.device import device_of
@@ -92,7 +92,7 @@ def methods(settings: Params, _: Path) -> str:
     """Look up the names of methods: of the selection, the compensation and the baselines."""
     names = [settings.select.method, settings.compensate.method]
     get_method(settings.select.method)
-    get_compensation(settings.compensate.method)
+    COMPENSATIONS.refuse_unknown(settings.compensate.method)
     for name in settings.evaluate.baselines:
         apply_method(settings, name)
         names.append(name)

@@ -34,7 +34,7 @@ SECRET = "hunter2secret"
 
 
 def in_folder(root: Path, settings: Params | None = None, method: str = "default") -> Any:
-    return run_in_folder(root, settings or Params(), method, "models/tiny", None)
+    return run_in_folder(root, settings or validate({}), method, "models/tiny", None)
 
 
 def fail(root: Path, made: str, error: Exception) -> Path:
@@ -68,11 +68,11 @@ def test_an_unfinished_run_is_gone_on_with_until_it_is_closed(tmp_path: Path) ->
 
 
 def test_what_bears_on_no_result_starts_no_other_run() -> None:
-    key = run_key(Params(), "default")
+    key = run_key(validate({}), "default")
     beside = {"notify": {"events": ["failure"]}, "energy": {"country": "DEU"}}
     assert run_key(validate(beside), "default") == key
     others = [
-        run_key(Params(), "sleb"),
+        run_key(validate({}), "sleb"),
         run_key(validate({"select": {"ratio": 0.5}}), "default"),
         run_key(validate({"registry": {"name": "other"}}), "default"),
         run_key(validate({"gate": {"mode": "off"}}), "default"),
@@ -206,18 +206,18 @@ def test_the_latest_finished_record_of_the_same_parameters_counts(tmp_path: Path
             close_run(run.folder, record)
         return run.folder
 
-    assert finished_record(tmp_path, Params(), "default") is None
+    assert finished_record(tmp_path, validate({}), "default") is None
     first = finish("2026-11-24T02:00:00+00:00", "1")
     second = tmp_path / "runs" / ("20991231-000000" + first.name[15:])
     shutil.copytree(first, second)
     mark = json.loads((second / "run.json").read_text())
     (second / "run.json").write_text(json.dumps(mark | {"model_version": "2"}))
-    found = finished_record(tmp_path, Params(), "default")
+    found = finished_record(tmp_path, validate({}), "default")
     assert found is not None
     assert (found.model_version, found.artifact["digest"]) == ("2", "5f" * 32)
-    assert finished_record(tmp_path, Params(), "sleb") is None
-    assert finished_record(tmp_path, Params(), "default", "2026-11-25") is None
+    assert finished_record(tmp_path, validate({}), "sleb") is None
+    assert finished_record(tmp_path, validate({}), "default", "2026-11-25") is None
     (second / "record.json").write_text("")  # a damaged one is none
-    found = finished_record(tmp_path, Params(), "default")
+    found = finished_record(tmp_path, validate({}), "default")
     assert found is not None
     assert found.model_version == "1"
