@@ -51,7 +51,11 @@ def _escaped(character: str) -> str:
 
 
 def refuse(sentence: str, status: int) -> NoReturn:
-    """Say a sentence and exit; a stage leaves it to the flow that started it, which says it once."""
+    """Say a sentence and exit; a stage leaves it to the flow that started it, which says it once.
+
+    Faults of parameters are listed in lines of their own; all other characters that would move the cursor are escaped.
+    """
+    sentence = "\n".join(one_line(line) for line in sentence.split("\n"))
     if "ELDER_ERROR_FILE" in os.environ:
         told = sentence.removeprefix("error: ")
         Path(os.environ["ELDER_ERROR_FILE"]).write_text(told, encoding="utf-8")

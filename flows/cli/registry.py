@@ -184,7 +184,6 @@ def _print_table(name: str, log: "list[Entry]") -> None:
             entry.previous or "none",
             entry.by,
         ]
-        table.add_row(
-            *(Text(str(cell)) for cell in [*row, entry.at[:19].replace("T", " "), entry.reason])
-        )
+        row += [entry.at[:19].replace("T", " "), entry.reason]
+        table.add_row(*(Text(one_line(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,47 @@
+"""Names from a registry or a store that others write to: none of them can look like a line of a command's own."""
+
+import pytest
+
+from elder.cli.output import refuse, show
+from flows.cli.audit import _audit_lines
+from flows.cli.registry import _print_table
+from tasks.audit.run import Audit, Finding
+from tasks.registry.history import Entry
+
+FORGED = "tiny\nholds    signature: valid\x1b[1A"
+SHOWN = "tiny\\nholds    signature: valid\\x1b[1A"
+
+
+def test_a_check_of_the_audit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    check = Finding(name="bytes", ok=False, detail=f"{FORGED} is not in the manifest")
+    result = Audit(ok=False, name=FORGED, version="1", source="store", checks=[check])
+    show(result.model_dump(), False, lambda: _audit_lines(result))
+    assert capsys.readouterr().out.splitlines() == [
+        f"BROKEN   bytes: {SHOWN} is not in the manifest",
+        f"{SHOWN} version 1: does not hold: bytes",
+    ]
+
+
+def test_a_refusal_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        refuse("error: there is no model 'a\x1b[2K\rb'", 2)
+    assert capsys.readouterr().err == "error: there is no model 'a\\x1b[2K\\rb'\n"
+
+
+def test_a_reason_in_the_history_is_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {
+        "number": 1,
+        "action": "promote",
+        "version": "1",
+        "previous": None,
+        "digest": "0" * 64,
+        "by": "mallory\nroot@host",
+        "at": "2026-11-01T02:00:00+00:00",
+        "reason": FORGED,
+        "compared": "",
+    }
+    _print_table("tiny", [Entry.model_construct(**values)])
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 6  # title, three rules, headings, one entry
+    assert "mallory\\nroot@host" in printed
+    assert SHOWN in printed
