@@ -31,7 +31,10 @@ def use_local_data(entry: Any, folder: Path) -> None:
     config = entry.cfg or {}
     if not _has_dataset(entry, config):
         return
-    splits = {key: config[key] for key in SPLITS if config.get(key)}
+    splits = {}
+    for key in SPLITS:
+        if config.get(key):
+            splits[key] = config[key]
     files = _files_of(config, list(splits.values()), folder)
     own = folder / entry.name
     if not files and not any(own.glob("*.jsonl")):
@@ -41,27 +44,30 @@ def use_local_data(entry: Any, folder: Path) -> None:
         raise UserError(
             f"{str(own)!r} has no {judged}.jsonl, the split that the task {entry.name!r} is evaluated on"
         )
-    changes = {key: split if split in files else None for key, split in splits.items()}
-    source = {
+    changes: dict[str, Any] = {
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": files},
     }
-    entry.cfg = load_yaml(entry.yaml_path) | changes | source
+    for key, split in splits.items():
+        changes[key] = split if split in files else None
+    entry.cfg = load_yaml(entry.yaml_path) | changes
     entry.yaml_path = None  # else lm-eval reads the file again
 
 
 def _has_dataset(entry: Any, config: Mapping[str, Any]) -> bool:
     """Say whether an entry is a task with a dataset: no group, and no task made of code."""
-    is_task = entry.yaml_path is not None and isinstance(config.get("task"), str)
-    return is_task and "dataset_path" in config
+    if entry.yaml_path is None:
+        return False
+    return isinstance(config.get("task"), str) and "dataset_path" in config
 
 
 def _files_of(config: Mapping[str, Any], splits: list[str], folder: Path) -> dict[str, str]:
     """Return {split: absolute path of the file that stands in for it}, for those that have one."""
     files = {}
+    single = len(splits) == 1
     for split in splits:
-        for place in _places(config, split, folder, single=len(splits) == 1):
+        for place in _places(config, split, folder, single):
             if place.is_file():
                 files[split] = str(place.resolve())
                 break
@@ -73,5 +79,6 @@ def _places(config: Mapping[str, Any], split: str, folder: Path, single: bool) -
     places = [folder / config["task"] / f"{split}.jsonl"]
     if single and config.get("dataset_name"):
         dataset = Path(config["dataset_path"]).name
-        places.append(folder / dataset / f"{config['dataset_name']}.jsonl")
+        name = config["dataset_name"]
+        places.append(folder / dataset / f"{name}.jsonl")
     return places

@@ -86,7 +86,8 @@ def _without_number(name: str, value: Number | None, limit: float, what: str) ->
 
 def perplexity_ratio(above: Measured, below: Measured, domain: Domain) -> float | None:
     """Return the ratio of two perplexities: None where one is missing, NaN where it cannot be formed."""
-    numerator, denominator = _perplexity(above, domain), _perplexity(below, domain)
+    numerator = _perplexity(above, domain)
+    denominator = _perplexity(below, domain)
     if numerator is None or denominator is None:
         return None
     if denominator == 0 or not math.isfinite(denominator):
@@ -104,11 +105,19 @@ def fall_beyond_noise(before: Scored | None, after: Scored | None) -> float | No
 
     None where a value or an error is missing.
     """
-    if before is None or after is None or before.value is None or after.value is None:
+    first, second = _score(before), _score(after)
+    if first is None or second is None:
         return None
-    if before.stderr is None or after.stderr is None:
+    fall = first[0] - second[0]
+    noise = math.hypot(first[1], second[1])
+    return fall - noise
+
+
+def _score(score: Scored | None) -> tuple[Number, Number] | None:
+    """Return a value and its standard error; None where one of them is missing."""
+    if score is None or score.value is None or score.stderr is None:
         return None
-    return before.value - after.value - math.hypot(before.stderr, after.stderr)
+    return score.value, score.stderr
 
 
 def no_comparison(other: UnderProtocol, candidate: Row, title: str) -> str | None:
@@ -126,8 +135,10 @@ def no_comparison(other: UnderProtocol, candidate: Row, title: str) -> str | Non
     if other.protocol_digest == candidate.protocol_digest:
         return None
     told = []
-    for key, (before, after) in differences(other.protocol, candidate.protocol).items():
-        told.append(f"{key} {_short(before)} (candidate: {_short(after)})")
+    unlike_parts = differences(other.protocol, candidate.protocol)
+    for key, (before, after) in unlike_parts.items():
+        mine = _short(after)
+        told.append(f"{key} {_short(before)} (candidate: {mine})")
     unlike = ", ".join(told) or "only the digests differ"
     return f"it was measured under another protocol: {unlike}"
 
@@ -135,7 +146,9 @@ def no_comparison(other: UnderProtocol, candidate: Row, title: str) -> str | Non
 def _short(value: Json) -> str:
     """Return a value in a few characters: of a digest, what suffices to tell it from another."""
     text = "null" if value is None else str(value)
-    return text if len(text) <= LONGEST else f"{text[:12]}..."
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:12]}..."
 
 
 def differences(

@@ -42,24 +42,33 @@ def curves(points: Sequence[Point]) -> list[Curve]:
         own = stages.setdefault(point.stage, [])
         if finite(point.loss):
             own.append(point)
-    return [_curve(name, own) for name, own in stages.items() if len(own) > 1]
+    drawn = []
+    for name, own in stages.items():
+        if len(own) > 1:
+            drawn.append(_curve(name, own))
+    return drawn
 
 
 def _curve(stage: str | None, points: list[Point]) -> Curve:
     losses = _thinned([point.loss for point in points])
-    low, high = min(losses), max(losses)
+    rates = [point.lr for point in points if finite(point.lr)]
+    low = min(losses)
+    high = max(losses)
     span = (high - low) or 1.0
     across = 100 / max(1, len(losses) - 1)
 
     def depth(loss: float) -> float:
         return 100 - 100 * (loss - low) / span
 
-    line = [f"{across * index:.2f},{depth(loss):.2f}" for index, loss in enumerate(losses)]
+    line = []
+    for index, loss in enumerate(losses):
+        line.append(f"{across * index:.2f},{depth(loss):.2f}")
+    marks = ticks(low, high, log=False)
     return Curve(
         stage=stage,
         line=" ".join(line),
-        ticks=[(tick, depth(tick)) for tick in ticks(low, high, log=False)],
-        lr=max((point.lr for point in points if finite(point.lr)), default=None),
+        ticks=[(mark, depth(mark)) for mark in marks],
+        lr=max(rates, default=None),
         first=losses[0],
         last=losses[-1],
         start=points[0].step,
@@ -69,5 +78,8 @@ def _curve(stage: str | None, points: list[Point]) -> Curve:
 
 def _thinned(losses: list[float]) -> list[float]:
     every = math.ceil(len(losses) / CURVE_POINTS)
-    parts = [losses[start : start + every] for start in range(0, len(losses), every)]
-    return [sum(part) / len(part) for part in parts]
+    means = []
+    for start in range(0, len(losses), every):
+        part = losses[start : start + every]
+        means.append(sum(part) / len(part))
+    return means

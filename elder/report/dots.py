@@ -10,6 +10,7 @@ ROOM = 0.06  # left free at both ends of a track, as a share of the scale
 LABEL = 24  # percent of a phone's track that a tick's label needs
 ROUND = (1, 2, 5)  # what the numbers at ticks begin with
 TICKS = 5  # at most
+POWERS = range(-3, 16)  # of ten, that perplexities may have
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,27 @@ def perplexity_values(rows: Sequence[Row], domain: Domain) -> list[RowValue]:
     """Return the number of each row that measured the perplexity of a domain."""
     values = []
     for row in rows:
-        one = row.perplexity.get(domain)
-        if one:
-            number, error = one.perplexity, one.stderr
-            values.append(RowValue(row.name, row.kind, number, error, row.tokens_seen))
+        measured = row.perplexity.get(domain)
+        if measured:
+            value = RowValue(
+                name=row.name,
+                kind=row.kind,
+                value=measured.perplexity,
+                error=measured.stderr,
+                tokens=row.tokens_seen,
+            )
+            values.append(value)
     return values
 
 
 def task_values(rows: Sequence[Row], task: str) -> list[RowValue]:
     """Return the number of each row that was given a task."""
-    scores = [(row, row.tasks.get(task)) for row in rows]
-    return [_score_value(row, score) for row, score in scores if score]
+    values = []
+    for row in rows:
+        score = row.tasks.get(task)
+        if score:
+            values.append(_score_value(row, score))
+    return values
 
 
 def mean_values(rows: Sequence[Row]) -> list[RowValue]:
@@ -83,8 +94,14 @@ def mean_values(rows: Sequence[Row]) -> list[RowValue]:
 
 
 def _score_value(row: Row, score: TaskResult | Mean) -> RowValue:
-    metric = score.metric if isinstance(score, TaskResult) else None
-    return RowValue(row.name, row.kind, score.value, score.stderr, row.tokens_seen, metric)
+    return RowValue(
+        name=row.name,
+        kind=row.kind,
+        value=score.value,
+        error=score.stderr,
+        tokens=row.tokens_seen,
+        metric=score.metric if isinstance(score, TaskResult) else None,
+    )
 
 
 def dot_plot(
@@ -98,25 +115,42 @@ def dot_plot(
         log: a logarithmic scale.
         among: those that set the scale, where several plots share one.
     """
-    ends = [end for value in among or values for end in whiskers(value, log)]
+    ends = all_ends(among or values, log)
     place = _placing(ends, log)
     dots = []
+    dense = None
     for value in values:
-        at = tuple(place(end) for end in whiskers(value, log))
-        dots.append(Dot(value, at))
-    dense = next((dot for dot in dots if dot.of.kind == DENSE and dot.at), None)
-    return Plot(title, dots, _tick_places(ends, log, place), dense, log)
+        places = map(place, whiskers(value, log))
+        dot = Dot(value, tuple(places))
+        dots.append(dot)
+        if value.kind == DENSE and dot.at:
+            dense = dense or dot
+    ticks_at = _tick_places(ends, log, place)
+    return Plot(title, dots, ticks_at, dense, log)
+
+
+def all_ends(values: Sequence[RowValue], log: bool) -> list[float]:
+    """Return the ends of all whiskers, which the scale has to hold."""
+    ends: list[float] = []
+    for value in values:
+        ends += whiskers(value, log)
+    return ends
 
 
 def _placing(ends: Sequence[float], log: bool) -> Callable[[float], float]:
     """Return what says where a value lies, in percent, so that all ends have their place."""
     scale = math.log if log else float
-    low, high = (scale(min(ends)), scale(max(ends))) if ends else (0.0, 1.0)
-    room = ROOM * ((high - low) or 1.0)
-    width = high - low + 2 * room
+    low, high = 0.0, 1.0
+    if ends:
+        low = scale(min(ends))
+        high = scale(max(ends))
+    span = high - low
+    room = ROOM * (span or 1.0)
+    width = span + 2 * room
 
     def place(value: float) -> float:
-        return round(100 * (scale(value) - low + room) / width, 2)
+        share = (scale(value) - low + room) / width
+        return round(100 * share, 2)
 
     return place
 
@@ -128,10 +162,12 @@ def _tick_places(
     marks: list[tuple[float, float]] = []
     if not ends:
         return marks
+    last = -math.inf
     for tick in ticks(min(ends), max(ends), log):
         at = place(tick)
-        if not marks or at - marks[-1][1] > LABEL:
+        if at - last > LABEL:
             marks.append((tick, at))
+            last = at
     return marks
 
 
@@ -140,19 +176,43 @@ def whiskers(one: RowValue, log: bool) -> list[float]:
     value = one.value
     if value is None or not finite(value) or (log and value <= 0):
         return []
-    error = one.error if one.error is not None and finite(one.error) else 0.0
+    error = 0.0
+    if one.error is not None and finite(one.error):
+        error = one.error
     lower = value - error
-    return [max(lower, value / 2) if log else lower, value, value + error]
+    if log:
+        lower = max(lower, value / 2)
+    return [lower, value, value + error]
 
 
 def ticks(low: float, high: float, log: bool) -> list[float]:
     """Return two to five round numbers between two ends: evenly spaced, or 1-2-5 over a wide logarithmic range."""
     if log and high > 5 * low:
-        marks = [base * 10.0**power for power in range(-3, 16) for base in ROUND]
-        inside = [mark for mark in marks if low <= mark <= high]
-        return inside[:: math.ceil(len(inside) / TICKS)]
-    raw = ((high - low) or abs(high) or 1.0) / (TICKS - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(base * power for base in (*ROUND, 10) if base * power >= raw)
-    first, last = math.ceil(low / step), math.floor(high / step)
+        return _wide_ticks(low, high)
+    span = (high - low) or abs(high) or 1.0
+    step = _round_step(span / (TICKS - 1))
+    first = math.ceil(low / step)
+    last = math.floor(high / step)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _wide_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten between two ends, thinned to five."""
+    inside = []
+    for power in POWERS:
+        for base in ROUND:
+            mark = base * 10.0**power
+            if low <= mark <= high:
+                inside.append(mark)
+    every = math.ceil(len(inside) / TICKS)
+    return inside[::every]
+
+
+def _round_step(least: float) -> float:
+    """Return the first of 1, 2 and 5 times a power of ten that is no less."""
+    power = 10.0 ** math.floor(math.log10(least))
+    for base in ROUND:
+        step = base * power
+        if step >= least:
+            return step
+    return 10 * power

@@ -80,8 +80,15 @@ def _heat_row(one: Round, lower_goes: bool, goes: Sequence[int]) -> HeatRow:
     levels = _levels([_worth(value, lower_goes) for value in one.values])
     losses = dict(one.checked)
     cells = []
-    for layer, (value, level) in enumerate(zip(one.values, levels, strict=True)):
-        cells.append(Cell(layer, value, level, layer in goes, losses.get(layer)))
+    for layer, value in enumerate(one.values):
+        cell = Cell(
+            layer=layer,
+            value=value,
+            level=levels[layer],
+            goes=layer in goes,
+            loss=losses.get(layer),
+        )
+        cells.append(cell)
     return HeatRow(cells)
 
 
@@ -101,8 +108,9 @@ def _levels(worth: Sequence[Number | None]) -> list[int | None]:
     known = sorted(value for value in worth if value is not None)
     if not known:
         return [None] * len(worth)
-    low, high = known[0], known[math.ceil(REST * (len(known) - 1))]
-    span = (high - low) or 1.0
+    end = math.ceil(REST * (len(known) - 1))
+    low = known[0]
+    span = (known[end] - low) or 1.0
     levels: list[int | None] = []
     for value in worth:
         if value is None:

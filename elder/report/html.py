@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from elder.record import DOMAINS, CompressionRecord, Row
 from elder.report.dots import Plot, dot_plot, mean_values, perplexity_values, task_values
 from elder.report.summary import summary
-from elder.report.words import as_yaml, compact, duration, number, size, with_error
+from elder.report.words import as_yaml, compact, duration, number, plus_minus, size
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,7 +49,7 @@ def environment() -> "Environment":
         "short": compact,
         "size": size,
         "time": duration,
-        "with_error": with_error,
+        "plus_minus": plus_minus,
         "yaml": as_yaml,
     }
     return templates

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from elder.record import BASELINE, CANDIDATE, DENSE, DOMAINS, Row
-from elder.report.dots import RowValue, mean_values, perplexity_values, ticks, whiskers
+from elder.report.dots import (
+    RowValue,
+    all_ends,
+    mean_values,
+    perplexity_values,
+    ticks,
+    whiskers,
+)
 
 COLOURS = {DENSE: "#15181c", CANDIDATE: "#2b59c3", BASELINE: "#7a8491"}
 STYLE: Any = {
@@ -23,13 +30,13 @@ class Panel:
     """One measure of all rows that have it."""
 
     title: str
-    points: list[RowValue]
+    values: list[RowValue]
     log: bool
 
     @property
     def names(self) -> list[str]:
         """Return the names of its rows."""
-        return [point.name for point in self.points]
+        return [value.name for value in self.values]
 
 
 def comparison_png(rows: Sequence[Row], path: Path) -> None:
@@ -44,7 +51,8 @@ def comparison_png(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels = _panels(rows)
-    size = max(9, 3 + 3 * len(panels)), 1.1 + 0.38 * len(rows)
+    width = max(9, 3 + 3 * len(panels))
+    size = width, 1.1 + 0.38 * len(rows)
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
         figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout)
@@ -62,20 +70,20 @@ def comparison_png(rows: Sequence[Row], path: Path) -> None:
 def _panels(rows: Sequence[Row]) -> list[Panel]:
     panels = []
     for domain, label in DOMAINS.items():
-        points = perplexity_values(rows, domain)
-        panels.append(Panel(f"Perplexity {label}", points, log=True))
+        values = perplexity_values(rows, domain)
+        panels.append(Panel(f"Perplexity {label}", values, log=True))
     panels.append(Panel("Mean over tasks", mean_values(rows), log=False))
-    return [panel for panel in panels if panel.points]
+    return [panel for panel in panels if panel.values]
 
 
 def _draw(axes: Any, panel: Panel) -> None:
     """Draw one measure: dots with whiskers, values at the right, the dense model as a dotted line."""
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", pad=10)
     _scale(axes, panel)
-    for index, point in enumerate(panel.points):
-        _draw_point(axes, index, point, panel.log)
-    axes.set_yticks(range(len(panel.points)), panel.names)
-    axes.set_ylim(len(panel.points) - 0.4, -0.6)
+    for index, value in enumerate(panel.values):
+        _draw_value(axes, index, value, panel.log)
+    axes.set_yticks(range(len(panel.values)), panel.names)
+    axes.set_ylim(len(panel.values) - 0.4, -0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, labelcolor="#3c444e")
     axes.grid(axis="x", color="#eceef1", linewidth=0.8)
@@ -84,8 +92,9 @@ def _draw(axes: Any, panel: Panel) -> None:
 
 def _scale(axes: Any, panel: Panel) -> None:
     """Set the scale so that all whiskers have their place on it."""
-    ends = [end for point in panel.points for end in whiskers(point, panel.log)] or [1.0, 2.0]
-    low, high = min(ends), max(ends)
+    ends = all_ends(panel.values, panel.log) or [1.0, 2.0]
+    low = min(ends)
+    high = max(ends)
     axes.set_xscale("log" if panel.log else "linear")
     if panel.log:
         axes.set_xlim(low * 0.97, high * 1.03)
@@ -97,12 +106,14 @@ def _scale(axes: Any, panel: Panel) -> None:
     axes.minorticks_off()
 
 
-def _draw_point(axes: Any, index: int, point: RowValue, log: bool) -> None:
-    ends, colour = whiskers(point, log), COLOURS[point.kind]
+def _draw_value(axes: Any, index: int, one: RowValue, log: bool) -> None:
+    ends = whiskers(one, log)
+    colour = COLOURS[one.kind]
     text = "not finite"
     if ends:
         lower, value, upper = ends
-        text = f"{value:,.1f}" if log else f"{value:,.3f}"
+        digits = 1 if log else 3
+        text = f"{value:,.{digits}f}"
         axes.plot(
             [lower, upper],
             [index, index],
@@ -112,7 +123,7 @@ def _draw_point(axes: Any, index: int, point: RowValue, log: bool) -> None:
             solid_capstyle="butt",
         )
         axes.plot([value], [index], "o", color=colour, markersize=7)
-        if point.kind == DENSE:
+        if one.kind == DENSE:
             axes.axvline(value, color=colour, linewidth=0.9, linestyle=":", alpha=0.6, zorder=0)
     place = (1.02, index)
     axes.annotate(text, place, xycoords=("axes fraction", "data"), va="center", color=colour)

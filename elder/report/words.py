@@ -10,8 +10,8 @@ import yaml
 
 from elder.record import Json, finite
 
-LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
-BINARY = ((3, "GiB"), (2, "MiB"), (1, "KiB"))
+LARGE = {1e12: "T", 1e9: "G", 1e6: "M"}
+BINARY = {2**30: "GiB", 2**20: "MiB", 2**10: "KiB"}
 
 
 def number(value: Json, digits: int = 4) -> str:
@@ -28,19 +28,26 @@ def number(value: Json, digits: int = 4) -> str:
         return f"{value:,.0f}"
     if not 1e-2 <= abs(value) < 1e9:
         return f"{value:.{digits}g}"
-    before_point = 1 + math.floor(math.log10(abs(value)))
-    return f"{value:,.{max(0, digits - before_point)}f}"
+    places = max(0, digits - 1 - _power(value))
+    return f"{value:,.{places}f}"
+
+
+def _power(value: float) -> int:
+    """Return the power of ten of a number's first digit."""
+    return math.floor(math.log10(abs(value)))
 
 
 def compact(value: Json, digits: int = 3) -> str:
     """Return a number in few characters, such as ``5.73 M``."""
     if not finite(value):
         return number(value, digits)
-    for factor, unit in LARGE:
+    for factor, unit in LARGE.items():
         if abs(value) >= factor:
-            return f"{number(value / factor, digits)} {unit}"
+            shown = number(value / factor, digits)
+            return f"{shown} {unit}"
     if abs(value) >= 1e4:
-        return f"{number(value / 1e3, digits)} k"
+        shown = number(value / 1e3, digits)
+        return f"{shown} k"
     return number(value, digits)
 
 
@@ -48,9 +55,10 @@ def size(value: Json) -> str:
     """Return bytes in binary units."""
     if not finite(value):
         return "–"
-    for power, unit in BINARY:
-        if value >= 1024**power:
-            return f"{number(value / 1024**power, 3)} {unit}"
+    for factor, unit in BINARY.items():
+        if value >= factor:
+            shown = number(value / factor, 3)
+            return f"{shown} {unit}"
     return f"{value} B"
 
 
@@ -63,18 +71,20 @@ def duration(value: Json) -> str:
     minutes, seconds = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
 
 
-def with_error(value: Json, error: Json) -> str:
+def plus_minus(value: Json, error: Json) -> str:
     """Return ``value ± error`` with the two digits of the error that mean something, such as ``48.41 ± 0.62``.
 
     Without an error, or without a value, it is the value alone.
     """
-    if not (finite(value) and finite(error) and error > 0):
+    if not finite(value) or not finite(error) or error <= 0:
         return number(value)
-    places = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:,.{places}f} ± {error:,.{places}f}"
+    places = max(0, 1 - _power(error))
+    shown = f"{value:,.{places}f}"
+    return f"{shown} ± {error:,.{places}f}"
 
 
 def as_yaml(tree: Json) -> str:

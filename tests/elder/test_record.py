@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from elder.record import (
 )
 from tests.elder.records import compress_record, make_record, make_row
 
+PUBLISHED = Path(__file__).parents[1] / "records"
 NUMBERS = st.one_of(st.integers(), st.floats(allow_nan=False))
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, st.text()),
@@ -46,6 +48,13 @@ def written(tree: Json) -> str:
 def test_a_record_comes_back_as_it_was_written(kind: Any, make: Any) -> None:
     tree = make()
     assert written(plain(kind.model_validate(tree))) == written(tree)
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*/published/record.json")), ids=str)
+def test_records_of_older_versions_come_back_as_they_were_written(path: Path) -> None:
+    for name, kind in ((path.name, Record), ("elder.json", CompressionRecord)):
+        tree = json.loads(path.with_name(name).read_text(encoding="utf-8"))
+        assert written(plain(kind.model_validate(tree))) == written(tree)
 
 
 @given(
