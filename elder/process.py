@@ -19,6 +19,7 @@ CPU_SETTINGS = KEEP_MEMORY | SPIN_BRIEFLY
 def prepare_libraries() -> None:
     """Keep progress bars and notices of other libraries off the terminal, and idle threads off the processor."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore")

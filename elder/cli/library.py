@@ -107,7 +107,7 @@ def _chosen(settings: Params) -> "Chosen":
     """Load the model and choose the layers that go."""
     from elder.compression.stages import layers_to_remove, select_layers
     from elder.data import choose_blocks
-    from elder.model.load import block_length
+    from elder.model.load import block_length, check_tokens
 
     loaded = _loaded(settings)
     layers_to_remove(settings.select, loaded.num_layers)  # cheaper than choosing blocks
@@ -116,6 +116,7 @@ def _chosen(settings: Params) -> "Chosen":
     blocks = choose_blocks(
         Path(wanted.source), loaded.tokenizer, wanted.samples, seq_len, wanted.seed
     )
+    check_tokens(loaded, blocks, Path(wanted.source))
     return select_layers(loaded, blocks, settings)
 
 

@@ -28,7 +28,7 @@ from elder.files import file_digest, read_json, write_json
 from elder.fingerprint import Fingerprint, calibration_parts, model_parts
 from elder.locks import hold
 from elder.model.forward import seed_everything
-from elder.model.load import Loaded, block_length, load_model
+from elder.model.load import Loaded, block_length, check_tokens, load_model
 from elder.model.save import save_model
 from elder.progress import say
 
@@ -161,11 +161,7 @@ class Job:
         blocks = choose_blocks(
             self.calibration, loaded.tokenizer, wanted.samples, seq_len, wanted.seed
         )
-        size = loaded.model.get_input_embeddings().num_embeddings
-        if int(blocks.max()) >= size:
-            raise UserError(
-                f"{str(self.calibration)!r} was made for another tokenizer: this model knows {size} tokens"
-            )
+        check_tokens(loaded, blocks, self.calibration)
         return blocks
 
     def _read(self, stage: Stage) -> StageResult | None:

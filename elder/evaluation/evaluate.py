@@ -12,7 +12,7 @@ from elder.data import evaluation_blocks
 from elder.evaluation.perplexity import losses_of, of_losses
 from elder.evaluation.protocol import protocol, texts_of
 from elder.evaluation.tasks import run_tasks
-from elder.model.load import Loaded, parameter_count
+from elder.model.load import Loaded, check_tokens, parameter_count
 from elder.record import Domain, Evaluation, Mean, TaskResult
 
 
@@ -44,6 +44,7 @@ def evaluate_by_block(
     losses: dict[Domain, torch.Tensor] = {}
     for domain, path in texts_of(settings).items():
         blocks = evaluation_blocks(path, loaded.tokenizer, seq_len, settings.max_tokens)
+        check_tokens(loaded, blocks, path)
         losses[domain] = losses_of(loaded, blocks, settings.batch)
     evaluation = Evaluation(
         perplexity={

@@ -7,7 +7,7 @@ import torch
 
 from elder.data import evaluation_blocks
 from elder.model.forward import block_losses
-from elder.model.load import Loaded
+from elder.model.load import Loaded, check_tokens
 from elder.progress import track
 from elder.record import Perplexity
 
@@ -21,6 +21,7 @@ def perplexity_of_text(
         UserError: if the text is missing, empty, not UTF-8, or shorter than one block.
     """
     blocks = evaluation_blocks(path, loaded.tokenizer, seq_len, max_tokens)
+    check_tokens(loaded, blocks, path)
     return perplexity(loaded, blocks, batch)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from elder.data import evaluation_blocks
 from elder.model.forward import continue_texts
-from elder.model.load import Loaded, context_length
+from elder.model.load import Loaded, check_tokens, context_length
 from elder.progress import Meter, meter
 from elder.record import Repetition
 
@@ -37,6 +37,7 @@ def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> Repetit
     """
     length, prompt = _lengths(dense, pruned)
     blocks = evaluation_blocks(text, dense.tokenizer, prompt, max_tokens=prompt * PROMPTS * 64)
+    check_tokens(dense, blocks, text)
     starts = blocks[:: max(1, len(blocks) // PROMPTS)][:PROMPTS]
     with meter("repetition", 2 * len(starts)) as step:
         shares = [

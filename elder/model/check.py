@@ -110,6 +110,11 @@ def _check_folder(folder: Path) -> None:
                 f"{name!r} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
             )
         raise UserError(f"the model folder {name!r} has no weights; it must hold *.safetensors")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{name!r} holds an adapter beside the weights, which transformers would add to them; "
+            "merge it first, or delete adapter_config.json if that is done"
+        )
     if not any((folder / file).is_file() for file in TOKENIZERS):
         raise UserError(
             f"the model folder {name!r} has no tokenizer; save one there with tokenizer.save_pretrained"

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,6 +132,26 @@ def block_length(seq_len: int | str, model: Any) -> int:
             f"seq-len {seq_len} is longer than the model's context of {context} tokens; give at most {context}"
         )
     return seq_len
+
+
+def check_tokens(loaded: Loaded, blocks: torch.Tensor, source: Path) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Args:
+        loaded: the model.
+        blocks: token ids, (blocks, tokens), int64.
+        source: what they were read from.
+
+    Raises:
+        UserError: naming the largest of them.
+    """
+    known = loaded.model.get_input_embeddings().weight.shape[0]
+    largest = int(blocks.max())
+    if largest >= known:
+        raise UserError(
+            f"{str(source)!r} holds token {largest}, and {loaded.name!r} knows {known} tokens: it was made for another "
+            "tokenizer, or the model's tokenizer has tokens that the model was never resized for"
+        )
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -16,7 +16,6 @@ def ending(elder: Elder, monkeypatch: pytest.MonkeyPatch, error: BaseException) 
         raise error
 
     monkeypatch.setattr("elder.model.load.load_model", failing)
-    monkeypatch.setattr("elder.compression.stages.load_model", failing)
     return elder("select", "--method", "shortgpt")
 
 

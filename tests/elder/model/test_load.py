@@ -3,16 +3,22 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
+from typer.testing import Result
 
 from elder.errors import UserError
-from elder.model.load import load_model
-from elder.params import Model
+from elder.evaluation.evaluate import evaluate
+from elder.evaluation.perplexity import perplexity_of_text
+from elder.evaluation.repetition import repetition
+from elder.model.load import Loaded, check_tokens, load_model
+from elder.params import Evaluate, Model
 
 
 @pytest.mark.parametrize("moment", ["from_pretrained", "to"])
@@ -91,3 +97,39 @@ def test_a_weight_beside_the_layers_that_nothing_asks_for_is_left_out(
     extra = tensors["model.norm.weight"].clone()
     save_file(tensors | {"model.other.weight": extra}, folder / "model.safetensors")
     assert load_model(Model(name=str(folder))).num_layers == 6
+
+
+def test_an_adapter_left_beside_merged_weights(model_folder: Path, tmp_path: Path) -> None:
+    folder = configured(model_folder, tmp_path / "bad")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter beside the weights"):
+        load_model(Model(name=str(folder)))
+
+
+def test_tokens_that_the_model_does_not_know(loaded: Loaded, tmp_path: Path) -> None:
+    check_tokens(loaded, torch.tensor([[0, 256]]), tmp_path / "chat.txt")
+    with pytest.raises(
+        UserError, match=r"chat\.txt' holds token 257, and 'tiny' knows 257 tok"
+    ):
+        check_tokens(loaded, torch.tensor([[0, 257]]), tmp_path / "chat.txt")
+
+
+def test_every_way_to_a_text_looks_at_its_tokens(loaded: Loaded, text_file: Path) -> None:
+    loaded.model.resize_token_embeddings(100)
+    texts = {"in_domain": str(text_file), "out_of_domain": str(text_file)}
+    for look in (
+        lambda: perplexity_of_text(loaded, text_file, 16, 64, 1),
+        lambda: evaluate(loaded, Evaluate(**texts, tasks=[]), 16),
+        lambda: repetition(loaded, loaded, text_file, 1),
+    ):
+        with pytest.raises(UserError, match="and 'tiny' knows 100 tokens"):
+            look()
+
+
+def test_select_looks_at_the_tokens_of_its_text(
+    elder: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elder.data.choose_blocks", lambda *_: torch.tensor([[0, 300]]))
+    found = elder("select", "--method", "shortgpt")
+    assert found.exit_code == 2
+    assert "holds token 300" in found.stderr
