@@ -50,8 +50,8 @@ def compress(
     check_output(output)
     work = output.absolute().with_name(f".{output.name}.work")
     with open_job(work, settings, calibration, STAGES) as job:
-        check_output(output)  # another process may have come to its end meanwhile
         try:
+            check_output(output)  # another process may have come to its end meanwhile
             job.run_all()
         except (UserError, OSError):
             if not job.marker(STAGES[0].name).exists():  # there is nothing to go on from

@@ -13,7 +13,9 @@ from torch import nn
 
 from elder.model.layers import find_layers
 
-Group = dict[str, Any]  # torch's parameter group
+Group = dict[
+    str, float | list[nn.Parameter]
+]  # torch's parameter group: ``params`` and their rates
 SMALLEST_SIZE = 1e-3  # of a weight that starts at 0, such as a bias
 BETAS = (0.9, 0.95)  # of AdamW
 MUON_SHARE = 0.2  # root mean square of an update of torch's Muon that matches AdamW, over its learning rate
@@ -42,7 +44,7 @@ class Optimizer:
             is_matrix = weight in matrices
             peak = peak_rate(weight, lr, is_matrix) if relative else lr
             decay = weight_decay if weight.ndim > 1 else 0.0
-            group = {"params": [weight], "lr": peak, "peak": peak, "weight_decay": decay}
+            group: Group = {"params": [weight], "lr": peak, "peak": peak, "weight_decay": decay}
             (muon if is_matrix else adamw).append(group)
         self.parts: list[torch.optim.Optimizer] = []
         if adamw:
