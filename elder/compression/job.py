@@ -25,7 +25,7 @@ from elder.compression.results import Learnt, StageResult
 from elder.data import choose_blocks
 from elder.errors import UserError, nearest
 from elder.files import file_digest, read_json, write_json
-from elder.fingerprint import Fingerprint, calibration_parts, model_parts
+from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
 from elder.locks import hold
 from elder.model.forward import seed_everything
 from elder.model.load import Loaded, block_length, check_tokens, load_model
@@ -235,7 +235,7 @@ def job_fingerprint(
 ) -> Fingerprint:
     """Return what the results in a work folder depend on: the stages' sections, the model, the calibration text."""
     sections = {stage.section for stage in stages if stage.section}
-    parts = settings.model_dump(mode="json", include=sections)
+    parts = settings.model_dump(mode="json", include=sections) | recipe_of(settings)
     return Fingerprint(parts | model_parts(settings) | calibration_parts(settings, calibration))
 
 

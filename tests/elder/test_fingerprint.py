@@ -24,8 +24,8 @@ UNLIKE = {  # a value for each section that is not its default
     "calibration": {"samples": 7},
     "select": {"layers": 3},
     "regularise": {"epochs": 2.0},
-    "compensate": {"ridge": 0.5},
-    "recover": {"synthetic": 1},
+    "compensate": {"method": "linear"},
+    "recover": {"epochs": 1.0},
     "evaluate": {"limit": 5},
     "speed": {"batch": 3},
     "gate": {"mode": "off"},
@@ -70,6 +70,18 @@ def test_just_recipe_model_calibration_and_protocol_count(
     assert usual.differences(changed) == expected
     assert (usual.digest == changed.digest) == (section not in COUNTS)
     assert len(usual.short) == 12
+
+
+def test_the_settings_of_what_was_not_chosen_do_not_count(texts: dict[str, str]) -> None:
+    usual = Fingerprint(recipe_of(settings(texts)))
+    linear = {"linear": {"ridge": 0.5}}
+    other = Fingerprint(recipe_of(settings(texts, compensate=linear)))
+    assert usual.digest == other.digest
+    chosen = [
+        Fingerprint(recipe_of(settings(texts, compensate={"method": "linear", **own})))
+        for own in ({}, linear)
+    ]
+    assert chosen[0].differences(chosen[1]) == ["compensate"]
 
 
 def test_texts_count_by_what_they_hold(texts: dict[str, str], tmp_path: Path) -> None:
