@@ -3,7 +3,6 @@
 Heavy imports stay inside the commands, so that help appears at once.
 """
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,16 @@ from elder.cli.options import (
     TaskData,
 )
 from elder.cli.output import show
-from elder.cli.results import EvaluationResult, SelectionResult, SpeedResult
+from elder.cli.results import (
+    EvaluationResult,
+    SelectionResult,
+    SpeedResult,
+    compression_lines,
+)
 from elder.cli.services import services_of
 from elder.errors import UserError
 from elder.params import Params
-from elder.record import CompressionRecord, Json, plain
+from elder.record import Json, plain
 from elder.settings import DEFAULT
 
 if TYPE_CHECKING:
@@ -100,7 +104,7 @@ def select(
         seconds=round(time.monotonic() - started, 3),
         peak_memory_bytes=chosen.peak_memory_bytes,
     )
-    show(result, common.as_json, lambda: _selection_lines(result))
+    show(result, common.as_json, result.lines)
 
 
 def _chosen(settings: Params) -> "Chosen":
@@ -147,7 +151,7 @@ def compress(
     record = run(settings, calibration, recipe.output, method, model_name=model)
     output = str(recipe.output)
     result = plain(record) | {"model": model, "output": output}
-    show(result, common.as_json, lambda: _compression_lines(record, output))
+    show(result, common.as_json, lambda: compression_lines(record, output))
 
 
 def evaluate(
@@ -168,7 +172,7 @@ def evaluate(
     if wanted.tasks is not None:
         values["tasks"] = _tasks(loaded, wanted.tasks, wanted, given)
     result = EvaluationResult.model_validate(values)
-    show(result, common.as_json, lambda: _evaluation_lines(result))
+    show(result, common.as_json, result.lines)
 
 
 def _perplexity(
@@ -220,8 +224,7 @@ def bench(
         name = services.local_model(against, given)
         values |= {"against": against} | _speed_against(name, loaded, settings)
     result = SpeedResult.model_validate(values)
-    lines = [f"{key}: {value}" for key, value in plain(result).items()]
-    show(result, common.as_json, lambda: lines)
+    show(result, common.as_json, result.lines)
 
 
 def _speed(loaded: "Loaded", settings: Params) -> dict[str, Json]:
@@ -237,43 +240,3 @@ def _speed_against(name: str, loaded: "Loaded", settings: Params) -> dict[str, J
     other = load_model(settings.model.model_copy(update={"name": name, "revision": None}))
     both = plain(measure_side_by_side(other, loaded, settings.speed))
     return both["pruned"] | {"ratio": both["ratio"], "protocol": both["protocol"]}
-
-
-def _selection_lines(result: SelectionResult) -> list[str]:
-    count = f"{len(result.removed)} of {result.num_layers} layers"
-    lines = [f"{result.method} on {result.model}: {count}"]
-    for number, one in enumerate(result.scores.rounds, start=1):
-        values = ["-" if value is None else f"{value:.4f}" for value in one.values]
-        shown = "  ".join(values)
-        lines.append(f"round {number}, {result.scores.name} by layer: {shown}")
-    lines.append(f"removed, in order: {_listed(result.removed)}")
-    return lines
-
-
-def _compression_lines(record: CompressionRecord, output: str) -> list[str]:
-    before, after = record.parameters_before, record.parameters_after
-    spent = f"{record.tokens_seen:,} tokens, {record.optimizer_steps:,} steps"
-    return [
-        f"removed layers, in order: {_listed(record.removed)} of {record.num_layers}",
-        f"parameters: {before:,} before, {after:,} after",
-        f"budget: {spent}, {record.seconds:.0f} s",
-        f"saved in {output}; its README.md is the model card",
-    ]
-
-
-def _evaluation_lines(result: EvaluationResult) -> list[str]:
-    from elder.compare.write import with_error
-
-    lines = []
-    if result.tokens:
-        value = math.inf if result.perplexity is None else result.perplexity
-        shown = with_error(value, result.stderr, 3)
-        lines.append(f"perplexity {shown} on {result.tokens:,} tokens")
-    for name, task in result.tasks.items():
-        value = math.nan if task.value is None else task.value
-        lines.append(f"{name}: {task.metric} {with_error(value, task.stderr, 4)}")
-    return lines
-
-
-def _listed(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))

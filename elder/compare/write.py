@@ -83,16 +83,16 @@ def _layers(row: TableRow) -> str:
 
 def _perplexity(row: TableRow, domain: str) -> str:
     measured = row.perplexity[domain]
-    return with_error(value_of(measured), measured.stderr, 2)
+    return value_and_error(value_of(measured), measured.stderr, 2)
 
 
 def _value(measured: TaskResult | Mean | None) -> str:
     if measured is None or measured.value is None:
         return ""
-    return with_error(measured.value, measured.stderr, 3)
+    return value_and_error(measured.value, measured.stderr, 3)
 
 
-def with_error(value: Number, stderr: Number | None, digits: int) -> str:
+def value_and_error(value: Number, stderr: Number | None, digits: int) -> str:
     """Return a value with its standard error; where there is none, the value alone."""
     shown = f"{value:,.{digits}f}"
     return shown if stderr is None else f"{shown} ± {stderr:.{digits}f}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from elder.cli.compare import numbers, read_preset, read_sizes
+from elder.cli.comparison import numbers, read_preset, read_sizes
 from elder.compare import run as compare
 from elder.compare.plan import Measurement, Size, plan
 from elder.compare.result import read_result
