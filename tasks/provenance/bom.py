@@ -207,21 +207,21 @@ def _data(record: Record) -> Iterator["Component"]:
 
 
 def _metrics(record: Record) -> Iterator[PerformanceMetric]:
-    """Yield the numbers of every row, with one standard error to each side."""
+    """Yield the numbers of every row, with one standard error to each side; what is not finite has none."""
     for row in record.rows:
         for domain, measured in row.perplexity.items():
-            where = f"{row.name}, {domain}"
-            yield _metric("perplexity", where, measured.perplexity, measured.stderr)
+            if measured.perplexity is not None:
+                where = f"{row.name}, {domain}"
+                yield _metric("perplexity", where, measured.perplexity, measured.stderr)
         for task, result in row.tasks.items():
-            where = f"{row.name}, {task}"
-            yield _metric(result.metric, where, result.value, result.stderr)
+            if result.value is not None:
+                where = f"{row.name}, {task}"
+                yield _metric(result.metric, where, result.value, result.stderr)
 
 
-def _metric(
-    kind: str, part: str, value: Number | None, stderr: Number | None
-) -> PerformanceMetric:
+def _metric(kind: str, part: str, value: Number, stderr: Number | None) -> PerformanceMetric:
     metric: PerformanceMetric = {"type": kind, "slice": part, "value": repr(value)}
-    if value is not None and stderr is not None:
+    if stderr is not None:
         metric["confidenceInterval"] = {
             "lowerBound": repr(value - stderr),
             "upperBound": repr(value + stderr),
