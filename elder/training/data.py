@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from elder.training.search import HELD_OUT_SHARE, hold_out
 
@@ -18,12 +19,12 @@ class TrainingData:
         written: how many of the first rows of ``fit`` the dense model wrote.
     """
 
-    fit: torch.Tensor
-    held_out: torch.Tensor
+    fit: Tensor
+    held_out: Tensor
     written: int = 0
 
     @property
-    def blocks(self) -> torch.Tensor:
+    def blocks(self) -> Tensor:
         """Return all blocks, (n + m, seq_len), in the order of `fit` and `held_out`."""
         return torch.cat([self.fit, self.held_out])
 
@@ -38,9 +39,7 @@ class TrainingData:
         return self.written * self.fit.shape[1]
 
 
-def training_data(
-    calibration: torch.Tensor, written: torch.Tensor | None = None
-) -> TrainingData:
+def training_data(calibration: Tensor, written: Tensor | None = None) -> TrainingData:
     """Divide blocks into those to learn from and those to judge by.
 
     An eighth of all blocks judges, the last of the calibration blocks. Written text never does: a model must not be

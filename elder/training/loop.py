@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elder.data import batch_indices
 from elder.model.forward import mixed_precision
@@ -14,7 +15,7 @@ from elder.record import Point, Spent
 from elder.training.checkpoint import Checkpoint, Schedule, trainable_weights
 from elder.training.optim import Optimizer
 
-LossFunction = Callable[[torch.Tensor], torch.Tensor]  # token ids (batch, seq_len) -> scalar
+LossFunction = Callable[[Tensor], Tensor]  # token ids (batch, seq_len) -> scalar
 StepHook = Callable[[float], None]  # share of the steps that are done once this one is, up to 1
 LARGEST_GRADIENT = 1.0  # norm over all weights
 
@@ -48,7 +49,7 @@ def rate(step: int, schedule: Schedule) -> float:
 
 def train(
     model: Any,
-    blocks: torch.Tensor,
+    blocks: Tensor,
     loss_of: LossFunction,
     schedule: Schedule,
     run: TrainingRun,
@@ -93,9 +94,7 @@ def train(
     return spent
 
 
-def _gradients(
-    model: Any, ids: torch.Tensor, loss_of: LossFunction, compute: torch.dtype
-) -> float:
+def _gradients(model: Any, ids: Tensor, loss_of: LossFunction, compute: torch.dtype) -> float:
     """Leave the gradients of one batch in the weights, their norm at most 1; return its loss in nats."""
     with mixed_precision(model, compute):
         loss = loss_of(ids)

@@ -1,14 +1,15 @@
 """The losses that shallower models are trained with, as plain functions of tensors."""
 
-import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.linalg import vector_norm
 
 ORDERS = {"l1": 1, "l2": 2}
 SMALLEST_SQUARE = 1e-12  # of a hidden state that is divided by
 SMALLEST_NORM = 1e-6
 
 
-def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence from the teacher's next-token distribution to the student's, in nats.
 
     Args:
@@ -25,7 +26,7 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
     return F.kl_div(positions, targets, reduction="batchmean", log_target=True)
 
 
-def state_mismatch(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def state_mismatch(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the relative mean square between hidden states: ||s - t||^2 / ||t||^2 of each token, the mean over tokens.
 
     Each token is divided by its own size, since a few tokens of large models are so large that they would
@@ -46,9 +47,7 @@ def state_mismatch(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
     return shares.mean()
 
 
-def residual_norm(
-    entering: torch.Tensor, leaving: torch.Tensor, norm: str, relative: bool
-) -> torch.Tensor:
+def residual_norm(entering: Tensor, leaving: Tensor, norm: str, relative: bool) -> Tensor:
     """Return how much one layer changes the hidden state: || f(h) - h ||_q, the mean over tokens.
 
     Args:
@@ -61,9 +60,9 @@ def residual_norm(
         Scalar float32.
     """
     order = ORDERS[norm]
-    change = (leaving - entering).float()
-    sizes = torch.linalg.vector_norm(change, ord=order, dim=-1)  # (batch, tokens)
+    change = leaving - entering
+    sizes = vector_norm(change.float(), ord=order, dim=-1)  # (batch, tokens)
     if relative:
-        before = torch.linalg.vector_norm(entering.float(), ord=order, dim=-1)
+        before = vector_norm(entering.float(), ord=order, dim=-1)
         sizes = sizes / before.clamp(min=SMALLEST_NORM)
     return sizes.mean()

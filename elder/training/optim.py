@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from elder.model.layers import find_layers
 
@@ -42,10 +42,22 @@ class Optimizer:
             if not weight.requires_grad:
                 continue
             is_matrix = weight in matrices
-            peak = peak_rate(weight, lr, is_matrix) if relative else lr
-            decay = weight_decay if weight.ndim > 1 else 0.0
-            group: Group = {"params": [weight], "lr": peak, "peak": peak, "weight_decay": decay}
-            (muon if is_matrix else adamw).append(group)
+            peak = lr
+            if relative:
+                peak = peak_rate(weight, lr, is_matrix)
+            decay = 0.0
+            if weight.ndim > 1:
+                decay = weight_decay
+            group: Group = {
+                "params": [weight],
+                "lr": peak,
+                "peak": peak,
+                "weight_decay": decay,
+            }
+            if is_matrix:
+                muon.append(group)
+            else:
+                adamw.append(group)
         self.parts: list[torch.optim.Optimizer] = []
         if adamw:
             self.parts.append(torch.optim.AdamW(adamw, betas=BETAS))
@@ -60,18 +72,19 @@ class Optimizer:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return all state as flat tensors, PART.PARAMETER.NAME."""
         tensors = {}
         for number, part in enumerate(self.parts):
-            for index, values in part.state_dict()["state"].items():
+            state = part.state_dict()["state"]
+            for index, values in state.items():
                 for name, value in values.items():
                     tensors[f"{number}.{index}.{name}"] = torch.as_tensor(value)
         return tensors
 
-    def load_state(self, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> None:
+    def load_state(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
         """Take up the state that ``state`` returned, read tensor by tensor."""
-        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.parts]
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
         for key in names:
             number, index, name = key.split(".")
             of_weight = states[int(number)].setdefault(int(index), {})
@@ -81,7 +94,7 @@ class Optimizer:
             part.load_state_dict({"state": state, "param_groups": groups})
 
 
-def peak_rate(weight: torch.Tensor, share: float, is_matrix: bool) -> float:
+def peak_rate(weight: Tensor, share: float, is_matrix: bool) -> float:
     """Return the peak learning rate that moves a weight by a share of its root mean square.
 
     Args:
@@ -104,6 +117,8 @@ def layer_matrices(model: nn.Module) -> set[nn.Parameter]:
     return matrices
 
 
-def root_mean_square(weight: torch.Tensor) -> float:
+def root_mean_square(weight: Tensor) -> float:
     """Return the root mean square of a tensor."""
-    return weight.detach().float().square().mean().sqrt().item()
+    values = weight.detach().float()
+    mean = values.square().mean()
+    return mean.sqrt().item()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elder import params
 from elder.model.forward import logits_of, next_token_losses, observed_logits
@@ -64,7 +65,7 @@ class NextToken:
 
     model: Any
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids: Tensor) -> Tensor:
         """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
         return next_token_losses(logits_of(self.model, ids), ids).mean()
 
@@ -85,7 +86,7 @@ class Distillation:
     depths: Sequence[int]
     settings: params.Distil
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids: Tensor) -> Tensor:
         """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
         with torch.no_grad():
             targets, wanted = observed_logits(self.dense, ids, self.depths)

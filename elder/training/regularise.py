@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from elder import params
 from elder.model.forward import block_losses, next_token_losses, observed_logits
@@ -57,7 +57,7 @@ def regularise(
         strength = values["lambda2"] if settings.lambda2 == "auto" else settings.lambda2
         return Regularised(model, removed, settings, strength)
 
-    def loss_without_layers(held_out: torch.Tensor) -> float:
+    def loss_without_layers(held_out: Tensor) -> float:
         with skipping(model, removed):
             return block_losses(model, held_out, settings.batch, run.compute).mean().item()
 
@@ -90,7 +90,7 @@ class Regularised:
     settings: params.Regularise
     strength: float
 
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids: Tensor) -> Tensor:
         """Return the loss of token ids, (batch, seq_len): a scalar."""
         logits, states = observed_logits(self.model, ids, self.removed)
         norms = []

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elder.errors import UserError
 from elder.progress import say
@@ -15,7 +16,7 @@ Values = dict[str, float]  # {name: value to try}
 TryOut = Callable[[Values], tuple[float, Spent]]  # -> (held-out loss, what it took)
 
 
-def hold_out(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def hold_out(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Split blocks into those to fit on and those to judge by: the last eighth, at least one."""
     held = max(1, round(len(blocks) * HELD_OUT_SHARE))
     return blocks[:-held], blocks[-held:]
@@ -45,7 +46,8 @@ def search(stage: str, candidates: Iterable[Values], try_out: TryOut) -> tuple[V
             f"{stage}: no value tried gave a finite loss; set {names} of {stage} by hand"
         )
     for index, trial in enumerate(trials):
-        total.search.append(trial.model_copy(update={"chosen": index == best}))
+        told = trial.model_copy(update={"chosen": index == best})
+        total.search.append(told)
     return tried[best], total
 
 
@@ -56,17 +58,25 @@ def in_words(values: Values) -> str:
 
 def _trial(stage: str, values: Values, loss: float, tokens: int) -> Trial:
     kept = loss if math.isfinite(loss) else None
-    record = {"stage": stage, **values, "held_out_loss": kept, "tokens": tokens}
+    record = {
+        "stage": stage,
+        "held_out_loss": kept,
+        "tokens": tokens,
+        **values,
+    }
     return Trial.model_validate(record)
 
 
 def _lowest(trials: list[Trial]) -> int | None:
     """Return the index of the lowest loss, the first of equals; None if no trial has any."""
-    losses = []
+    best = None
+    lowest = math.inf
     for index, trial in enumerate(trials):
-        if trial.held_out_loss is not None:
-            losses.append((trial.held_out_loss, index))
-    return min(losses)[1] if losses else None
+        loss = trial.held_out_loss
+        if loss is not None and loss < lowest:
+            best = index
+            lowest = loss
+    return best
 
 
 class Snapshot:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elder.data import batch_indices
 from elder.files import whole_file
@@ -22,8 +23,8 @@ TOKENS_AT_ONCE = 32_768  # in one batch of generation: bounds the key/value cach
 
 
 def synthetic_blocks(
-    dense: Any, blocks: torch.Tensor, count: int, seed: int, kept: Path | None = None
-) -> torch.Tensor:
+    dense: Any, blocks: Tensor, count: int, seed: int, kept: Path | None = None
+) -> Tensor:
     """Let the dense model write blocks.
 
     Args:
@@ -54,7 +55,7 @@ def synthetic_blocks(
     return ids
 
 
-def choose_prompts(blocks: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+def choose_prompts(blocks: Tensor, count: int, seed: int) -> Tensor:
     """Return pieces of calibration text that new blocks begin with, (count, seq_len / 16) int64.
 
     Args:
@@ -73,7 +74,7 @@ def choose_prompts(blocks: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     return torch.stack(prompts)
 
 
-def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """Return the blocks in a file; None where it is absent, damaged or holds another number of them."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -85,7 +86,7 @@ def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
     return ids if ids.shape == shape else None
 
 
-def _write(path: Path, ids: torch.Tensor) -> None:
+def _write(path: Path, ids: Tensor) -> None:
     from safetensors.torch import save_file
 
     with whole_file(path) as new:
