@@ -4,16 +4,17 @@ One order, from the weakest to the strongest:
 
 1. the defaults in `elder.params`, and those that selections and compensations bring along;
 2. the parameter file, ``params.yaml`` or that of ``--params``;
-3. the recipe of ``--method``: what the method is as its paper has it;
+3. a preset of ``elder compare``, or the recipe of ``--method``: what the method is as its paper has it;
 4. ``ELDER_SET``, overrides separated by spaces, for what belongs to a machine: its store, its registry;
 5. ``--set section.key=value``, the later over the earlier;
 6. options with a name of their own: ``--method``, ``--ratio``, ``--seed``, ...
 
-What a run has written down is read as it stands: no ``ELDER_SET`` changes it.
+What a run has written down is read as it stands: no ``ELDER_SET`` changes it. Where models are shown beside one another,
+each is what its name says: the rows of ``elder compare`` and the baselines of a run lay their recipes over all of this.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from inspect import isclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def read_params(
     overrides: list[str] | None,
     values: Mapping[str, Json],
     method: str | None = None,
+    preset: Recipe | None = None,
 ) -> Params:
     """Read the parameters of a command, in the order that the head of this file gives.
 
@@ -78,6 +80,7 @@ def read_params(
         overrides: ``section.key=value``; values are YAML, so ``null``, ``[0, 11]`` and ``1e-3`` mean what they say.
         values: {"section.key": value} of named options; None values are left out.
         method: whose recipe is laid over the file; None or ``default`` for none.
+        preset: sections that are laid over the file.
 
     Raises:
         UserError: for an unknown method, and with every fault, one a line, that the parameters have.
@@ -90,6 +93,7 @@ def read_params(
             raise UserError("--layers and --ratio were both given; give one of them")
         overrides = [*(overrides or []), "select.layers=null"]
     tree = _read_sections(path) if path else {}
+    _merge(tree, preset or {})
     if method not in (None, DEFAULT):
         lay_recipe(tree, str(method))
         options["select.method"] = method
@@ -221,25 +225,22 @@ def _check_entries(
     name: str, section: dict[str, Json], choice: type[Choice], faults: list[str]
 ) -> dict[str, Json]:
     """Return a section with the settings of all entries of its catalogue checked, defaults filled in; note faults."""
-    own = choice.model_fields
+    own, catalogue = choice.model_fields, choice.catalogue
     checked = {key: value for key, value in section.items() if key in own}
+    with_settings = [key for key, entry in catalogue.items() if entry.settings.model_fields]
     for key in section:
-        if key not in own and key not in choice.catalogue:
-            faults.append(_unknown(f"{name}.{key}", [*own, *_with_settings(choice)]))
-    for entry in _with_settings(choice):
-        settings = choice.catalogue[entry].settings
-        given = section.get(entry)
+        if key not in own and key not in catalogue:
+            faults.append(_unknown(f"{name}.{key}", [*own, *with_settings]))
+    for key in catalogue:
+        settings, given = catalogue[key].settings, section.get(key)
         try:
-            checked[entry] = settings.model_validate({} if given is None else given)
+            made = settings.model_validate({} if given is None else given)
         except ValidationError as error:
-            place = (name, entry)
-            faults += [_fault(fault, settings, place) for fault in error.errors()]
+            faults += [_fault(fault, settings, (name, key)) for fault in error.errors()]
+        else:
+            if key in with_settings:
+                checked[key] = made
     return checked
-
-
-def _with_settings(choice: type[Choice]) -> list[str]:
-    """Return the names of the entries that have settings of their own."""
-    return [name for name, entry in choice.catalogue.items() if entry.settings.model_fields]
 
 
 def _fault(fault: Json, model: type[BaseModel], place: tuple[str, ...]) -> str:
@@ -267,11 +268,13 @@ def _fault(fault: Json, model: type[BaseModel], place: tuple[str, ...]) -> str:
     return f"{_cut(key)} = {_short.repr(fault['input'])}: {message}"
 
 
-def _unknown(key: str, valid: Iterable[str]) -> str:
+def _unknown(key: str, valid: Collection[str]) -> str:
     """Say that there is no such key; where it is now, if it had another place before."""
     if key in MOVED:
         return f"{key}: this key has moved, set {' or '.join(MOVED[key])}"
-    return f"{_cut(key)}: unknown key, {nearest(_cut(key.rpartition('.')[2]), valid)}"
+    place, _, word = key.rpartition(".")
+    hint = nearest(_cut(word), valid) if valid else f"{_cut(place)} has no settings"
+    return f"{_cut(key)}: unknown key, {hint}"
 
 
 def _all_faults(faults: list[str]) -> str:

@@ -1,16 +1,16 @@
 """What ``elder compare`` is asked to do: its options, read and checked before any model is loaded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from elder.cli.options import CommonOptions, TaskData
 from elder.errors import UserError, nearest
 from elder.params import Params
+from elder.params.catalogue import Recipe
+from elder.params.strict_yaml import read_yaml
 from elder.settings import read_params
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def read_comparison(options: CompareOptions, common: CommonOptions) -> Compariso
     from elder.compare.rows import parse_rows
     from elder.evaluation.tasks import check_tasks
 
-    chosen, preset_values = read_preset(options.preset)
-    base = _read_params(options, common, preset_values)
+    chosen, preset = read_preset(options.preset)
+    base = _read_params(options, common, preset)
     if options.layers is not None and options.ratios is not None:
         raise UserError("--layers and --ratios were both given; give one of them")
     ratios = options.ratios
@@ -101,34 +101,31 @@ def read_comparison(options: CompareOptions, common: CommonOptions) -> Compariso
     return Comparison(rows, base, sizes, seeds, texts)
 
 
-def _read_params(options: CompareOptions, common: CommonOptions, preset: list[str]) -> Params:
+def _read_params(options: CompareOptions, common: CommonOptions, preset: Recipe) -> Params:
     """Read the parameters that all rows share; a preset gives way to ``--set``."""
     task_data = str(options.task_data) if options.task_data else None
     values = {"model.name": options.model, "evaluate.task_data": task_data}
-    return read_params(common.params, [*preset, *(common.overrides or [])], values)
+    return read_params(common.params, common.overrides, values, preset=preset)
 
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def read_preset(name: str | None) -> tuple[dict[str, str], list[str]]:
-    """Return what a preset says of the rows, and its parameters as ``section.key=value``.
+def read_preset(name: str | None) -> tuple[dict[str, str], Recipe]:
+    """Return what a preset says of the rows, and its parameters, {section: {key: value}}.
 
     Raises:
         UserError: for an unknown preset.
     """
     if name is None:
-        return {}, []
+        return {}, {}
     known = [path.stem for path in PRESETS.glob("*.yaml")]
     if name not in known:
         raise UserError(f"there is no preset {name!r}; {nearest(name, known)}")
-    tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(PRESETS / f"{name}.yaml", "preset", "reinstall this package")
     chosen = {key: tree.pop(key) for key in ("methods", "ratios") if key in tree}
-    sections = [
-        (section, key, value) for section, keys in tree.items() for key, value in keys.items()
-    ]
-    return chosen, [f"{section}.{key}={json.dumps(value)}" for section, key, value in sections]
+    return chosen, tree
 
 
 def read_sizes(layers: str | None, ratios: str | None, base: Params) -> "list[Size]":

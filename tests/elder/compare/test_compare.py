@@ -18,7 +18,6 @@ from elder.compare.run import Failure, failures_by_name, run_all
 from elder.compression.job import Job
 from elder.errors import UserError
 from elder.params import Params
-from elder.settings import load_params
 
 
 @pytest.fixture
@@ -192,7 +191,7 @@ def test_a_missing_text_is_refused_before_any_work(base: Params) -> None:
 
 def test_the_papers_protocol_is_one_preset() -> None:
     chosen, values = read_preset("paper")
-    found = load_params(None, values)
+    found = validate(values)
     assert chosen["methods"] == "elder,sleb,shortgpt,default"
     assert (found.calibration.source, found.calibration.config) == (
         "Salesforce/wikitext",

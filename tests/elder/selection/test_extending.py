@@ -14,9 +14,12 @@ from typer.testing import CliRunner, Result
 
 from elder.cli.app import build_app
 from elder.cli.services import LIBRARY
+from elder.compare.rows import parse_rows
 from elder.data import choose_blocks
+from elder.fingerprint import recipe_of
 from elder.model.layers import find_layers
 from elder.selection import METHODS
+from elder.settings import read_params
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -39,7 +42,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     importlib.import_module("norm_ratio")
     (name,) = set(METHODS) - known
     yield name
-    del METHODS[name], sys.modules["norm_ratio"]
+    del METHODS.entries[name], sys.modules["norm_ratio"]
     torch.use_deterministic_algorithms(deterministic)
 
 
@@ -60,14 +63,16 @@ def select(model: Path, text: Path, *arguments: str) -> Result:
 
 
 @torch.no_grad()
-def literal_norm_ratio(model: LlamaForCausalLM, blocks: torch.Tensor) -> list[float]:
+def literal_norm_ratio(
+    model: LlamaForCausalLM, blocks: torch.Tensor, order: float = 2
+) -> list[float]:
     last: list[torch.Tensor] = []
     hook = find_layers(model)[-1].register_forward_hook(
         lambda _, __, output: last.append(output)
     )
     states = [*model(blocks, output_hidden_states=True).hidden_states[:-1], last[0]]
     hook.remove()
-    norms = [state.double().square().sum(dim=-1).sqrt() for state in states]
+    norms = [state.double().abs().pow(order).sum(dim=-1) ** (1 / order) for state in states]
     return [
         (b / a).log().abs().mean().item() for a, b in zip(norms[:-1], norms[1:], strict=True)
     ]
@@ -88,6 +93,43 @@ def test_the_worked_example_selects(
     assert found["method"] == example == "norm-ratio"
     assert found["scores"]["rounds"][0]["values"] == pytest.approx(expected, abs=1e-5)
     assert found["removed"] == sorted(range(6), key=lambda index: expected[index])[:2]
+
+
+def test_the_worked_example_has_a_setting_of_its_own(
+    example: str,
+    model_folder: Path,
+    text_file: Path,
+    trained: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    first_order = ["--method", example, "--set", f"select.{example}.order=1"]
+    done = select(model_folder, text_file, *first_order)
+    values = json.loads(done.stdout)["scores"]["rounds"][0]["values"]
+    blocks = choose_blocks(text_file, tokenizer, 6, 32, 0)
+    assert values == pytest.approx(literal_norm_ratio(trained, blocks, 1), abs=1e-5)
+    assert values != pytest.approx(literal_norm_ratio(trained, blocks, 2), abs=1e-5)
+    for wrong, sentence in (
+        ("order=0", "order = 0: should be greater than 0"),
+        ("odrer=1", "odrer: unknown key, did you mean 'order'?"),
+    ):
+        done = select(model_folder, text_file, "--set", f"select.{example}.{wrong}")
+        assert done.exit_code == 2
+        assert f"select.{example}.{sentence}" in " ".join(done.stderr.split())
+
+
+def test_the_worked_example_has_a_recipe_of_its_own(example: str) -> None:
+    made = read_params(None, None, {}, example)
+    assert (made.select.method, made.compensate.method) == (example, "magnitude")
+    assert (made.regularise.epochs, made.recover.mode) == (0, "none")
+    assert (
+        read_params(None, ["compensate.method=linear"], {}, example).compensate.method
+        == "linear"
+    )
+    (row,) = parse_rows(f"{example}[select.{example}.order=3]")
+    settings = row.settings(made)
+    assert settings.select.settings_of(example).order == 3.0
+    assert settings.compensate.method == "magnitude"
+    assert recipe_of(settings)["select"][example] == {"order": 3.0}
 
 
 def test_the_worked_example_protects_layers_and_is_named_to_who_errs(
