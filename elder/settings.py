@@ -9,8 +9,8 @@ One order, from the weakest to the strongest:
 5. ``--set section.key=value``, the later over the earlier;
 6. options with a name of their own: ``--method``, ``--ratio``, ``--seed``, ...
 
-What a run has written down is read as it stands: no ``ELDER_SET`` changes it. Where models are shown beside one another,
-each is what its name says: the rows of ``elder compare`` and the baselines of a run lay their recipes over all of this.
+What a run has written down is read as it stands: no ``ELDER_SET`` changes it. Where models are shown beside one
+another, each is what its name says: rows of ``elder compare`` and a run's baselines lay their recipes over all of this.
 """
 
 import os

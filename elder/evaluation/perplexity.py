@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from elder.data import evaluation_blocks
+from elder.model.finite import refuse_broken_losses
 from elder.model.forward import block_losses
 from elder.model.load import Loaded, check_tokens
 from elder.progress import track
@@ -37,12 +38,16 @@ def perplexity(loaded: Loaded, blocks: torch.Tensor, batch: int) -> Perplexity:
 
 
 def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
-    """Return the mean next-token loss of each block in nats, (blocks,) float64; see `perplexity`."""
+    """Return the mean next-token loss of each block in nats, (blocks,) float64; see `perplexity`.
+
+    Raises:
+        UserError: for a loss that is not finite, naming the layer where it begins.
+    """
     batches = blocks.split(batch)
-    losses = [
-        block_losses(loaded.model, ids, batch)
-        for ids in track(batches, "perplexity", len(batches))
-    ]
+    losses = []
+    for ids in track(batches, "perplexity", len(batches)):
+        losses.append(block_losses(loaded.model, ids, batch))
+        refuse_broken_losses(loaded.model, ids, losses[-1])
     return torch.cat(losses)
 
 

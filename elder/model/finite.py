@@ -18,22 +18,23 @@ class NotFiniteError(UserError):
     """A number came out nan or infinite that something should be decided or learnt by."""
 
 
-def refuse_broken_weights(model: nn.Module, name: str) -> None:
-    """Refuse a model with a weight that is nan or infinite, in the dtype that it was loaded in.
+def refuse_broken_weights(model: nn.Module, title: str) -> None:
+    """Refuse a model with a weight that is nan or infinite, in the dtype that it has.
 
     Args:
         model: its parameters are read once.
-        name: of the model, as the user knows it.
+        title: what the model is called in the sentence.
 
     Raises:
         NotFiniteError: naming the first such weight, and how many there are.
     """
-    broken = [key for key, weight in model.named_parameters() if not all_finite(weight)]
+    broken = {key: one for key, one in model.named_parameters() if not all_finite(one)}
     if broken:
-        dtype = dict(model.named_parameters())[broken[0]].dtype
-        more = f", as {len(broken) - 1} more weights do" if len(broken) > 1 else ""
+        first, weight = next(iter(broken.items()))
+        more = f", as {len(broken) - 1} more do" if len(broken) > 1 else ""
         raise NotFiniteError(
-            f"weight {broken[0]} of {name!r} holds nan or infinite values in {_named(dtype)}{more}; {_cure(dtype)}"
+            f"weight {first} of {title} holds nan or infinite values in {_named(weight.dtype)}{more}; "
+            f"{_cure(weight.dtype)}"
         )
 
 
@@ -53,8 +54,24 @@ def refuse_broken_states(model: nn.Module, blocks: torch.Tensor, batch: int = 1)
         if place is not None:
             dtype = next(model.parameters()).dtype
             raise NotFiniteError(
-                f"{place} holds nan or infinite values on this text in {_named(dtype)}; {_cure(dtype)}"
+                f"{place} came out nan or infinite on this text in {_named(dtype)}; {_cure(dtype)}"
             )
+
+
+def refuse_broken_losses(model: nn.Module, ids: torch.Tensor, losses: torch.Tensor) -> None:
+    """Refuse a model whose loss on some blocks is nan or infinite.
+
+    Args:
+        model: in eval mode.
+        ids: the blocks, (blocks, tokens) int64.
+        losses: of the blocks, of any shape.
+
+    Raises:
+        NotFiniteError: naming the layer where it begins.
+    """
+    if not all_finite(losses):
+        refuse_broken_states(model, ids, len(ids))
+        refuse_not_finite(losses.sum().item(), "the loss on this text")
 
 
 def refuse_not_finite(value: float, what: str) -> None:

@@ -13,6 +13,7 @@ from elder import params
 from elder.device import device_of
 from elder.errors import UserError
 from elder.model.check import check_model, one_sentence
+from elder.model.finite import refuse_broken_weights
 from elder.model.layers import LAYER_LISTS, find_layers
 from elder.model.removal import BEYOND, text_config
 from elder.names import split_revision
@@ -55,7 +56,8 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
         dtype: overrides ``wanted.dtype``.
 
     Raises:
-        UserError: if the model is missing, incomplete, unsafe, or not a causal language model.
+        UserError: if the model is missing, incomplete, unsafe, not a causal language model, or has weights that are not
+            finite in this dtype.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,6 +83,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     _check_weights(source, model, info)
     with one_sentence(source, "model"):
         model.to(device)
+    refuse_broken_weights(model, repr(source))
     commit = getattr(config, "_commit_hash", None)
     return Loaded(model.eval(), tokenizer, wanted.name, commit, model.dtype)
 

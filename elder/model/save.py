@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from elder.files import file_digest, whole_folder
+from elder.model.finite import refuse_broken_weights
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> str:
@@ -30,7 +31,9 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> str:
 
     Raises:
         OSError: if they cannot be written.
+        UserError: if a weight is not finite: nothing is written then.
     """
+    refuse_broken_weights(model, "the model that should be saved")
     try:
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)

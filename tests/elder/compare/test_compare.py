@@ -18,6 +18,7 @@ from elder.compare.run import Failure, failures_by_name, run_all
 from elder.compression.job import Job
 from elder.errors import UserError
 from elder.params import Params
+from elder.settings import validate
 
 
 @pytest.fixture
