@@ -20,15 +20,14 @@ from elder.record import (
     Row,
     Speed,
     Verdict,
-    json_safe,
     plain,
     read_record,
 )
 from elder.report.card import model_card
 from elder.report.html import write_report
-from tasks.errors import without_secrets
 from tasks.provenance.bom import RECORD, write_bom
 from tasks.provenance.signing import SIGNATURE, sign
+from tasks.record_file import write_record
 from tasks.registry.client import Registry
 from tasks.retry import try_again
 from tasks.run.marks import read_mark
@@ -112,11 +111,6 @@ def put_together(
         "data": plain(facts),
     }
     return Record.model_validate(tree)
-
-
-def write_record(record: Record, path: Path) -> None:
-    """Write a record, without secrets: the same record gives the same bytes wherever a copy of it lies."""
-    write_json(path, json_safe(without_secrets(plain(record))))
 
 
 @task(name="store", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Collection, Mapping
 
 from elder.record import Json
+from tasks import record_file
 from tasks.audit.evidence import Broken, Check, Evidence
 from tasks.provenance.bom import RECORD
 from tasks.registry.metrics import metrics_of, params_of, tags_of
 
-LATER = {"artifact", "model_version", "report"}  # known only after the folder was published
+OUTCOME = set(record_file.OUTCOME)  # known only after the folder was published
 LARGEST = sys.float_info.max  # what MLflow's databases make of an infinite number
 MANY = 5  # names in a sentence; more are counted
 Points = dict[str, set[tuple[int, float]]]  # (step, value) by name of the metric
@@ -20,19 +21,27 @@ def attached_record(evidence: Evidence) -> str:
     _ = evidence.record  # must be one
     if not isinstance(attached, dict):
         raise Broken(f"{RECORD} of the MLflow run is no record of a run")
-    keys = sorted({*stored, *attached} - LATER)
+    keys = sorted({*stored, *attached} - OUTCOME)
     differing = [key for key in keys if stored.get(key) != attached.get(key)]
-    artifact = attached.get("artifact")
-    place = (artifact.get("url"), artifact.get("digest")) if isinstance(artifact, dict) else ()
-    if place != (evidence.source, evidence.tags.get("digest")):
-        differing.append("artifact")
-    if str(attached.get("model_version")) != evidence.version:
-        differing.append("model_version")
+    if OUTCOME & set(attached):
+        differing += _wrong_outcome(attached, evidence)
     if differing:
         names = some(differing)
         raise Broken(f"{RECORD} of the MLflow run differs from the stored one in {names}")
     run = evidence.run.info.run_id
     return f"{RECORD} of MLflow run {run} says the same as the stored one"
+
+
+def _wrong_outcome(attached: dict[str, Json], evidence: Evidence) -> list[str]:
+    """Compare what earlier versions attached beyond the stored record: where the model lies, and its version."""
+    wrong = []
+    artifact = attached.get("artifact")
+    place = (artifact.get("url"), artifact.get("digest")) if isinstance(artifact, dict) else ()
+    if place != (evidence.source, evidence.tags.get("digest")):
+        wrong.append("artifact")
+    if str(attached.get("model_version")) != evidence.version:
+        wrong.append("model_version")
+    return wrong
 
 
 def logged_params(evidence: Evidence) -> str:

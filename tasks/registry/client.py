@@ -17,8 +17,8 @@ from elder import params
 from elder.errors import UserError
 from elder.files import read_json
 from elder.record import Json, Record, plain
-from tasks.errors import hide_secrets
 from tasks.provenance.bom import RECORD
+from tasks.record_file import record_text
 from tasks.registry.connection import connect, plain_refusals, sqlite_file
 from tasks.registry.metrics import created_at, metrics_of, params_of, tags_of
 from tasks.store.base import Published
@@ -129,12 +129,11 @@ class Registry:
 
     def log_files(self, mlflow_run: str, record: Record, report: Path | None = None) -> None:
         """Attach record.json, layer_weights.json where weights were learnt, and the report, replacing older ones."""
-        tree = plain(record)
         with self.refusals():
-            text = hide_secrets(json.dumps(tree, indent=1))
-            self.client.log_text(mlflow_run, text, RECORD)
+            self.client.log_text(mlflow_run, record_text(record), RECORD)
             if record.weights:
-                self.client.log_text(mlflow_run, json.dumps(tree["weights"]), WEIGHTS_FILE)
+                weights = json.dumps(plain(record.weights))
+                self.client.log_text(mlflow_run, weights, WEIGHTS_FILE)
             if report is not None:
                 self.client.log_artifact(mlflow_run, str(report))
 

@@ -13,7 +13,8 @@ from elder.fingerprint import Fingerprint
 from elder.locks import Busy, hold
 from elder.params import Params
 from elder.progress import say
-from elder.record import Json, Record, plain, read_record
+from elder.record import Record, read_record
+from tasks.record_file import outcome_of
 from tasks.run.marks import read_mark
 from tasks.run.run import PARAMS, START, Run, write_start
 
@@ -102,10 +103,10 @@ def finished_record(
 
 def read_finished(folder: Path) -> Record | None:
     """Return the record of a finished run with what became of it, or None where the run is not finished."""
-    found, later = read_mark(folder / RECORD), read_mark(folder / FINISHED)
-    if found is None or later is None:
+    written, outcome = read_mark(folder / RECORD), read_mark(folder / FINISHED)
+    if written is None or outcome is None:
         return None
-    return read_record(found | later, str(folder / RECORD))
+    return read_record(written | outcome, str(folder / RECORD))
 
 
 def start_over_unless_same(run: Run, inputs: Fingerprint) -> None:
@@ -134,9 +135,7 @@ def close_run(folder: Path, record: Record) -> None:
         folder: the run's.
         record: complete, with the version and the place of the published model.
     """
-    told = plain(record)
-    later: dict[str, Json] = {key: told[key] for key in LATER if key in told}
-    write_json(folder / FINISHED, {"run_id": record.run_id} | later)
+    write_json(folder / FINISHED, {"run_id": record.run_id} | outcome_of(record))
     drop_work(folder)
 
 

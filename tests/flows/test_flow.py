@@ -3,13 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import boto3
 import pytest
@@ -20,66 +17,22 @@ from elder.files import file_digest
 from elder.settings import validate
 from tasks.audit.run import audit
 from tasks.store.open import open_store
-
-COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
-PATIENCE = 600  # seconds that a run may take on a machine with much else to do
-LOAD = """
-import sys
-import mlflow
-from transformers import AutoModelForCausalLM, AutoTokenizer
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-folder = mlflow.artifacts.download_artifacts(sys.argv[1])
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-out = model.generate(**tokenizer("It was", return_tensors="pt"), max_new_tokens=3, min_new_tokens=3, do_sample=False)
-print(model.config.num_hidden_layers, out.shape[1])
-"""
-
-
-def start(
-    project: Path, *overrides: str, env: dict[str, str] | None = None
-) -> subprocess.Popen:
-    """Start ``elder run --json``; output goes to files, since a killed run's server would hold a pipe open."""
-    flags = [flag for override in overrides for flag in ("--set", override)]
-    with (project / "stdout").open("w") as out, (project / "stderr").open("w") as err:
-        command = [*COMMAND, "run", "--json", *flags]
-        return subprocess.Popen(
-            command,
-            cwd=project,
-            stdout=out,
-            stderr=err,
-            env=os.environ | (env or {}),
-            start_new_session=True,
-        )
-
-
-def finish(project: Path, process: subprocess.Popen) -> SimpleNamespace:
-    """Wait for a run; returns status, the JSON on stdout, stderr and, where there is one, the run's folder."""
-    status = process.wait(timeout=PATIENCE)
-    out, err = ((project / name).read_text() for name in ("stdout", "stderr"))
-    assert out.count("\n") == 1, err
-    found = json.loads(out)
-    return SimpleNamespace(
-        status=status, json=found, stderr=err, folder=project / "runs" / found["run_id"]
-    )
+from tests.flows.running import (
+    PATIENCE,
+    command,
+    finish,
+    load_elsewhere,
+    outcome_of,
+    processes_of_session,
+    record_of,
+    start,
+)
+from tests.flows.waiting import wait_for, wait_for_none
 
 
 @pytest.fixture(scope="module")
 def first(project: Path) -> SimpleNamespace:
     return finish(project, start(project))
-
-
-def record_of(run: SimpleNamespace) -> dict[str, Any]:
-    return json.loads((run.folder / "record.json").read_text())
-
-
-def load_elsewhere(project: Path, uri: str, env: dict[str, str] | None = None) -> str:
-    """Load a registered model with transformers alone, in a process that cannot see this project's copy."""
-    command = [sys.executable, "-P", "-c", LOAD, uri]
-    done = subprocess.run(
-        command, cwd=project, env=os.environ | (env or {}), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
 
 
 def test_stdout_is_one_json_object_with_the_promised_fields(first: SimpleNamespace) -> None:
@@ -135,12 +88,23 @@ def test_the_run_folder_tells_the_whole_run(first: SimpleNamespace, project: Pat
     assert first.json["run_id"] in page
     assert "shortgpt" in page
     assert first.json["report"] == str(first.folder / "report.html")
+    assert not list(first.folder.rglob("work"))
+
+
+def test_all_copies_of_the_record_are_the_same_bytes(
+    first: SimpleNamespace, project: Path
+) -> None:
+    own = (first.folder / "record.json").read_bytes()
+    stored = Path(outcome_of(first)["artifact"]["url"]) / "record.json"
+    (attached,) = (project / "mlartifacts").rglob("record.json")
+    assert stored.read_bytes() == own
+    assert attached.read_bytes() == own
 
 
 def test_the_store_holds_a_verified_model_with_card_and_record(
     first: SimpleNamespace, project: Path
 ) -> None:
-    artifact, store = record_of(first)["artifact"], open_store(str(project / "store"))
+    artifact, store = outcome_of(first)["artifact"], open_store(str(project / "store"))
     assert store.verify(artifact["url"]) == []
     assert {
         "config.json",
@@ -197,17 +161,6 @@ def test_mlflow_has_metrics_with_errors_and_a_closed_run(
     }
 
 
-def command(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run another command of ``elder`` in the project."""
-    return subprocess.run(
-        [*COMMAND, *arguments, "--json"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_an_audit_of_the_version_finds_nothing(first: SimpleNamespace, project: Path) -> None:
     done = command(project, "audit", "tiny/1", "--evaluate")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -215,7 +168,9 @@ def test_an_audit_of_the_version_finds_nothing(first: SimpleNamespace, project: 
     assert found["ok"] is True
     # the copy of the project is no git repository
     assert [check["name"] for check in found["checks"] if check["ok"] is not True] == ["commit"]
-    record = json.loads((Path(record_of(first)["artifact"]["url"]) / "record.json").read_text())
+    record = json.loads(
+        (Path(outcome_of(first)["artifact"]["url"]) / "record.json").read_text()
+    )
     assert record["energy"]["kwh"] > 0
     assert record["lineage"]["installed"]["torch"]
     assert record["data"]["source"]["source"] == "data/calibration.txt"
@@ -258,28 +213,6 @@ def bucket() -> Iterator[tuple[str, dict[str, str]]]:
     server.stop()
 
 
-def stages_of(run_folder: Path) -> list[str]:
-    """Return the command lines of living stages of a run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if " -m elder stage " in line and str(run_folder) in line:
-            found.append(line)
-    return found
-
-
-def wait_for(condition: Any, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.fixture(scope="module")
 def second(
     first: SimpleNamespace, project: Path, bucket: tuple[str, dict[str, str]]
@@ -301,22 +234,22 @@ def second(
         ]
 
     try:
-        assert wait_for(marks, PATIENCE), (project / "stderr").read_text()
-        folder = marks()[0].parents[1]
+        folder = wait_for(marks, "removed layers", PATIENCE)[0].parents[1]
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
-        alone = wait_for(lambda: not stages_of(folder), 20)
+        left = wait_for_none(lambda: processes_of_session(killed.pid), 20)
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)  # its Prefect server outlives it
+        with suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
     run = finish(project, start(project, *settings, env=env))
-    return SimpleNamespace(**vars(run), killed_in=folder, alone=alone)
+    return SimpleNamespace(**vars(run), killed_in=folder, left=left)
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     first: SimpleNamespace, second: SimpleNamespace
 ) -> None:
     assert second.status == 0, second.stderr
-    assert second.alone  # no stage lives on beside the next attempt
+    assert second.left == []  # no stage lives on beside the next attempt, and no server
     assert second.folder == second.killed_in
     assert f"going on with run {second.killed_in.name}" in second.stderr
     one, other = record_of(first), record_of(second)
@@ -345,13 +278,10 @@ def test_the_same_flow_publishes_to_s3(
     endpoint, env = bucket
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    record = record_of(second)
+    url = outcome_of(second)["artifact"]["url"]
     assert second.json["model_version"] == "2"
-    assert record["artifact"]["url"].startswith("s3://models/night/models/tiny/")
-    assert (
-        open_store("s3://models/night", endpoint, "us-east-1").verify(record["artifact"]["url"])
-        == []
-    )
+    assert url.startswith("s3://models/night/models/tiny/")
+    assert open_store("s3://models/night", endpoint, "us-east-1").verify(url) == []
     assert load_elsewhere(project, "models:/tiny@challenger", env) == "3 9"
     tree = {
         "store": {"endpoint": endpoint},

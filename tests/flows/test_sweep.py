@@ -13,7 +13,7 @@ from elder.params import Params
 from elder.record import Record
 from flows import sweep
 from flows.cli.app import build_app
-from tasks.record import write_record
+from tasks.record_file import write_record
 from tasks.run import folder as rundir
 from tests.elder.records import make_record
 

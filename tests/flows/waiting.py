@@ -13,3 +13,13 @@ def wait_for(condition: Callable[[], Any], what: str, patience: float) -> Any:
             return found
         time.sleep(0.5)
     raise AssertionError(f"no {what} within {patience} s")
+
+
+def wait_for_none(look: Callable[[], list[Any]], patience: float) -> list[Any]:
+    """Return what is still seen after ``patience`` seconds: nothing, as soon as nothing is."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if not look():
+            return []
+        time.sleep(0.2)
+    return look()

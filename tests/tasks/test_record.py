@@ -17,7 +17,8 @@ from elder.record import (
     read_record,
 )
 from elder.settings import validate
-from tasks.record import Findings, settle, with_outcome, write_record
+from tasks.record import Findings, settle, with_outcome
+from tasks.record_file import write_record
 from tasks.run.run import Run
 from tasks.store.base import Published
 from tests.elder.records import compress_record, make_record
