@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from elder.errors import UserError
 from elder.settings import read_params
-from flows.checks.doctor import _calibration
+from flows.checks.doctor import CHECKS
+from flows.checks.inputs import calibration
 from flows.cli.app import build_app
 
 
@@ -107,8 +108,10 @@ def test_doctor_names_each_part(here: Path) -> None:
     found = CliRunner().invoke(build_app(), ["doctor", "--json"])
     assert found.exit_code == 0, found.output
     checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
-    parts = "device, disk, model, calibration, evaluation, store, registry, prefect, worker, data remote"
-    assert list(checks) == parts.split(", ")
+    parts = "device, disk, methods, model, evaluation, key, webhook, calibration, store, registry, prefect, worker"
+    assert list(checks) == [*parts.split(", "), "data remote"]
+    assert list(checks) == [check.name for check in CHECKS]
+    assert not (here / "keys").exists()  # looking makes no key
     assert checks["model"]["detail"] == "models/tiny, llama of 4 layers"
 
     missing = CliRunner().invoke(
@@ -120,7 +123,10 @@ def test_doctor_names_each_part(here: Path) -> None:
     assert "set calibration.source" in parts["calibration"]["detail"]
 
     settings = read_params(None, ["calibration.source=wikitext"], {})  # an id of one word
-    assert _calibration(settings, here).startswith("wikitext (a dataset of the Hub")
+    with pytest.raises(
+        UserError, match="the dataset 'wikitext' is on the Hub and HF_HUB_OFFLINE"
+    ):
+        calibration(settings, here)
 
 
 def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(

@@ -126,7 +126,7 @@ TAMPERED: list[tuple[Callable[[Version], None], set[str], str]] = [
         "passed is True, judged again False",
     ),
     (tag_changed, {"tags"}, "gate"),
-    (digest_tag_changed, {"digest", "record in MLflow"}, "tag digest is 000"),
+    (digest_tag_changed, {"digest"}, "tag digest is 000"),
     (repointed, {"digest", "record in MLflow", "tags"}, "is not the place of its digest"),
     (signed_by_another, COVERED - {"bill of materials"}, "does not hold"),
     (bill_edited, COVERED, "components"),
