@@ -63,7 +63,8 @@ def kind_of(source: str, root: Path = Path()) -> str:
         return FOLDER
     if looks_local(source):
         raise UserError(
-            f"there is no calibration text {source!r}{similar(path)} Give a UTF-8 file, a folder or a Hub dataset: set calibration.source"
+            f"there is no calibration text {source!r}{similar(path)}"
+            " Give a UTF-8 file, a folder or a Hub dataset: set calibration.source"
         )
     return HUB
 
