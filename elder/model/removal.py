@@ -139,63 +139,105 @@ def shortened_fields(config: Any, kept: list[int], count: int) -> dict[str, Any]
         kept: indices of the remaining layers, ascending.
         count: how many layers there are now.
     """
-    fields: dict[str, Any] = {"num_hidden_layers": len(kept)}
+    left = len(kept)
+    fields: dict[str, Any] = {"num_hidden_layers": left}
     for name, value in vars(config).items():
-        if name in INDICES and value is not None:
-            fields[name] = [place for place, index in enumerate(kept) if index in value]
-        elif isinstance(value, list | tuple):
-            if name not in NOT_PER_LAYER and (
-                len(value) == count or (name in PER_LAYER and len(value) > count)
-            ):
-                fields[name] = type(value)(value[index] for index in kept)
-        elif name in COUNTS and value == count:
-            fields[name] = len(kept)
-        elif name in LEADING and value is not None:
-            fields[name] = sum(index < value for index in kept)
-        elif name in LAST and value is not None:
-            fields[name] = sum(index <= value for index in kept) - 1
-        elif name in BEYOND and value:
-            fields[name] = 0
+        fields |= _shortened(name, value, kept, count)
+    fields |= _spacings(config, fields)
+    if "interleave_moe_layer_step" in vars(config) and "moe_layers" in fields:
+        experts = fields["moe_layers"]
+        marks = [place in experts for place in range(left)]
+        fields["interleave_moe_layer_step"] = _spacing(config.interleave_moe_layer_step, marks)
+    if "attention_types" in vars(config) and "attention_layers" in fields:
+        kinds = list(fields["attention_layers"])
+        fields["attention_types"] = [[kinds, 1]]  # GPT-Neo: [[kinds, how often], ...]
+    if "decoder_sparse_step" in vars(config):
+        dense = fields.get("mlp_only_layers", [])
+        fields |= _sparse_step(config, kept, dense)
+    return fields
+
+
+def _shortened(name: str, value: Any, kept: list[int], count: int) -> dict[str, Any]:
+    """Return one field with its new value; nothing where it does not speak of layers."""
+    if name in INDICES and value is not None:
+        return {name: [place for place, index in enumerate(kept) if index in value]}
+    if isinstance(value, list | tuple):
+        if not _has_entry_a_layer(name, len(value), count):
+            return {}
+        entries = [value[index] for index in kept]
+        return {name: type(value)(entries)}
+    if name in COUNTS and value == count:
+        return {name: len(kept)}
+    if name in BEYOND and value:
+        return {name: 0}
+    if name in LEADING and value is not None:
+        return {name: sum(index < value for index in kept)}
+    if name in LAST and value is not None:
+        return {name: sum(index <= value for index in kept) - 1}
+    return {}
+
+
+def _has_entry_a_layer(name: str, length: int, count: int) -> bool:
+    """Say whether a list has an entry for each of ``count`` layers."""
+    if name in NOT_PER_LAYER:
+        return False
+    return length == count or (name in PER_LAYER and length > count)
+
+
+def _spacings(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that mark every n-th layer, for the lists that say the same in full."""
+    spacings = {}
     for name, (listed, mark) in SPACINGS.items():
         value = vars(config).get(name)
         if value and listed in fields:
-            fields[name] = _spacing(value, [entry == mark for entry in fields[listed]])
-    if "interleave_moe_layer_step" in vars(config) and "moe_layers" in fields:
-        marks = [place in fields["moe_layers"] for place in range(len(kept))]
-        fields["interleave_moe_layer_step"] = _spacing(config.interleave_moe_layer_step, marks)
-    if "attention_types" in vars(config) and "attention_layers" in fields:
-        fields["attention_types"] = [
-            [list(fields["attention_layers"]), 1]
-        ]  # GPT-Neo: [[kinds, how often], ...]
-    if "decoder_sparse_step" in vars(config):
-        fields |= _sparse_step(config, kept, fields.get("mlp_only_layers", []))
-    return fields
+            marks = [entry == mark for entry in fields[listed]]
+            spacings[name] = _spacing(value, marks)
+    return spacings
 
 
 def _spacing(value: Any, marks: list[bool]) -> Any:
     """Return the spacing that marks just these places: the old one if it still does, else another, else 0."""
     if isinstance(value, str):
-        old = [value[place % len(value)] == "G" for place in range(len(marks))]
-        return value if old == marks else "".join("G" if mark else "L" for mark in marks)
+        return _letters(value, marks)
     for step in (value, *range(1, len(marks) + 2)):  # one more than there are layers marks none
-        if [(place + 1) % step == 0 for place in range(len(marks))] == marks:
+        if _every(step, len(marks)) == marks:
             return step
     return 0
 
 
+def _letters(old: str, marks: list[bool]) -> str:
+    """Return the letters that mark these places, L or G a layer: the old ones if they still do."""
+    repeated = [old[place % len(old)] for place in range(len(marks))]
+    wanted = ["G" if mark else "L" for mark in marks]
+    return old if repeated == wanted else "".join(wanted)
+
+
+def _every(step: int, count: int) -> list[bool]:
+    """Mark every step-th of ``count`` places, counted from 1."""
+    return [place % step == 0 for place in range(1, count + 1)]
+
+
 def _sparse_step(config: Any, kept: list[int], dense: list[int]) -> dict[str, Any]:
-    """Say which layers have experts: every n-th that is not in mlp_only_layers (Qwen's); at worst list all others."""
-    step, listed = (
-        config.decoder_sparse_step,
-        set(getattr(config, "mlp_only_layers", None) or []),
-    )
-    sparse = [index not in listed and (index + 1) % step == 0 for index in kept]
-    if sparse == [place not in dense and (place + 1) % step == 0 for place in range(len(kept))]:
+    """Say which layers have experts: every n-th that is not in mlp_only_layers (Qwen's); at worst list all others.
+
+    Args:
+        config: as it was.
+        kept: indices of the remaining layers.
+        dense: new mlp_only_layers, if only these were renamed.
+    """
+    step = config.decoder_sparse_step
+    listed = getattr(config, "mlp_only_layers", None) or []
+    wanted, present = (
+        [],
+        [],
+    )  # which places have experts: those that must, and those that the old step gives
+    for place, index in enumerate(kept):
+        wanted.append(index not in listed and (index + 1) % step == 0)
+        present.append(place not in dense and (place + 1) % step == 0)
+    if wanted == present:
         return {}
-    return {
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [place for place, has in enumerate(sparse) if not has],
-    }
+    without = [place for place, has in enumerate(wanted) if not has]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": without}
 
 
 def _rebuilt(model: nn.Module, fields: dict[str, Any]) -> nn.Module:
@@ -247,21 +289,16 @@ def _compare(
     changes, against = [], []
     others = dict(fresh.named_modules())
     for path, module in layer.named_modules():
-        for name, value in vars(module).items():
+        for name, value in _settings(module).items():
             new = getattr(others.get(path), name, None)
-            if (
-                name.startswith("_")
-                or name == "training"
-                or not isinstance(value, PLAIN)
-                or value == new
-            ):
+            if value == new:
                 continue
-            if name in fields or (value == old and not isinstance(value, bool)):
+            if name in fields or _is_index(value, old):
                 changes.append((module, name, new))
-            else:
-                against.append(
-                    f"layer {old} cannot move, since its {name} is {value!r} and its new place has {new!r}"
-                )
+                continue
+            against.append(
+                f"layer {old} cannot move, since its {name} is {value!r} and its new place has {new!r}"
+            )
     return changes, against
 
 
@@ -269,9 +306,21 @@ def layer_kind(layer: nn.Module, index: int) -> dict[str, Any]:
     """Describe a layer apart from its place: shapes of its weights and plain attributes, its index taken out."""
     kind: dict[str, Any] = dict(_shapes(layer))
     for path, module in layer.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, PLAIN) and not name.startswith("_"):
-                kind[f"{path}.{name}"] = (
-                    "index" if value == index and not isinstance(value, bool) else value
-                )
+        for name, value in _settings(module).items():
+            kind[f"{path}.{name}"] = "index" if _is_index(value, index) else value
     return kind
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return a module's plain attributes; whether it trains is none of its settings."""
+    settings = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if isinstance(value, PLAIN):
+            settings[name] = value
+    return settings
+
+
+def _is_index(value: Any, index: int) -> bool:
+    return value == index and not isinstance(value, bool)
