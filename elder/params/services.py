@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_serializer
+from pydantic import Field, SecretStr, field_serializer, field_validator
 
+from elder.names import registered_name_fault
 from elder.params.section import Section
 
 
@@ -18,9 +19,17 @@ class Store(Section):
 class Registry(Section):
     """Where runs and versions are recorded."""
 
-    name: str = Field("novels-llama-shallow", min_length=1, description="registered model name")
+    name: str = Field("novels-llama-shallow", description="registered model name")
     tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry")
     experiment: str = Field("elder", min_length=1, description="MLflow experiment")
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_registered(cls, name: str) -> str:
+        fault = registered_name_fault(name)
+        if fault:
+            raise ValueError(fault)
+        return name
 
 
 class Signing(Section):

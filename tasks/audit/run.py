@@ -83,7 +83,7 @@ def audit(
     checks = CHECKS | MEASURE if measure else CHECKS
     with tempfile.TemporaryDirectory(prefix="elder-audit-") as place:
         evidence = gather(settings, root, name, public_key, Path(place))
-        findings = [_examine(title, check, evidence) for title, check in checks.items()]
+        findings = [examine(title, check, evidence) for title, check in checks.items()]
     return Audit(
         name=evidence.name,
         version=evidence.version,
@@ -93,7 +93,12 @@ def audit(
     )
 
 
-def _examine(name: str, check: Check, evidence: Evidence) -> Finding:
+def examine(name: str, check: Check, evidence: Evidence) -> Finding:
+    """Return what a check comes to.
+
+    Raises:
+        Unreachable: registry or store do not answer, so that nothing can be said.
+    """
     try:
         return Finding(name=name, ok=True, detail=check(evidence))
     except Unknown as error:

@@ -8,6 +8,7 @@ from elder.errors import UserError
 from elder.model.check import check_model
 from elder.names import hub_id, is_hub_id, registered_name_fault, split_revision
 from elder.params import Model
+from elder.settings import read_params
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,12 @@ def test_what_a_registered_model_may_be_called() -> None:
     for name in ("", "org/model", "my model", "a:b", ".hidden", "-x", "modèle", "a\n"):
         assert registered_name_fault(name) is not None
     assert registered_name_fault("x" * 201) == "give at most 200 characters"
+
+
+@pytest.mark.parametrize("name", ["org/model", "my model", ""])
+def test_a_name_that_cannot_be_registered_is_refused_where_it_is_read(name: str) -> None:
+    with pytest.raises(UserError, match=rf"registry\.name = '{name}': use letters, digits"):
+        read_params(None, None, {"registry.name": name})
 
 
 def test_a_revision_is_split_off_unless_a_folder_has_that_name(tmp_path: Path) -> None:

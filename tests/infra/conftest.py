@@ -14,6 +14,11 @@ from typing import Any
 import boto3
 import pytest
 
+from elder import params
+from tasks.registry.client import Registry
+from tests.infra.lost import Make
+from tests.tasks.registered import settings_for
+
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "infra" / "native.sh"
 PATIENCE = 600  # seconds, on a machine with much else to do
@@ -91,3 +96,23 @@ def services() -> Iterator[SimpleNamespace]:
     finally:
         native("down")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make an empty registry once: its first start takes seconds."""
+    path = tmp_path_factory.mktemp("db") / "mlflow.db"
+    Registry(params.Registry(tracking_uri=f"sqlite:///{path}"))
+    return path
+
+
+@pytest.fixture
+def settings_with(tmp_path: Path, empty: Path) -> Make:
+    """Return a function that makes settings with a registry of their own, which begins as a copy of another's."""
+
+    def make(name: str, beginning: Path = empty) -> params.Params:
+        (tmp_path / name).mkdir()
+        shutil.copy(beginning, tmp_path / name / "mlflow.db")
+        return settings_for(str(tmp_path / "store"), f"sqlite:///{tmp_path}/{name}/mlflow.db")
+
+    return make

@@ -1,0 +1,81 @@
+"""``infra/restore.py`` as a command: its exit status, and the one sentence that wrong input ends in."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elder import params
+from infra import restore as script
+from tasks.registry.client import Registry
+from tests.infra.lost import Make, promote, run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def at(settings_with: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Params:
+    """Stand in a project with a model of one run."""
+    settings = settings_with("before")
+    run(settings, tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ELDER_SET", f"registry.tracking_uri={settings.registry.tracking_uri}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return settings
+
+
+def refusal(
+    capsys: pytest.CaptureFixture[str], name: str, status: int = 2, **options: Any
+) -> str:
+    """Give the command what it must refuse with one sentence; returns the sentence."""
+    with pytest.raises(SystemExit) as ended:
+        script.main(name, **options)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err.count("\n")) == (status, 1)
+    return said.err
+
+
+def test_wrong_input_ends_in_one_sentence(
+    at: params.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = set((tmp_path / "store").rglob("*"))
+    assert "holds no model 'tinny': it has tiny" in refusal(capsys, "tinny")
+    assert "model name '../x'" in refusal(capsys, "../x")
+    away = ["registry.tracking_uri=http://127.0.0.1:9"]
+    assert "it cannot be reached" in refusal(capsys, "tiny", overrides=away)
+    assert "'nonsense'" in refusal(capsys, "tiny", overrides=["nonsense"])
+
+    model = next((tmp_path / "runs").glob("*/tiny"))
+    assert "is not the model of a run" in refusal(capsys, "tiny", folder=[model.parent])
+    assert "is empty or not a folder" in refusal(capsys, "tiny", folder=[tmp_path / "absent"])
+    assert "is a model of 'tiny'" in refusal(capsys, "other", folder=[model])
+    (model / "model.safetensors").write_bytes(b"others")
+    assert "model.safetensors changed" in refusal(capsys, "tiny", folder=[model])
+    (model / "record.json").write_text("[]")
+    assert "cannot be read" in refusal(capsys, "tiny", folder=[model])
+    assert set((tmp_path / "store").rglob("*")) == stored
+
+
+def test_a_history_that_the_registry_cannot_follow_is_exit_status_1(
+    at: params.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(at, tmp_path, "1")
+    next((tmp_path / "store" / "models" / "tiny").glob("*/record.json")).unlink()
+    Registry(at.registry).client.delete_registered_model("tiny")
+    said = refusal(capsys, "tiny", status=1)
+    assert (
+        "not brought in line with the history: version 1 of tiny, champion by the history, is not in the"
+        in said
+    )
+
+
+def test_the_command_itself(at: params.Params, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "infra" / "restore.py", "tiny"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        done.stdout
+        == "run 20261124-020100-ab12cd34: version 1\nchampion: none, nothing was ever promoted\n"
+    )
