@@ -27,13 +27,17 @@ def at(settings_with: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def refusal(
-    capsys: pytest.CaptureFixture[str], name: str, status: int = 2, **options: Any
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    status: int = 2,
+    lines: int = 1,
+    **options: Any,
 ) -> str:
-    """Give the command what it must refuse with one sentence; returns the sentence."""
+    """Give the command what it must refuse with one sentence, or with a list of faults; returns what it says."""
     with pytest.raises(SystemExit) as ended:
         script.main(name, **options)
     said = capsys.readouterr()
-    assert (ended.value.code, said.err.count("\n")) == (status, 1)
+    assert (ended.value.code, said.err.count("\n")) == (status, lines)
     return said.err
 
 
@@ -42,7 +46,7 @@ def test_wrong_input_ends_in_one_sentence(
 ) -> None:
     stored = set((tmp_path / "store").rglob("*"))
     assert "holds no model 'tinny': it has tiny" in refusal(capsys, "tinny")
-    assert "model name '../x'" in refusal(capsys, "../x")
+    assert "registry.name = '../x': use letters" in refusal(capsys, "../x", lines=2)
     away = ["registry.tracking_uri=http://127.0.0.1:9"]
     assert "it cannot be reached" in refusal(capsys, "tiny", overrides=away)
     assert "'nonsense'" in refusal(capsys, "tiny", overrides=["nonsense"])
