@@ -1,5 +1,6 @@
 """What ``elder compare`` is asked to do: its options, read and checked before any model is loaded."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +16,14 @@ from elder.settings import read_params
 
 if TYPE_CHECKING:
     from elder.compare.plan import Size
-    from elder.compare.rows import Row
+    from elder.compare.rows import RowSpec
 
 PRESETS = Path(__file__).parents[1] / "compare" / "presets"
+ALLOWED = {  # option: what its numbers lie between, and how to say it
+    "--ratios": (0, 1, "more than 0 and less than 1"),
+    "--layers": (0, math.inf, "at least 1"),
+    "--seeds": (-1, math.inf, "at least 0"),
+}
 METHODS = "default,sleb,shortgpt,elder"
 
 
@@ -65,7 +71,7 @@ class CompareOptions:
 class Comparison:
     """All that `elder compare` was asked to do, checked: nothing but the measuring is left."""
 
-    rows: "list[Row]"
+    rows: "list[RowSpec]"
     base: Params
     sizes: "list[Size]"
     seeds: list[int]
@@ -140,26 +146,24 @@ def read_sizes(layers: str | None, ratios: str | None, base: Params) -> "list[Si
 
 
 def numbers(option: str, text: str, kind: type) -> list[Any]:
-    """Read numbers with commas between them.
+    """Read numbers with commas between them; those that are given twice count once.
+
+    Args:
+        option: whose value it is: ``--ratios``, ``--layers`` or ``--seeds``.
+        text: its value.
+        kind: ``int`` or ``float``.
 
     Raises:
         UserError: for anything else, or for a number that cannot be meant.
     """
     try:
-        found = [kind(word) for word in text.split(",")]
+        values = [kind(word) for word in text.split(",")]
     except ValueError:
         raise UserError(
             f"{option} {text!r} is not a list of numbers with commas between them, such as 0,1"
         ) from None
-    low, high = {"--ratios": (0.0, 1.0), "--layers": (0, float("inf"))}.get(
-        option, (-1, float("inf"))
-    )
-    wrong = next((number for number in found if not low < number < high), None)
-    if wrong is not None:
-        allowed = (
-            "more than 0 and less than 1"
-            if option == "--ratios"
-            else f"at least {int(low) + 1}"
-        )
-        raise UserError(f"{option} holds {wrong:g}; each must be {allowed}")
-    return list(dict.fromkeys(found))
+    low, high, allowed = ALLOWED[option]
+    for value in values:
+        if not low < value < high:
+            raise UserError(f"{option} holds {value:g}; each must be {allowed}")
+    return list(dict.fromkeys(values))

@@ -1,5 +1,6 @@
 """What a command prints: its result, or the one sentence that it ends with."""
 
+import io
 import json
 import os
 import sys
@@ -67,4 +68,5 @@ def refuse(sentence: str, status: int) -> NoReturn:
 def print_any_character() -> None:
     """Let stdout and stderr take every character: what their encoding lacks is shown as an escape."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

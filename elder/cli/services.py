@@ -51,7 +51,7 @@ LIBRARY = Services(_only_local_models, _no_datasets)
 
 def services_of(context: typer.Context) -> Services:
     """Return the services that the application was built with."""
-    found = context.find_object(Services)
-    if found is None:
+    services = context.find_object(Services)
+    if services is None:
         raise TypeError("a command was called outside of an application that has services")
-    return found
+    return services

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elder.compare.rows import Row
+from elder.compare.rows import RowSpec
 from elder.fingerprint import (
     Fingerprint,
     calibration_parts,
@@ -64,7 +64,7 @@ class Measurement:
 
 
 def plan(
-    rows: list[Row],
+    rows: list[RowSpec],
     base: Params,
     sizes: list[Size],
     seeds: list[int],
@@ -94,7 +94,7 @@ def plan(
     return measurements
 
 
-def _of_rows(rows: list[Row], base: Params, shared: Fingerprint) -> Iterator[Measurement]:
+def _of_rows(rows: list[RowSpec], base: Params, shared: Fingerprint) -> Iterator[Measurement]:
     """Yield the measurements of all rows; rows that mean the same get one slug."""
     for row in rows:
         settings = row.settings(base)

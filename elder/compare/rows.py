@@ -22,7 +22,7 @@ ROW = re.compile(r"(?P<words>[^\[\]]+)(\[(?P<changes>.*)\])?")
 
 
 @dataclass(frozen=True)
-class Row:
+class RowSpec:
     """One row.
 
     Attributes:
@@ -72,7 +72,7 @@ def modes() -> tuple[str, ...]:
     )
 
 
-def parse_rows(text: str) -> list[Row]:
+def parse_rows(text: str) -> list[RowSpec]:
     """Read the rows of ``--methods``; commas inside brackets belong to the row.
 
     Raises:
@@ -92,17 +92,20 @@ def parse_rows(text: str) -> list[Row]:
 
 def split_outside(text: str) -> list[str]:
     """Split at the commas that stand in no bracket."""
-    found, depth = [""], 0
+    pieces, depth = [""], 0
     for character in text:
-        depth += (character == "[") - (character == "]")
+        if character == "[":
+            depth += 1
+        elif character == "]":
+            depth -= 1
         if character == "," and depth == 0:
-            found.append("")
+            pieces.append("")
         else:
-            found[-1] += character
-    return [piece.strip() for piece in found if piece.strip()]
+            pieces[-1] += character
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
-def _parse(name: str) -> Row:
+def _parse(name: str) -> RowSpec:
     whole = ROW.fullmatch(name)
     if whole is None:
         raise UserError(
@@ -114,19 +117,25 @@ def _parse(name: str) -> Row:
         raise UserError(
             f"there is no method {method!r}; {nearest(method, [*METHODS, DEFAULT])}"
         )
-    known = {*modes(), *COMPENSATIONS}
+    _check_parts(name, method, parts)
+    changes = [_change(name, text) for text in split_outside(whole["changes"] or "")]
+    return RowSpec(name, method, tuple(parts), tuple(changes))
+
+
+def _check_parts(name: str, method: str, parts: list[str]) -> None:
+    """Refuse what cannot follow a method, and two of one kind."""
+    known = [*modes(), *COMPENSATIONS]
     for part in parts:
         if part not in known:
             raise UserError(
                 f"nothing named {part!r} can follow {method!r}; {nearest(part, [*known, *ALIASES])}"
             )
-    for kind, words in (("ways of recovery", modes()), ("compensations", COMPENSATIONS)):
-        if len(given := [part for part in parts if part in words]) > 1:
-            raise UserError(
-                f"{name!r} names {len(given)} {kind}, {' and '.join(given)}; name one"
-            )
-    changes = [_change(name, text) for text in split_outside(whole["changes"] or "")]
-    return Row(name, method, tuple(parts), tuple(changes))
+    kinds = {"ways of recovery": modes(), "compensations": tuple(COMPENSATIONS)}
+    for kind, words in kinds.items():
+        given = [part for part in parts if part in words]
+        if len(given) > 1:
+            listed = " and ".join(given)
+            raise UserError(f"{name!r} names {len(given)} {kind}, {listed}; name one")
 
 
 def _change(row: str, text: str) -> tuple[str, Any]:
