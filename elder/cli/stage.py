@@ -76,24 +76,19 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
     if result.is_file():
         return
     from elder.evaluation.evaluate import evaluate as run
+    from elder.evaluation.evaluate import evaluation_length
     from elder.files import write_json
     from elder.model.forward import seed_everything
-    from elder.model.load import block_length, load_model
+    from elder.model.load import load_model
 
     settings = _read(params)
     seed_everything(settings.calibration.seed)
-    loaded = load_model(
-        settings.model.model_copy(
-            update={"name": model, "revision": _revision(settings, model)}
-        )
+    wanted = settings.model.model_copy(
+        update={"name": model, "revision": _revision(settings, model)}
     )
-    seq_len = (
-        settings.evaluate.seq_len
-        if settings.evaluate.seq_len != "auto"
-        else settings.calibration.seq_len
-    )
-    found = run(loaded, settings.evaluate, block_length(seq_len, loaded.model))
-    write_json(result, json_safe(plain(found)))
+    loaded = load_model(wanted)
+    evaluation = run(loaded, settings.evaluate, evaluation_length(settings, loaded))
+    write_json(result, json_safe(plain(evaluation)))
 
 
 @app.command()
@@ -120,12 +115,12 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
         trust = settings.model.trust_remote_code
         trial = beside.submit(load_in_plain_transformers, Path(pruned), trust)
         shares = repetition(first, second, text, settings.speed.batch)
-        found = {
+        asked = {
             "generation_agrees": agrees,
             "repetition": shares,
             "loads": trial.result(),
         }
-    write_json(result, json_safe(plain(speed.model_copy(update=found))))
+    write_json(result, json_safe(plain(speed.model_copy(update=asked))))
 
 
 def _end_with_stdin() -> None:

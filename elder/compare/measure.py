@@ -9,11 +9,10 @@ from elder.compression.compress import describe
 from elder.compression.job import Job, open_job
 from elder.compression.stages import STAGES, SYNTHETIC
 from elder.environment import environment
-from elder.evaluation.evaluate import evaluate_by_block
+from elder.evaluation.evaluate import evaluate_by_block, evaluation_length
 from elder.files import copy_whole
 from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
-from elder.model.load import DTYPES, Loaded, block_length, load_model
-from elder.params import Params
+from elder.model.load import DTYPES, Loaded, load_model
 from elder.process import prepare_libraries
 from elder.record import Json, plain
 
@@ -35,7 +34,7 @@ def measure(one: Measurement, folder: Path) -> None:
     else:
         loaded, made = _compress(one, folder)
     settings = one.settings
-    seq_len = _seq_len(settings, loaded)
+    seq_len = evaluation_length(settings, loaded)
     evaluation, losses = evaluate_by_block(loaded, settings.evaluate, seq_len)
     result = Result.model_validate(
         {
@@ -56,14 +55,6 @@ def measure(one: Measurement, folder: Path) -> None:
     )
     write_result(one, folder, result)
     shutil.rmtree(folder / "work" / one.slug, ignore_errors=True)
-
-
-def _seq_len(settings: Params, loaded: Loaded) -> int:
-    """Return the tokens in an evaluation block: those asked for, or as in calibration."""
-    asked = settings.evaluate.seq_len
-    if asked == "auto":
-        asked = settings.calibration.seq_len
-    return block_length(asked, loaded.model)
 
 
 def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Json]]:

@@ -12,7 +12,7 @@ from elder.data import evaluation_blocks
 from elder.evaluation.perplexity import losses_of, of_losses
 from elder.evaluation.protocol import protocol, texts_of
 from elder.evaluation.tasks import run_tasks
-from elder.model.load import Loaded, check_tokens, parameter_count
+from elder.model.load import Loaded, block_length, check_tokens, parameter_count
 from elder.record import Domain, Evaluation, Mean, TaskResult
 
 
@@ -28,6 +28,18 @@ def evaluate(loaded: Loaded, settings: params.Evaluate, seq_len: int) -> Evaluat
         UserError: as `perplexity_of_text` and `run_tasks`.
     """
     return evaluate_by_block(loaded, settings, seq_len)[0]
+
+
+def evaluation_length(settings: params.Params, loaded: Loaded) -> int:
+    """Return the tokens in an evaluation block: ``evaluate.seq_len``, which is by default as in calibration.
+
+    Raises:
+        UserError: if that is longer than the model's context.
+    """
+    asked = settings.evaluate.seq_len
+    if asked == "auto":
+        asked = settings.calibration.seq_len
+    return block_length(asked, loaded.model)
 
 
 def evaluate_by_block(

@@ -106,19 +106,17 @@ def commit(evidence: Evidence) -> str:
 
 def measured_again(evidence: Evidence) -> str:
     """Measure the perplexities again, as far as their texts are here."""
+    from elder.evaluation.evaluate import evaluation_length
     from elder.evaluation.perplexity import perplexity_of_text
     from elder.model.forward import seed_everything
-    from elder.model.load import block_length, load_model
+    from elder.model.load import load_model
 
     record = evidence.record
     recorded = params_of_record(record.lineage.params)
     asked = recorded.evaluate
     seed_everything(recorded.calibration.seed)
     loaded = load_model(_own(recorded.model, evidence.folder, evidence))
-    automatic = asked.seq_len == "auto"
-    length = block_length(
-        recorded.calibration.seq_len if automatic else asked.seq_len, loaded.model
-    )
+    length = evaluation_length(recorded, loaded)
     sentences = []
     for domain, told in record.candidate.perplexity.items():
         name = f"{domain}.txt"
