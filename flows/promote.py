@@ -57,7 +57,7 @@ def promote(
     prepare_environment()
     settings, root = read_params(Path(params), overrides, {}), Path.cwd()
     try:
-        plan = check(settings, root, name, str(version), force)
+        plan = check_promotion(settings, root, name, str(version), force)
         try:
             answer = pause_flow_run(form(plan), timeout=int(hours * HOUR), poll_interval=5)
         except FlowPauseTimeout:
@@ -69,7 +69,7 @@ def promote(
             return Completed(
                 name="Declined", message=f"{answer.by}: {answer.reason}; nothing was changed"
             )
-        check(
+        check_promotion(
             settings, root, name, str(version), force
         )  # the bytes once more: the answer may have taken a day
         entry = decide(settings, root, plan, answer.by, answer.reason)
@@ -88,7 +88,7 @@ def form(plan: Plan) -> type[Decision]:
 
 
 @task(name="check", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def check(settings: Params, root: Path, name: str, version: str, force: bool) -> Plan:
+def check_promotion(settings: Params, root: Path, name: str, version: str, force: bool) -> Plan:
     """Check all that a promotion needs; changes nothing."""
     return plan_promotion(settings, root, name, version, force)
 

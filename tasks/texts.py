@@ -3,11 +3,10 @@
 A name is a source, and where wanted a configuration and a split: ``Salesforce/wikitext:wikitext-2-raw-v1:test``.
 """
 
-import hashlib
-import json
 from pathlib import Path
 
 from elder.files import whole_file
+from elder.fingerprint import Fingerprint
 from elder.params import Params
 from tasks import sources
 from tasks.prepare import character_budget, within_budget, write_text
@@ -31,11 +30,17 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
         wanted = wanted.model_copy(update={"revision": None})
     pinned = sources.pin(wanted)
     budget = character_budget(params) if name == params.calibration.source else None
-    key = json.dumps(
-        [pinned, wanted.config, wanted.split, wanted.column, budget], sort_keys=True
+    key = Fingerprint(
+        {
+            "source": pinned,
+            "configuration": wanted.config,
+            "split": wanted.split,
+            "column": wanted.column,
+            "characters": budget,
+        }
     )
     readable = "-".join(Path(part).name for part in name.split(":"))
-    path = folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.txt"
+    path = folder / f"{readable}-{key.short}.txt"
     if not path.is_file():
         documents = sources.documents(wanted, pinned)
         with whole_file(
