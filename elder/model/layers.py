@@ -87,10 +87,9 @@ class LayerControl:
         self._outer: list[Callable | None] = []
 
     def __enter__(self) -> "LayerControl":
-        self._outer = [
-            vars(layer).get("forward") for layer in self.layers
-        ]  # of a control around this one
+        self._outer = []  # of a control around this one
         for index, layer in enumerate(self.layers):
+            self._outer.append(vars(layer).get("forward"))
             layer.forward = self._steered(index, layer.forward)
         return self
 
@@ -111,15 +110,14 @@ class LayerControl:
                 kwargs["hidden_states"] = entering
             if index in self.bypassed:
                 beside = self._count_beside(forward, args, kwargs)
-                output: Any = (entering, *[None] * beside) if beside >= 0 else entering
+                output = _bypassed(entering, beside)
             else:
                 output = forward(*args, **kwargs)
-            leaving = hidden_of(output)
-            if self.weights is not None and index not in self.bypassed:
-                leaving = self._weigh(index, entering, leaving)
-                output = (leaving, *output[1:]) if isinstance(output, tuple | list) else leaving
+                if self.weights is not None:
+                    leaving = self._weigh(index, entering, hidden_of(output))
+                    output = _with_hidden(output, leaving)
             if self.observe is not None:
-                self.observe(index, entering, leaving)
+                self.observe(index, entering, hidden_of(output))
             return output
 
         return run
@@ -138,11 +136,24 @@ class LayerControl:
     def _weigh(self, index: int, entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
         assert self.weights is not None
         weight = self.weights[index].to(leaving.dtype)
-        return (
-            weight * leaving
-            if self.place == "output"
-            else entering + weight * (leaving - entering)
-        )
+        if self.place == "output":
+            return weight * leaving
+        return entering + weight * (leaving - entering)
+
+
+def _bypassed(entering: torch.Tensor, beside: int) -> Any:
+    """Return what a layer that is not there puts out; see `LayerControl._count_beside`."""
+    if beside < 0:
+        return entering
+    nothing = [None] * beside
+    return (entering, *nothing)
+
+
+def _with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    """Return a layer's output with another hidden state in it."""
+    if isinstance(output, tuple | list):
+        return (hidden, *output[1:])
+    return hidden
 
 
 @contextmanager
