@@ -19,8 +19,6 @@ from elder.record import CompressionRecord, Json, Lineage, ModelFacts, Point, Tr
 from elder.report.card import model_card
 from elder.settings import DEFAULT
 
-WEIGHTS = "layer weight"  # what the scores are called where weights of layers were learnt
-
 
 def compress(
     settings: params.Params,
@@ -115,7 +113,7 @@ def describe(job: Job, method: str, model_name: str) -> CompressionRecord:
         removed=learnt.removed,
         kept=[index for index in layers if index not in learnt.removed],
         scores=learnt.scores,
-        weights=learnt.scores if learnt.scores.name == WEIGHTS else None,
+        weights=learnt.scores if learnt.weights_learnt else None,
         compensation=compensated.compensation,
         tokens=learnt.tokens,
         parameters_before=learnt.parameters,

@@ -28,12 +28,14 @@ class Chosen(StageResult):
         num_layers: of the dense model.
         removed: layers of the dense model, in order of removal.
         scores: what decided.
+        weights_learnt: whether the scores are weights of layers that were learnt.
         tokens: of the calibration blocks.
     """
 
     num_layers: int
     removed: list[int]
     scores: Scores
+    weights_learnt: bool
     tokens: int
 
 

@@ -121,6 +121,7 @@ def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params)
         num_layers=count,
         removed=removed,
         scores=_scores(selection),
+        weights_learnt=selection.learnt,
         spent=_spent(selection),
         tokens=blocks.numel(),
         peak_memory_bytes=peak_memory_bytes(loaded.model.device),

@@ -88,11 +88,14 @@ def task_mean(tasks: Mapping[str, TaskResult]) -> Mean | None:
 
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    if len(known) < len(values):
+        return None
+    return sum(known) / len(known)
 
 
 def _error_of_mean(errors: list[float | None]) -> float | None:
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
         return None
-    return math.sqrt(sum(error**2 for error in known)) / len(known)
+    squares = sum(error**2 for error in known)
+    return math.sqrt(squares) / len(known)

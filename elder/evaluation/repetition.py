@@ -19,6 +19,7 @@ from elder.record import Repetition
 
 GRAM = 4
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 64
+SPREAD = 64  # times the prompts, that they are taken from
 TEMPERATURE = 0.7
 SEED = 0
 
@@ -36,9 +37,11 @@ def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> Repetit
         Shares of repeated 4-grams, 0 to 1.
     """
     length, prompt = _lengths(dense, pruned)
-    blocks = evaluation_blocks(text, dense.tokenizer, prompt, max_tokens=prompt * PROMPTS * 64)
+    enough = prompt * PROMPTS * SPREAD
+    blocks = evaluation_blocks(text, dense.tokenizer, prompt, max_tokens=enough)
     check_tokens(dense, blocks, text)
-    starts = blocks[:: max(1, len(blocks) // PROMPTS)][:PROMPTS]
+    distance = max(1, len(blocks) // PROMPTS)
+    starts = blocks[::distance][:PROMPTS]
     with meter("repetition", 2 * len(starts)) as step:
         shares = [
             _share_of_model(loaded.model, starts.split(batch), length, step)
@@ -82,4 +85,5 @@ def repeated_share(ids: torch.Tensor) -> float:
     """
     grams = ids.cpu().unfold(1, GRAM, 1)  # (rows, tokens - 3, 4)
     distinct = sum(len(row.unique(dim=0)) for row in grams)
-    return 1 - distinct / (grams.shape[0] * grams.shape[1])
+    rows, positions = grams.shape[:2]
+    return 1 - distinct / (rows * positions)

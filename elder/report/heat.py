@@ -65,7 +65,8 @@ def heat_map(scores: Scores, removed: Sequence[int]) -> HeatMap:
     for one in scores.rounds:
         goes = removed if len(scores.rounds) == 1 else one.removed
         rows.append(_heat_row(one, scores.lower_goes, goes))
-    wide = max(len(row.cells) for row in rows) <= TABULAR
+    layers = max(len(row.cells) for row in rows)
+    wide = layers <= TABULAR
     return HeatMap(scores.name, _rule(scores), rows, wide)
 
 

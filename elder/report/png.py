@@ -56,10 +56,12 @@ def comparison_png(rows: Sequence[Row], path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
         figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout)
-        places = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+        columns = max(1, len(panels))
+        places = figure.subplots(1, columns, squeeze=False)[0]
         for axes, panel in zip(places, panels, strict=False):
             _draw(axes, panel)
-            if panel is not panels[0] and panel.names == panels[0].names:
+            first = panels[0]
+            if panel is not first and panel.names == first.names:
                 axes.set_yticklabels([])  # the rows are those of the first panel
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(

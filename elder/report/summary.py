@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elder.record import (
     BASELINE,
@@ -72,7 +72,8 @@ class Summary:
 def summary(record: CompressionRecord) -> Summary:
     """Put together what the report and the card have in common; parts that lack leave theirs empty."""
     rows = record.rows if isinstance(record, Record) else []
-    dense, candidate = _row_of(DENSE, rows), _row_of(CANDIDATE, rows)
+    dense = _row_of(DENSE, rows)
+    candidate = _row_of(CANDIDATE, rows)
     return Summary(
         record=record,
         rows=rows,
@@ -91,8 +92,12 @@ def _row_of(kind: str, rows: Sequence[Row]) -> Row | None:
 
 
 def _layers(record: CompressionRecord) -> list[tuple[int, int | None]]:
-    total = record.model.num_layers or len(record.removed) + len(record.kept)
-    order = {layer: place for place, layer in enumerate(record.removed, start=1)}
+    total = record.model.num_layers
+    if not total:
+        total = len(record.removed) + len(record.kept)
+    order = {}
+    for place, layer in enumerate(record.removed, start=1):
+        order[layer] = place
     return [(layer, order.get(layer)) for layer in range(total)]
 
 
@@ -113,23 +118,52 @@ def _maps(record: CompressionRecord) -> list[HeatMap]:
     scores, weights = record.scores, record.weights
     same = scores and weights and scores.rounds == weights.rounds
     shown = [scores] if same else [scores, weights]
-    return [heat_map(one, record.removed) for one in shown if one and one.rounds]
+    maps = []
+    for one in shown:
+        if one and one.rounds:
+            maps.append(heat_map(one, record.removed))
+    return maps
 
 
 def _headline(rows: Sequence[Row], domain: Domain) -> Headline | None:
     """Set the candidate's perplexity beside the dense model's; say how much of the best baseline's gap it closes."""
-    values: dict[str, list[tuple[Number, RowValue]]] = {DENSE: [], CANDIDATE: [], BASELINE: []}
-    for point in perplexity_values(rows, domain):
-        if point.value is not None and finite(point.value) and point.value > 0:
-            values[point.kind].append((point.value, point))
-    if not (values[DENSE] and values[CANDIDATE]):
+    dense = _finite_of(DENSE, rows, domain)
+    candidate = _finite_of(CANDIDATE, rows, domain)
+    if not dense or not candidate:
         return None
-    dense, pruned = values[DENSE][0][0], values[CANDIDATE][0][0]
-    label, ratio = DOMAINS[domain], pruned / dense
-    if not values[BASELINE]:
-        return Headline(label, dense, pruned, ratio)
-    least, best = min(values[BASELINE], key=lambda pair: pair[0])
-    if least <= dense:
-        return Headline(label, dense, pruned, ratio)
-    closed = math.log(least / pruned) / math.log(least / dense)
-    return Headline(label, dense, pruned, ratio, best, closed)
+    before = dense[0].number
+    after = candidate[0].number
+    headline = Headline(
+        domain=DOMAINS[domain], dense=before, pruned=after, ratio=after / before
+    )
+    baselines = _finite_of(BASELINE, rows, domain)
+    best = min(baselines, key=_number_of, default=None)
+    if best is None or best.number <= before:
+        return headline
+    gap = math.log(best.number / before)
+    closed = math.log(best.number / after)
+    return replace(headline, best=best.of, closed=closed / gap)
+
+
+@dataclass(frozen=True)
+class _Finite:
+    """A row's number that is one, above zero."""
+
+    number: Number
+    of: RowValue
+
+
+def _number_of(one: _Finite) -> Number:
+    return one.number
+
+
+def _finite_of(kind: str, rows: Sequence[Row], domain: Domain) -> list[_Finite]:
+    """Return the perplexities of rows of a kind, as far as they are finite."""
+    numbers = []
+    for one in perplexity_values(rows, domain):
+        number = one.value
+        if number is None or not finite(number) or number <= 0:
+            continue
+        if one.kind == kind:
+            numbers.append(_Finite(number, one))
+    return numbers

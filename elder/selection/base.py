@@ -62,6 +62,8 @@ class Selection:
         rounds: one for each time that layers were scored.
         tokens_seen: tokens passed through training, forward and backward; 0 for methods that only look.
         optimizer_steps: steps on the layer weights.
+        search: one record for each trial of an automatic choice.
+        learnt: whether the values are weights of layers that were learnt, and not scores that were measured.
     """
 
     removed: tuple[int, ...]
@@ -70,6 +72,7 @@ class Selection:
     tokens_seen: int = 0
     optimizer_steps: int = 0
     search: tuple[Trial, ...] = field(default=())
+    learnt: bool = False
 
 
 Method = Callable[[Problem[Any]], Selection]

@@ -170,6 +170,7 @@ def learn(
         tuple(rounds),
         tokens,
         taken,
+        learnt=True,
     )
 
 
