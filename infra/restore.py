@@ -1,6 +1,6 @@
 """Fill a registry that was lost from the store, where every model carries its record and the history of champions.
 
-    .venv/bin/python infra/restore.py NAME [--folder runs/ID/NAME]... [--set section.key=value]...
+    .venv/bin/python infra/restore.py NAME [--folder runs/ID/model]... [--set section.key=value]...
 
 Give it in the project's folder, with the registry's address of now in params.yaml or ELDER_SET. Versions get the
 numbers that the history knows them by, the others those between, in the order in which they were made. What is there
@@ -48,7 +48,7 @@ def publish(folder: Path, settings: Params, root: Path) -> str:
     name, files = settings.registry.name, describe(folder)
     if not {RECORD, BOM} <= set(files):
         raise UserError(
-            f"{folder} is not the model of a run, which has {RECORD} and {BOM} in it: name a folder like runs/ID/{name}"
+            f"{folder} is not the model of a run, which has {RECORD} and {BOM} in it: name a folder like runs/ID/model"
         )
     try:
         with plain_errors(folder):
