@@ -185,7 +185,7 @@ def _read_grid(file: Path) -> dict[str, list[Json]]:
         raise UserError(
             f"{str(file)!r} must hold keys with lists of values, such as 'select.ratio: [0.17, 0.25]'"
         )
-    grid: dict[str, list[Json]] = json.loads(json.dumps(tree, default=str))  # YAML has dates
+    grid: dict[str, list[Json]] = {str(key): values for key, values in tree.items()}
     for key, values in grid.items():
         section, dot, name = key.partition(".")
         if key != "method" and not (dot and name):

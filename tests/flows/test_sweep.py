@@ -9,8 +9,10 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import CliRunner, Result
 
+from elder.errors import UserError
 from elder.params import Params
 from elder.record import Record
+from elder.settings import load_params
 from flows import sweep
 from flows.cli.app import build_app
 from tasks.record_file import write_record
@@ -120,6 +122,18 @@ def test_an_interrupted_repetition_goes_on(runs: Runs) -> None:
     assert len(runs.asked) == 4 + 3 + 2
     assert [row["version"] for row in rows(found)] == ["5", "6", "8", "9"]
     assert not list(Path("runs").glob(".sweep-*"))  # the next repetition is a new round
+
+
+def test_a_grid_takes_the_settings_of_a_method_and_words_as_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("select.elder.lambda1: [0.1, 0.2]\ngate.mode: [off, on]\n")
+    cells = sweep.read_cells(file, None)
+    made = [load_params(None, list(cell.overrides)) for cell in cells]
+    found = [(one.select.settings_of("elder").lambda1, one.gate.mode) for one in made]
+    assert found == [(0.1, "off"), (0.1, "on"), (0.2, "off"), (0.2, "on")]
+    file.write_text("gate.mode: [off]\ngate.mode: [on]\n")
+    with pytest.raises(UserError, match="the key 'gate.mode' is given twice"):
+        sweep.read_cells(file, None)
 
 
 def test_a_failing_cell_does_not_stop_the_others(runs: Runs) -> None:
