@@ -22,7 +22,12 @@ from elder.process import CPU_SETTINGS, KEEP_MEMORY, SPIN_BRIEFLY
 
 ROUNDS = 2
 MODEL = "models/novels-llama"
-SETTINGS = {"default": {}, "memory": KEEP_MEMORY, "spin": SPIN_BRIEFLY, "both": CPU_SETTINGS}
+SETTINGS = {
+    "default": {},
+    "memory": KEEP_MEMORY,
+    "spin": SPIN_BRIEFLY,
+    "both": CPU_SETTINGS,
+}
 
 
 def work() -> float:
@@ -40,7 +45,9 @@ def work() -> float:
         load_model(params.Model(name=MODEL), dtype) for dtype in (None, torch.float32)
     )
     blocks = choose_blocks(Path("data/calibration.txt"), dense.tokenizer, 16, 256, 0)
-    settings = params.Recover(epochs=5, batch=4, lr=1e-3, distil=params.Distil(synthetic=0))
+    settings = params.Recover(
+        epochs=5, batch=4, lr=1e-3, distil=params.Distil(synthetic=0)
+    )
     started = time.perf_counter()
     run = TrainingRun("recover", 0, torch.bfloat16)
     recover(student.model, dense.model, training_data(blocks), settings, run)
@@ -59,13 +66,19 @@ def measure(neighbours: int) -> dict[str, dict]:
             for name, extra in SETTINGS.items():
                 command = [sys.executable, __file__, "work"]
                 done = subprocess.run(
-                    command, env=os.environ | extra, capture_output=True, text=True, check=True
+                    command,
+                    env=os.environ | extra,
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 )
                 seconds[name].append(round(float(done.stdout), 2))
     best = {name: min(values) for name, values in seconds.items()}
     return {
         "seconds": seconds,
-        "faster": {name: round(best["default"] / value, 2) for name, value in best.items()},
+        "faster": {
+            name: round(best["default"] / value, 2) for name, value in best.items()
+        },
     }
 
 

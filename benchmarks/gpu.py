@@ -142,7 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["select", "regularise", "recover", "speed", "train"])
+    parser.add_argument(
+        "part", choices=["select", "regularise", "recover", "speed", "train"]
+    )
     parser.add_argument(
         "--out",
         type=Path,

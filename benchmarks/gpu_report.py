@@ -21,7 +21,10 @@ PEAKS = {
 }
 # how often the work of one forward pass is done: (matrix products with weights, attention's own products)
 FORWARD = (1, 1)
-FROZEN = (2, 3)  # forward and backward to the states alone: frozen weights have no gradient
+FROZEN = (
+    2,
+    3,
+)  # forward and backward to the states alone: frozen weights have no gradient
 TRAINED = (3, 3)
 FORMULA = (
     "MFU: model FLOPs over seconds over the card's dense bf16 peak. Model FLOPs of one token, forward: 2 for each "
@@ -135,10 +138,14 @@ def summary(tree: dict[str, Any]) -> str:
         lines += [row for record in fast.values() for row in _speed_rows(record)]
         lines += [""]
     lines += [
-        f"- {name}: {record['error']}" for name, record in stages.items() if "error" in record
+        f"- {name}: {record['error']}"
+        for name, record in stages.items()
+        if "error" in record
     ]
     lines += [
-        f"- {name}: {record['note']}" for name, record in stages.items() if "note" in record
+        f"- {name}: {record['note']}"
+        for name, record in stages.items()
+        if "note" in record
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -146,13 +153,17 @@ def summary(tree: dict[str, Any]) -> str:
 def _stage_row(name: str, record: dict[str, Any]) -> str:
     mfu = "" if record.get("mfu") is None else f"{record['mfu']:.0%}"
     memory = (
-        "" if "peak_memory_bytes" not in record else f"{record['peak_memory_bytes'] / 1e9:.1f}"
+        ""
+        if "peak_memory_bytes" not in record
+        else f"{record['peak_memory_bytes'] / 1e9:.1f}"
     )
     blocks, whole = "", ""
     if "blocks" in record:
         scaled = record["blocks"] < record["blocks_in_all"]
         blocks = f"{record['blocks']} of {record['blocks_in_all']}"
-        whole = f"{record['seconds_for_all_blocks']:.1f}{' (extrapolated)' if scaled else ''}"
+        whole = (
+            f"{record['seconds_for_all_blocks']:.1f}{' (extrapolated)' if scaled else ''}"
+        )
     return f"| {name} | {blocks} | {record['seconds']:.1f} | {whole} | {memory} | {mfu} |"
 
 
@@ -164,10 +175,18 @@ def _speed_rows(record: dict[str, Any]) -> list[str]:
 
     def row(what: str, key: str, scale: float, value: float, said: float | None) -> str:
         numbers = f"{dense[key] * scale:,.1f} | {pruned[key] * scale:,.1f} | {value:.2f}x"
-        return f"| {share} | {what} | {numbers} | {'' if said is None else f'{said:.2f}x'} |"
+        return (
+            f"| {share} | {what} | {numbers} | {'' if said is None else f'{said:.2f}x'} |"
+        )
 
     return [
-        row("prompt, ms", "prompt_ms", 1, ratio["prompt_speedup"], published["prompt_speedup"]),
+        row(
+            "prompt, ms",
+            "prompt_ms",
+            1,
+            ratio["prompt_speedup"],
+            published["prompt_speedup"],
+        ),
         row(
             "generation, tokens/s",
             "tokens_per_second",

@@ -36,7 +36,9 @@ from elder.training.regularise import regularise
 ROOT = Path(__file__).parents[1]
 SEED = 0
 WEIGHTS = torch.bfloat16
-FULL_BYTES = 16  # of a trained float32 weight: itself, its gradient, and two moments of Adam
+FULL_BYTES = (
+    16  # of a trained float32 weight: itself, its gradient, and two moments of Adam
+)
 PUBLISHED = {  # of OPT-13B (arXiv 2505.18232)
     0.25: {"prompt_speedup": 1.33, "throughput": 1.30},
     0.5: {"prompt_speedup": None, "throughput": 1.75},
@@ -201,7 +203,11 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def flops(
-        self, tokens: int, layers: float, heads: float = 1, times: tuple[int, int] = FORWARD
+        self,
+        tokens: int,
+        layers: float,
+        heads: float = 1,
+        times: tuple[int, int] = FORWARD,
     ) -> float:
         """Return the model FLOPs of so many tokens; see `flops_per_token`."""
         return tokens * flops_per_token(
@@ -225,9 +231,15 @@ class Bench:
         def run(blocks: torch.Tensor) -> float:
             record = select_layers(loaded, blocks, params.Params(select=chosen))
             removed, learnt = record.removed, record.spent.tokens_seen
-            if learnt:  # one round for each layer that goes: L, L - 1, ... layers are passed
+            if (
+                learnt
+            ):  # one round for each layer that goes: L, L - 1, ... layers are passed
                 return self.flops(learnt, self.layers - (len(removed) - 1) / 2, 1, FROZEN)
-            passes = sleb_passes(self.layers, removed) if method == "sleb" else (self.layers, 1)
+            passes = (
+                sleb_passes(self.layers, removed)
+                if method == "sleb"
+                else (self.layers, 1)
+            )
             return self.flops(blocks.numel(), *passes)
 
         return self.measure(run, 2 * shape.batch if method == "elder" else shape.batch)
@@ -235,13 +247,17 @@ class Bench:
     def regularise(self, rank: int) -> dict[str, Any]:
         """Train the dense model for three epochs so that a quarter of its layers comes to do nothing."""
         model = self.build(WEIGHTS if rank else torch.float32)
-        settings = params.Regularise(epochs=3, lr=2e-5, lambda2=1e-3, **self._common(rank))
+        settings = params.Regularise(
+            epochs=3, lr=2e-5, lambda2=1e-3, **self._common(rank)
+        )
 
         def run(blocks: torch.Tensor) -> float:
             plan = TrainingRun("regularise", SEED, WEIGHTS)
             data = training_data(blocks)
             spent = regularise(model, self.spread(0.25), data, settings, plan)
-            return self.flops(spent.tokens_seen, self.layers, 1, FROZEN if rank else TRAINED)
+            return self.flops(
+                spent.tokens_seen, self.layers, 1, FROZEN if rank else TRAINED
+            )
 
         return self._noted(self.measure(run, self.shape.batch), model, rank)
 
@@ -273,7 +289,11 @@ class Bench:
 
     def _common(self, rank: int) -> dict[str, Any]:
         """Return the settings that both kinds of training share; each layer's insides are computed twice, not kept."""
-        return {"batch": self.shape.batch, "adapter_rank": rank, "gradient_checkpointing": True}
+        return {
+            "batch": self.shape.batch,
+            "adapter_rank": rank,
+            "gradient_checkpointing": True,
+        }
 
     def _noted(self, record: dict[str, Any], model: Any, rank: int) -> dict[str, Any]:
         what = (
@@ -290,7 +310,8 @@ class Bench:
         dense, pruned = self.build(), self.build()
         remove_layers(pruned, self.spread(share))
         both = [
-            Loaded(model, None, "random weights", None, WEIGHTS) for model in (dense, pruned)
+            Loaded(model, None, "random weights", None, WEIGHTS)
+            for model in (dense, pruned)
         ]
         found = plain(measure_side_by_side(*both, self.shape.speed))
         return {
@@ -322,7 +343,8 @@ def stages_of(part: str, bench: Bench) -> dict[str, Callable[[], dict[str, Any]]
         }
     if part == "recover":
         training = {
-            f"recover, {name}": partial(bench.recover, rank) for name, rank in ranks.items()
+            f"recover, {name}": partial(bench.recover, rank)
+            for name, rank in ranks.items()
         }
         return {"remove": bench.remove, **training}
     return {f"speed, {share:.0%}": partial(bench.speed, share) for share in PUBLISHED}

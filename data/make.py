@@ -13,10 +13,15 @@ import random
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELD_OUT = ("emma", "the-adventures-of-sherlock-holmes")  # never seen by the reference model
+HELD_OUT = (
+    "emma",
+    "the-adventures-of-sherlock-holmes",
+)  # never seen by the reference model
 OUT_OF_DOMAIN = "the-adventures-of-sherlock-holmes"
 RESERVE = 0.02  # the end of each novel that models/train.py leaves out
-CALIBRATION_SHARE = 0.65  # of each reserved end; the rest is the in-domain evaluation text
+CALIBRATION_SHARE = (
+    0.65  # of each reserved end; the rest is the in-domain evaluation text
+)
 END_MATTER = (
     "THE END",
     "FOOTNOTES",
@@ -62,7 +67,9 @@ metadata:
 def reserved_lines(text: str) -> list[str]:
     """Return the whole lines of the last 2 % of a novel, up to its end matter."""
     lines = text[int(len(text) * (1 - RESERVE)) :].splitlines()[1:]
-    stop = next((i for i, line in enumerate(lines) if line.startswith(END_MATTER)), len(lines))
+    stop = next(
+        (i for i, line in enumerate(lines) if line.startswith(END_MATTER)), len(lines)
+    )
     return [line for line in lines[:stop] if line.strip()]
 
 
@@ -78,7 +85,9 @@ def split_lines(lines: list[str]) -> tuple[str, str]:
 def write_texts(books: Path) -> None:
     """Write the calibration text and the two evaluation texts."""
     novels = [path for path in sorted(books.glob("*.txt")) if path.stem not in HELD_OUT]
-    parts = [split_lines(reserved_lines(path.read_text(encoding="utf-8"))) for path in novels]
+    parts = [
+        split_lines(reserved_lines(path.read_text(encoding="utf-8"))) for path in novels
+    ]
     (HERE / "calibration.txt").write_text(
         "\n".join(first for first, _ in parts), encoding="utf-8"
     )
@@ -91,7 +100,9 @@ def write_texts(books: Path) -> None:
 def write_paradigm(source: Path, folder: Path) -> None:
     """Write a seeded choice of pairs, in their original order, and the task definition beside it."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    chosen = sorted(random.Random(f"{SEED} {source.stem}").sample(range(len(rows)), PAIRS))
+    chosen = sorted(
+        random.Random(f"{SEED} {source.stem}").sample(range(len(rows)), PAIRS)
+    )
     fields = ("sentence_good", "sentence_bad", "linguistics_term", "pairID")
     lines = [
         json.dumps({field: rows[i][field] for field in fields}, ensure_ascii=False)
@@ -123,7 +134,9 @@ def print_table() -> None:
     for path in [*sorted(HERE.glob("*.txt")), *sorted(HERE.glob("tasks/blimp/*"))]:
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        print(f"| `{path.relative_to(HERE).as_posix()}` | {len(content):,} | `{digest}` |")
+        print(
+            f"| `{path.relative_to(HERE).as_posix()}` | {len(content):,} | `{digest}` |"
+        )
 
 
 def main() -> None:

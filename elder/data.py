@@ -114,7 +114,11 @@ def evaluation_blocks(
 
 
 def choose_blocks(
-    path: Path, tokenizer: "PreTrainedTokenizerBase", samples: int, seq_len: int, seed: int
+    path: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    samples: int,
+    seq_len: int,
+    seed: int,
 ) -> torch.Tensor:
     """Choose calibration blocks at random from the consecutive blocks of a text, without replacement.
 
@@ -139,7 +143,9 @@ def choose_blocks(
     chosen: list[list[int]] = []
     seen = 0
     for block in _blocks(path, tokenizer, seq_len):
-        slot = seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+        slot = (
+            seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+        )
         seen += 1
         if slot >= samples:
             continue

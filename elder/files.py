@@ -116,7 +116,9 @@ def write_json(path: Path, value: Any, finite: bool = False) -> None:
         UserError: with ``finite``, naming the first number that is not.
     """
     if finite and (place := _not_finite(value)):
-        raise UserError(f"{str(path)!r} cannot be written: {place} is not a finite number")
+        raise UserError(
+            f"{str(path)!r} cannot be written: {place} is not a finite number"
+        )
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -140,7 +142,9 @@ def read_json(path: Path, what: str = "") -> Any:
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:
-            raise UserError(f"{what} has {size} bytes, more than the {LARGEST_JSON} allowed")
+            raise UserError(
+                f"{what} has {size} bytes, more than the {LARGEST_JSON} allowed"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}") from None

@@ -67,7 +67,10 @@ def recipe_of(settings: Params) -> dict[str, Json]:
     tree = settings.model_dump(mode="json")
     recipe: dict[str, Json] = {section: tree[section] for section in RECIPE}
     # the settings of what was not chosen bear on nothing
-    return recipe | {"select": settings.select.own(), "compensate": settings.compensate.own()}
+    return recipe | {
+        "select": settings.select.own(),
+        "compensate": settings.compensate.own(),
+    }
 
 
 def model_parts(settings: Params) -> dict[str, Json]:

@@ -34,7 +34,10 @@ def hold(path: Path, sentence: str, patience: float = 0) -> Iterator[None]:
         lock.acquire(timeout=patience)
     except Timeout:
         raise Busy(sentence) from None
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+    except (
+        OSError,
+        NotImplementedError,
+    ) as error:  # the latter: a file system without locks
         raise UserError(f"the lock {str(path)!r} cannot be taken: {error}") from None
     try:
         yield

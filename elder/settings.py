@@ -227,7 +227,9 @@ def _check_entries(
     """Return a section with the settings of all entries of its catalogue checked, defaults filled in; note faults."""
     own, catalogue = choice.model_fields, choice.catalogue
     checked = {key: value for key, value in section.items() if key in own}
-    with_settings = [key for key, entry in catalogue.items() if entry.settings.model_fields]
+    with_settings = [
+        key for key, entry in catalogue.items() if entry.settings.model_fields
+    ]
     for key in section:
         if key not in own and key not in catalogue:
             faults.append(_unknown(f"{name}.{key}", [*own, *with_settings]))
@@ -279,7 +281,9 @@ def _unknown(key: str, valid: Collection[str]) -> str:
 
 def _all_faults(faults: list[str]) -> str:
     listed = "\n".join(f"  {fault}" for fault in faults[:MOST_FAULTS])
-    more = f"\n  and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    more = (
+        f"\n  and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+    )
     return f"the parameters have {len(faults)} fault(s):\n{listed}{more}"
 
 

@@ -12,7 +12,9 @@ from flows.run import read_settings, run_compression
 
 @flow(name="nightly")
 def nightly(
-    params: str = "params.yaml", overrides: list[str] | None = None, method: str | None = None
+    params: str = "params.yaml",
+    overrides: list[str] | None = None,
+    method: str | None = None,
 ) -> State[None]:
     """Compress the model of a parameter file and bring the result to the registry.
 

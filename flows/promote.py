@@ -59,7 +59,9 @@ def promote(
     try:
         plan = check_promotion(settings, root, name, str(version), force)
         try:
-            answer = pause_flow_run(form(plan), timeout=int(hours * HOUR), poll_interval=5)
+            answer = pause_flow_run(
+                form(plan), timeout=int(hours * HOUR), poll_interval=5
+            )
         except FlowPauseTimeout:
             return Completed(
                 name="Expired",
@@ -67,7 +69,8 @@ def promote(
             )
         if not answer.approve:
             return Completed(
-                name="Declined", message=f"{answer.by}: {answer.reason}; nothing was changed"
+                name="Declined",
+                message=f"{answer.by}: {answer.reason}; nothing was changed",
             )
         check_promotion(
             settings, root, name, str(version), force
@@ -83,12 +86,16 @@ def promote(
 def form(plan: Plan) -> type[Decision]:
     """Return the form with what there is to know above it."""
     head = f"**{plan.name}**: version {plan.version} instead of {plan.previous or 'none'}. {plan.compared}"
-    rows = [f"- version {version}: {numbers}" for version, numbers in plan.measured.items()]
+    rows = [
+        f"- version {version}: {numbers}" for version, numbers in plan.measured.items()
+    ]
     return Decision.with_initial_data(description="\n".join([head, "", *rows]))
 
 
 @task(name="check", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def check_promotion(settings: Params, root: Path, name: str, version: str, force: bool) -> Plan:
+def check_promotion(
+    settings: Params, root: Path, name: str, version: str, force: bool
+) -> Plan:
     """Check all that a promotion needs; changes nothing."""
     return plan_promotion(settings, root, name, version, force)
 

@@ -174,7 +174,11 @@ def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
     cells = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        own = [f"{key}={json.dumps(value)}" for key, value in values.items() if key != "method"]
+        own = [
+            f"{key}={json.dumps(value)}"
+            for key, value in values.items()
+            if key != "method"
+        ]
         cells.append(Cell(values, values.get("method"), (*given, *own)))
     return cells
 

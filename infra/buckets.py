@@ -18,7 +18,8 @@ BUCKETS = (
 def main(endpoint: str) -> None:
     """Make each bucket, unless these credentials own it already."""
     config = Config(
-        s3={"addressing_style": "path"}, retries={"mode": "standard", "total_max_attempts": 8}
+        s3={"addressing_style": "path"},
+        retries={"mode": "standard", "total_max_attempts": 8},
     )
     client = boto3.client("s3", endpoint_url=endpoint, config=config)
     for bucket in BUCKETS:

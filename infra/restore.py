@@ -172,7 +172,9 @@ def _records(settings: Params, store: Store) -> tuple[dict[str, Record], list[st
         if rest != MANIFEST:
             continue
         try:
-            records[digest] = stored_record(f"{store.url}/{folder}/{digest}", settings.store)
+            records[digest] = stored_record(
+                f"{store.url}/{folder}/{digest}", settings.store
+            )
         except Unreachable:
             raise
         except UserError as error:
@@ -215,7 +217,9 @@ def _ending(registry: Registry, log: list[Entry]) -> str:
     """Say what is known of the champion."""
     name, holder = registry.name, registry.holder(CHAMPION)
     if log:
-        return f"champion: version {log[-1].version}, by decision {len(log)} of the history"
+        return (
+            f"champion: version {log[-1].version}, by decision {len(log)} of the history"
+        )
     if holder:
         return (
             f"champion: version {holder[0]}, by the registry alone: the store has no history of {name};"

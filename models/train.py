@@ -27,7 +27,8 @@ END = "<|endoftext|>"
 def read_books(folder: Path, held_out: list[str], reserve: float) -> dict[str, str]:
     """Return {name: text}, without the held-out books and without the last `reserve` share of each other one."""
     books = {
-        path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))
+        path.stem: path.read_text(encoding="utf-8")
+        for path in sorted(folder.glob("*.txt"))
     }
     missing = set(held_out) - set(books)
     if missing:
@@ -68,10 +69,14 @@ def batch_at(
     shift = int(torch.randint(context, (1,), generator=rng))
     order = torch.randperm((len(tokens) - shift) // context, generator=rng)
     starts = order[index * batch : (index + 1) * batch] * context + shift
-    return torch.stack([tokens[start : start + context] for start in starts.tolist()]).long()
+    return torch.stack(
+        [tokens[start : start + context] for start in starts.tolist()]
+    ).long()
 
 
-def next_token_loss(model, ids: torch.Tensor, autocast: torch.dtype | None) -> torch.Tensor:
+def next_token_loss(
+    model, ids: torch.Tensor, autocast: torch.dtype | None
+) -> torch.Tensor:
     """Return the mean next-token cross-entropy over all positions of (batch, context) ids."""
     with torch.autocast(ids.device.type, dtype=autocast, enabled=autocast is not None):
         logits = model(input_ids=ids, use_cache=False).logits
@@ -110,7 +115,9 @@ def make_optimizers(model, recipe: dict) -> list[torch.optim.Optimizer]:
             weight_decay=recipe["weight_decay"],
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(others, lr=recipe["adam_lr"], betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(
+            others, lr=recipe["adam_lr"], betas=(0.9, 0.95), weight_decay=0.0
+        ),
     ]
 
 
@@ -174,7 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--text", type=Path, required=True, help="folder of UTF-8 .txt books")
+    parser.add_argument(
+        "--text", type=Path, required=True, help="folder of UTF-8 .txt books"
+    )
     parser.add_argument(
         "--config",
         type=Path,
@@ -188,7 +197,9 @@ def main() -> None:
         help="folder for checkpoint, log and the finished model",
     )
     parser.add_argument("--steps", type=int, help="overrides recipe.steps")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     args = parser.parse_args()
     config = json.loads(args.config.read_text())
     data, recipe = config["data"], config["recipe"]
@@ -210,7 +221,9 @@ def main() -> None:
         ]
     )
     held = torch.tensor(
-        tokenizer.encode((args.text / f"{data['evaluate']}.txt").read_text(encoding="utf-8"))
+        tokenizer.encode(
+            (args.text / f"{data['evaluate']}.txt").read_text(encoding="utf-8")
+        )
     )
 
     model = AutoModelForCausalLM.from_config(
@@ -222,7 +235,8 @@ def main() -> None:
     optimizers = make_optimizers(model, recipe)
     start, log = load_checkpoint(args.output, model, optimizers)
     base = [
-        [group["lr"] for group in opt.param_groups] for opt in make_optimizers(model, recipe)
+        [group["lr"] for group in opt.param_groups]
+        for opt in make_optimizers(model, recipe)
     ]
     autocast = torch.bfloat16
     print(
@@ -274,10 +288,13 @@ def main() -> None:
         "device": args.device,
         "torch": torch.__version__,
         "text_sha256": {
-            name: hashlib.sha256(text.encode()).hexdigest() for name, text in books.items()
+            name: hashlib.sha256(text.encode()).hexdigest()
+            for name, text in books.items()
         },
     }
-    (args.output / "model" / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.output / "model" / "training.json").write_text(
+        json.dumps(record, indent=1) + "\n"
+    )
     (args.output / "model" / "README.md").write_text(card(record))
 
 

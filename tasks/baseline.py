@@ -72,8 +72,14 @@ def baseline(key: str, name: str, run: Run) -> dict[str, Json]:
     own = apply_method(run.settings, name)
     run.baseline(name).mkdir(parents=True, exist_ok=True)
     mended = own.compensate.method != NONE
-    if not mended and own.select == run.settings.select and not run.settings.regularise.epochs:
-        work = run.work  # the baseline is what the candidate was before its own compensation
+    if (
+        not mended
+        and own.select == run.settings.select
+        and not run.settings.regularise.epochs
+    ):
+        work = (
+            run.work
+        )  # the baseline is what the candidate was before its own compensation
     else:
         work = _compress_by(own, name, run)
     folder = work / ("compensate" if mended else "remove")

@@ -96,8 +96,12 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
                 shutil.copyfile(root / place / name, keep / name)
         return {
             "folder": str(root / place),
-            "digests": {out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs},
-            "source": json.loads((root / place / "source.json").read_text(encoding="utf-8")),
+            "digests": {
+                out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs
+            },
+            "source": json.loads(
+                (root / place / "source.json").read_text(encoding="utf-8")
+            ),
             "stages": made,
             "dvc_lock": str(lock),
             "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
@@ -107,7 +111,9 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
 def remote_name(root: Path) -> str | None:
     """Return the name of the project's default DVC remote, or None."""
     config = configparser.ConfigParser(interpolation=None)
-    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
+    config.read(
+        [root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8"
+    )
     return config.get("core", "remote", fallback=None)
 
 
@@ -149,7 +155,9 @@ def stated_params(path: Path, wanted: Iterable[str]) -> dict[str, Json] | None:
     return stated
 
 
-def write_pipeline(params: Params, stages: dict[str, Json], root: Path, folder: Path) -> Path:
+def write_pipeline(
+    params: Params, stages: dict[str, Json], root: Path, folder: Path
+) -> Path:
     """Write the same stages with these parameters into a folder below root; return the new dvc.yaml, relative."""
     own = folder.as_posix()
     stages = json.loads(json.dumps(stages).replace(f"{PLACE}/", f"{own}/data/"))
@@ -161,7 +169,9 @@ def write_pipeline(params: Params, stages: dict[str, Json], root: Path, folder: 
     (root / folder / "params.yaml").write_text(
         yaml.safe_dump(without_secrets(params.model_dump(mode="json")), sort_keys=False)
     )
-    (root / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    (root / folder / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": stages}, sort_keys=False)
+    )
     return folder / "dvc.yaml"
 
 

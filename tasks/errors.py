@@ -19,7 +19,9 @@ def hide_secrets(text: str) -> str:
     """Take user names, passwords and tokens out of the URLs in a text."""
     text = re.sub(r"://[^/\s\"'?#]*@", "://***@", text)
     return re.sub(
-        r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s\"']+", r"\1***", text
+        r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s\"']+",
+        r"\1***",
+        text,
     )
 
 
@@ -37,11 +39,11 @@ def plain_errors(place: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "the disk is full: free some space and run again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = "access denied: make it readable and writable, or name another folder"
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             reason = (
-                "a file stands where a folder is needed, or the reverse: name another folder"
+                "access denied: make it readable and writable, or name another folder"
             )
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            reason = "a file stands where a folder is needed, or the reverse: name another folder"
         else:
             reason = error.strerror or type(error).__name__
         raise UserError(f"{error.filename or place}: {reason}") from error

@@ -51,7 +51,9 @@ def text(params: Params, folder: Path) -> None:
     if pinned["kind"] == "file":
         characters = copy_text(calibration.source, target, pinned)
     else:
-        needed = within_budget(sources.documents(calibration, pinned), character_budget(params))
+        needed = within_budget(
+            sources.documents(calibration, pinned), character_budget(params)
+        )
         characters = write_text(target, needed, calibration.source)
         pinned |= {
             "config": calibration.config,
@@ -113,7 +115,9 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if seq_len == "auto":
             config = AutoConfig.from_pretrained(name, **options).get_text_config()
-            seq_len = min(CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT)
+            seq_len = min(
+                CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT
+            )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the tokenizer of {name!r} cannot be loaded: {sources.one_line(error)}"

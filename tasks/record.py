@@ -71,7 +71,11 @@ def judge(
 
 @task(name="settle")
 def settle(
-    run: Run, made: CompressionRecord, facts: DataFacts, origin: Lineage, findings: Findings
+    run: Run,
+    made: CompressionRecord,
+    facts: DataFacts,
+    origin: Lineage,
+    findings: Findings,
 ) -> Record:
     """Write down what is going to be published, or return what an earlier attempt of the same run wrote.
 
@@ -83,7 +87,11 @@ def settle(
 
 
 def put_together(
-    run: Run, made: CompressionRecord, facts: DataFacts, origin: Lineage, findings: Findings
+    run: Run,
+    made: CompressionRecord,
+    facts: DataFacts,
+    origin: Lineage,
+    findings: Findings,
 ) -> Record:
     """Return the record of a run.
 
@@ -153,7 +161,9 @@ def register(
 
 
 @task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def report(record: Record, path: Path, settings: params.Registry, mlflow_run: str) -> None:
+def report(
+    record: Record, path: Path, settings: params.Registry, mlflow_run: str
+) -> None:
     """Write the report, attach it and the record to the MLflow run, and close that.
 
     Args:

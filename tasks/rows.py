@@ -33,7 +33,9 @@ def dense_row(run: Run, key: Fingerprint) -> Row:
 
 def candidate_row(run: Run, made: CompressionRecord) -> Row:
     """Measure the shallower model and return its row."""
-    evaluation = evaluate(run.method, run.model, run.stage_params, run.result("candidate"))
+    evaluation = evaluate(
+        run.method, run.model, run.stage_params, run.result("candidate")
+    )
     return row(run.method, CANDIDATE, evaluation, plain(made), made.removed)
 
 

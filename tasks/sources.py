@@ -140,7 +140,9 @@ def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted({file for pattern in TOKENIZER_FILES for file in path.glob(pattern)})
+        files = sorted(
+            {file for pattern in TOKENIZER_FILES for file in path.glob(pattern)}
+        )
         if not any(file.name != "config.json" for file in files):
             raise UserError(
                 f"the model folder {name!r} holds no tokenizer; save one there with save_pretrained"
@@ -150,7 +152,11 @@ def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
         raise UserError(
             f"there is no model folder {name!r}; name a folder with a checkpoint, or a Hub id"
         )
-    return {"kind": "hub", "source": name, "revision": hub_commit(name, revision, "model")}
+    return {
+        "kind": "hub",
+        "source": name,
+        "revision": hub_commit(name, revision, "model"),
+    }
 
 
 def hub_commit(name: str, revision: str | None, kind: str) -> str:
@@ -172,7 +178,9 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
 
     require_online(name, kind)
     try:
-        commit = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20).sha
+        commit = (
+            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20).sha
+        )
     except GatedRepoError:
         raise UserError(
             f"the Hub {kind} {name!r} is gated; accept its terms on the Hub and set HF_TOKEN"
@@ -190,7 +198,9 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
             f"the Hub cannot be asked for the {kind} {name!r}: {one_line(error)}"
         ) from None
     except Exception as error:  # the HTTP client's own errors, whose classes depend on the version of huggingface_hub
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+        if not type(error).__module__.startswith(
+            ("httpx", "httpcore", "requests", "urllib3")
+        ):
             raise
         raise UserError(
             f"the Hub cannot be reached for the {kind} {name!r} ({one_line(error)}); use a local folder, or try again"
@@ -255,7 +265,9 @@ def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
     except (
         Exception
     ) as error:  # builders raise many kinds; each means that this is no readable dataset
-        raise UserError(f"the dataset {source!r} cannot be read: {one_line(error)}") from None
+        raise UserError(
+            f"the dataset {source!r} cannot be read: {one_line(error)}"
+        ) from None
     if not isinstance(splits, dict):  # a single Dataset saved without its split's name
         return splits
     if split not in splits:

@@ -50,14 +50,18 @@ def run_stage(*arguments: str | Path) -> None:
 def _how(status: int) -> str:
     """Say how a stage ended, and what may help."""
     if status == -signal.SIGKILL:
-        return f"was killed (SIGKILL), as the system does where memory runs out: {NEED_LESS}"
+        return (
+            f"was killed (SIGKILL), as the system does where memory runs out: {NEED_LESS}"
+        )
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"failed with exit status {status}, for the reason shown above"
 
 
 @task(name="compression stage", task_run_name="{names}")
-def compression_stage(names: str, work: Path, params: Path, blocks: Path) -> dict[str, Json]:
+def compression_stage(
+    names: str, work: Path, params: Path, blocks: Path
+) -> dict[str, Json]:
     """Run one or more stages of a compression (comma-separated); returns the last one's result."""
     run_stage("job", names, "--work", work, "--params", params, "--calibration", blocks)
     return _read(work / f"{names.split(',')[-1]}.json")

@@ -22,7 +22,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def python_files(*folders: str) -> dict[Path, str]:
     """Return {file: text} of what belongs to the project: what services install below hidden folders does not."""
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    own = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+    own = [
+        path
+        for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    ]
     return {path: path.read_text(encoding="utf-8") for path in own}
 
 
@@ -44,7 +48,9 @@ def parameters(function: Function) -> int:
 def docstring_lines(tree: ast.AST) -> set[int]:
     lines: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(
+            node
+        ):
             lines |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return lines
 
@@ -54,7 +60,11 @@ def density(text: str) -> float:
     tree = ast.parse(text)
     prose = docstring_lines(tree)
     lines = enumerate(text.splitlines(), start=1)
-    code = [n for n, line in lines if line.strip() and not line.strip().startswith("#") and n not in prose]
+    code = [
+        n
+        for n, line in lines
+        if line.strip() and not line.strip().startswith("#") and n not in prose
+    ]
     return sum(1 for _ in ast.walk(tree)) / len(code) if code else 0.0
 
 
@@ -67,13 +77,18 @@ def test_the_density_of_a_line_is_counted_rightly() -> None:
 @pytest.mark.parametrize(("files", "what"), [(FILES, "packages"), (TESTS, "tests")])
 def test_no_file_is_too_long(files: dict[Path, str], what: str) -> None:
     assert len(files) > 50, what
-    long = {str(path.relative_to(ROOT)): len(text.splitlines()) for path, text in files.items()}
+    long = {
+        str(path.relative_to(ROOT)): len(text.splitlines())
+        for path, text in files.items()
+    }
     assert {name: lines for name, lines in long.items() if lines > LONGEST_FILE} == {}
 
 
 def test_no_folder_holds_too_many_modules() -> None:
     folders = [path.parent for path in (*FILES, *TESTS)]
-    assert {str(one.relative_to(ROOT)) for one in folders if folders.count(one) > MOST_MODULES} == set()
+    assert {
+        str(one.relative_to(ROOT)) for one in folders if folders.count(one) > MOST_MODULES
+    } == set()
 
 
 def test_no_function_is_too_long_or_takes_too_much() -> None:
@@ -82,7 +97,9 @@ def test_no_function_is_too_long_or_takes_too_much() -> None:
         for one in functions(text):
             lines = (one.end_lineno or 0) - one.lineno + 1
             if lines > LONGEST_FUNCTION or parameters(one) > MOST_PARAMETERS:
-                wrong.append(f"{path.relative_to(ROOT)}: {one.name}, {lines} lines, {parameters(one)} parameters")
+                wrong.append(
+                    f"{path.relative_to(ROOT)}: {one.name}, {lines} lines, {parameters(one)} parameters"
+                )
     assert wrong == []
 
 

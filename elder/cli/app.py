@@ -13,9 +13,7 @@ from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
 from elder.errors import Crash, UserError
 
-INTERRUPTED = (
-    "interrupted: nothing was left half-written; the same command goes on from where it was"
-)
+INTERRUPTED = "interrupted: nothing was left half-written; the same command goes on from where it was"
 CRASHED = 3  # exit status, apart from a check's no (1) and a wrong input (2)
 DISK_FULL = "error: the disk is full; free some space and give the same command again"
 

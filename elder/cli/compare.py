@@ -78,9 +78,14 @@ def texts_as_files(
         return str(services.text_of_dataset(base, name, folder))
 
     wanted = base.evaluate
-    texts = {"in_domain": file(wanted.in_domain), "out_of_domain": file(wanted.out_of_domain)}
+    texts = {
+        "in_domain": file(wanted.in_domain),
+        "out_of_domain": file(wanted.out_of_domain),
+    }
     evaluate = wanted.model_copy(update=texts)
-    return base.model_copy(update={"evaluate": evaluate}), [file(name) for name in calibrations]
+    return base.model_copy(update={"evaluate": evaluate}), [
+        file(name) for name in calibrations
+    ]
 
 
 def write_table(

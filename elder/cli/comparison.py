@@ -38,7 +38,8 @@ class CompareOptions:
         ),
     ] = None
     model: Annotated[
-        str | None, typer.Option(help="Folder, Hub id, s3:// prefix or models:/name@alias.")
+        str | None,
+        typer.Option(help="Folder, Hub id, s3:// prefix or models:/name@alias."),
     ] = None
     ratios: Annotated[
         str | None, typer.Option(help="Shares of the layers to remove, such as 0.25,0.5.")
@@ -107,7 +108,9 @@ def read_comparison(options: CompareOptions, common: CommonOptions) -> Compariso
     return Comparison(rows, base, sizes, seeds, texts)
 
 
-def _read_params(options: CompareOptions, common: CommonOptions, preset: Recipe) -> Params:
+def _read_params(
+    options: CompareOptions, common: CommonOptions, preset: Recipe
+) -> Params:
     """Read the parameters that all rows share; a preset gives way to ``--set``."""
     task_data = str(options.task_data) if options.task_data else None
     values = {"model.name": options.model, "evaluate.task_data": task_data}

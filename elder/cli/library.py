@@ -52,7 +52,8 @@ class RecipeOptions:
         ),
     ] = None
     recover: Annotated[
-        str | None, typer.Option(help="none, train or distil: overrides the recipe's recovery.")
+        str | None,
+        typer.Option(help="none, train or distil: overrides the recipe's recovery."),
     ] = None
 
     def values(self) -> dict[str, str | None]:
@@ -142,7 +143,12 @@ def compress(
     common: CommonOptions,
 ) -> None:
     """Make a shallower model: select, train what the method trains, remove, compensate, recover, save."""
-    values = {"model.name": model, **selection.values(), **place.values(), **recipe.values()}
+    values = {
+        "model.name": model,
+        **selection.values(),
+        **place.values(),
+        **recipe.values(),
+    }
     given = common.settings(values, recipe.method)
     from elder.compression.compress import compress as run
 
@@ -164,9 +170,16 @@ def evaluate(
     """Measure perplexity on a text, and lm-eval tasks."""
     given = common.settings({"model.name": model, **place.values()})
     if wanted.text is None and wanted.tasks is None:
-        raise UserError("nothing to evaluate: give --text FILE, --tasks NAME,NAME or both")
+        raise UserError(
+            "nothing to evaluate: give --text FILE, --tasks NAME,NAME or both"
+        )
     loaded = _loaded(services_of(ctx).with_local_model(given))
-    values: dict[str, Json] = {"model": model, "perplexity": None, "tokens": 0, "tasks": {}}
+    values: dict[str, Json] = {
+        "model": model,
+        "perplexity": None,
+        "tokens": 0,
+        "tasks": {},
+    }
     if wanted.text is not None:
         values |= _perplexity(loaded, wanted.text, wanted.seq_len, given)
     if wanted.tasks is not None:

@@ -31,7 +31,8 @@ SelectionMethod = Annotated[
     ),
 ]
 SeqLen = Annotated[
-    int | None, typer.Option(help="Tokens in a block; by default 2048 or the model's context.")
+    int | None,
+    typer.Option(help="Tokens in a block; by default 2048 or the model's context."),
 ]
 TaskData = Annotated[
     Path | None, typer.Option(help="Folder of task definitions or of local datasets.")
@@ -55,7 +56,9 @@ class ParameterOptions:
 
     params: Annotated[
         Path | None,
-        typer.Option("--params", help="Parameter file; params.yaml here, if there is one."),
+        typer.Option(
+            "--params", help="Parameter file; params.yaml here, if there is one."
+        ),
     ] = None
     overrides: Overrides = None
 
@@ -84,9 +87,9 @@ class PlaceOptions:
     """Where a model computes, and in which dtype."""
 
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = (
-        None
-    )
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16.")
+    ] = None
 
     def values(self) -> dict[str, str | None]:
         """Return the parameters that these options stand for."""
@@ -97,12 +100,15 @@ class PlaceOptions:
 class SelectionOptions:
     """How many layers go, and which blocks of which text the choice is made on."""
 
-    layers: Annotated[int | None, typer.Option(help="Remove exactly this many layers.")] = None
+    layers: Annotated[
+        int | None, typer.Option(help="Remove exactly this many layers.")
+    ] = None
     ratio: Annotated[
         float | None, typer.Option(help="Remove round(ratio x layers) layers.")
     ] = None
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Plain UTF-8 text to calibrate on.")
+        Path | None,
+        typer.Option("--calibration", help="Plain UTF-8 text to calibrate on."),
     ] = None
     samples: Annotated[int | None, typer.Option(help="Calibration blocks.")] = None
     seq_len: SeqLen = None
@@ -144,7 +150,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         if name in groups:
             spelt_out += _keywords(groups[name])
         else:
-            keyword = parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
+            keyword = parameter.replace(
+                kind=Parameter.KEYWORD_ONLY, annotation=hints[name]
+            )
             spelt_out.append(keyword)
 
     @wraps(command)

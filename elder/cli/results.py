@@ -60,7 +60,9 @@ class EvaluationResult(Perplexity):
             lines.append(f"perplexity {shown} on {self.tokens:,} tokens")
         for name, task in self.tasks.items():
             value = math.nan if task.value is None else task.value
-            lines.append(f"{name}: {task.metric} {value_and_error(value, task.stderr, 4)}")
+            lines.append(
+                f"{name}: {task.metric} {value_and_error(value, task.stderr, 4)}"
+            )
         return lines
 
 

@@ -9,7 +9,10 @@ import typer
 from elder.errors import UserError
 from elder.params import Params
 
-STORED = ("s3:", "models:")  # how a model's name begins that only the pipeline can bring here
+STORED = (
+    "s3:",
+    "models:",
+)  # how a model's name begins that only the pipeline can bring here
 INSTALL = "pip install 'elder[pipeline]'"
 
 
@@ -35,7 +38,9 @@ class Services:
 
 def _only_local_models(name: str, _: Params) -> str:
     if name.startswith(STORED):
-        raise UserError(f"{name!r} needs the pipeline's packages; install them with: {INSTALL}")
+        raise UserError(
+            f"{name!r} needs the pipeline's packages; install them with: {INSTALL}"
+        )
     return name
 
 
@@ -53,5 +58,7 @@ def services_of(context: typer.Context) -> Services:
     """Return the services that the application was built with."""
     services = context.find_object(Services)
     if services is None:
-        raise TypeError("a command was called outside of an application that has services")
+        raise TypeError(
+            "a command was called outside of an application that has services"
+        )
     return services

@@ -106,7 +106,9 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     settings = _read(params)
     seed_everything(settings.calibration.seed)
     first = load_model(settings.model.model_copy(update={"name": dense}))
-    second = load_model(settings.model.model_copy(update={"name": pruned, "revision": None}))
+    second = load_model(
+        settings.model.model_copy(update={"name": pruned, "revision": None})
+    )
     speed = measure_side_by_side(first, second, settings.speed)
     agrees = generation_agrees(second)
     text = Path(settings.evaluate.out_of_domain)

@@ -46,7 +46,8 @@ def measure(one: Measurement, folder: Path) -> None:
             "perplexity": evaluation.perplexity,
             "tasks": evaluation.tasks,
             "task_mean": evaluation.task_mean,
-            "protocol": evaluation.protocol | {"protocol_digest": evaluation.protocol_digest},
+            "protocol": evaluation.protocol
+            | {"protocol_digest": evaluation.protocol_digest},
             "evaluation_seconds": round(evaluation.seconds, 3),
             "model": settings.model.name,
             "recipe": recipe_of(settings),
@@ -71,7 +72,9 @@ def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Json]]:
                 _copy(own, common)
         record = plain(describe(job, one.row, settings.model.name))
         loaded = job.load(job.last_folder(), DTYPES[job.learnt.dtype])
-    made = {key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)}
+    made = {
+        key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)
+    }
     return loaded, made
 
 

@@ -55,7 +55,11 @@ class Measurement:
     def full_title(self) -> str:
         """Name it for people so that no other measurement of a comparison has the same name."""
         select = self.settings.select
-        size = f"ratio {select.ratio:g}" if select.layers is None else f"{select.layers} layers"
+        size = (
+            f"ratio {select.ratio:g}"
+            if select.layers is None
+            else f"{select.layers} layers"
+        )
         return f"{self.title}, {size}, {self.settings.calibration.source}"
 
     def path(self, folder: Path) -> Path:
@@ -94,7 +98,9 @@ def plan(
     return measurements
 
 
-def _of_rows(rows: list[RowSpec], base: Params, shared: Fingerprint) -> Iterator[Measurement]:
+def _of_rows(
+    rows: list[RowSpec], base: Params, shared: Fingerprint
+) -> Iterator[Measurement]:
     """Yield the measurements of all rows; rows that mean the same get one slug."""
     for row in rows:
         settings = row.settings(base)

@@ -80,7 +80,9 @@ class Result(Budget):
 def write_result(one: Measurement, folder: Path, result: Result) -> None:
     """Write what was measured: the losses first, since the numbers mark completion."""
     path = one.path(folder)
-    arrays = {domain: values.astype(np.float32) for domain, values in result.losses.items()}
+    arrays = {
+        domain: values.astype(np.float32) for domain, values in result.losses.items()
+    }
     with whole_file(path.with_suffix(".npz")) as new, new.open("wb") as handle:
         np.savez_compressed(handle, **cast(dict[str, Json], arrays))
     write_json(path, plain(result))

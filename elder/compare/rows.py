@@ -45,7 +45,9 @@ class RowSpec:
         """
         tree = apply_method(base, self.method).model_dump()
         for part in self.parts:
-            section, key = ("recover", "mode") if part in modes() else ("compensate", "method")
+            section, key = (
+                ("recover", "mode") if part in modes() else ("compensate", "method")
+            )
             tree[section][key] = part
         for name, value in self.changes:
             self._check_section(name.partition(".")[0], name)
@@ -68,7 +70,9 @@ class RowSpec:
 def modes() -> tuple[str, ...]:
     """Return the ways of recovery that a row can name."""
     return tuple(
-        mode for mode in get_args(Recover.model_fields["mode"].annotation) if mode != "none"
+        mode
+        for mode in get_args(Recover.model_fields["mode"].annotation)
+        if mode != "none"
     )
 
 

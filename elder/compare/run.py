@@ -114,7 +114,9 @@ def failures_by_name(failures: list[Failure]) -> dict[str, str]:
 
 def _news(one: Measurement, folder: Path) -> str:
     measured = read_result(one, folder).perplexity
-    shown = [f"{value_of(measured[domain]):.2f} {name}" for domain, name in DOMAINS.items()]
+    shown = [
+        f"{value_of(measured[domain]):.2f} {name}" for domain, name in DOMAINS.items()
+    ]
     return ", ".join(shown)
 
 

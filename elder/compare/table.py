@@ -118,7 +118,9 @@ def _rows(dense: Result, group: Group, passes: float) -> list[TableRow]:
     finished = []
     for row in rows:
         own = {what: marked.get(row.name) for what, marked in marks.items()}
-        finished.append(row.model_copy(update={"gap_closed": closed[row.name], "mark": own}))
+        finished.append(
+            row.model_copy(update={"gap_closed": closed[row.name], "mark": own})
+        )
     return finished
 
 

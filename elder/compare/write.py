@@ -15,7 +15,9 @@ LEGEND = (
 )
 TASKS = " The highest task mean and its ties are marked by their standard errors."
 COLUMNS = ("tokens seen", "written", "steps", "trainable", "seconds", "peak memory")
-MOST_TASKS = 6  # of a group such as blimp the mean says enough here; CSV and JSON have them all
+MOST_TASKS = (
+    6  # of a group such as blimp the mean says enough here; CSV and JSON have them all
+)
 
 
 def title(section: Section) -> str:
@@ -69,7 +71,9 @@ def _name(row: TableRow, seeds: int) -> str:
     name = row.name
     if row.over_budget:
         name += " (over budget)"
-    if row.kind != "dense" and len(row.seeds) < seeds:  # the others are under way, or failed
+    if (
+        row.kind != "dense" and len(row.seeds) < seeds
+    ):  # the others are under way, or failed
         name += f" ({len(row.seeds)} of {seeds} seeds)"
     return name
 

@@ -149,7 +149,9 @@ def solve(sums: Moments, ridge: float) -> torch.Tensor:
         ridge: strength, relative to the mean diagonal of A.
     """
     identity = torch.eye(len(sums.a)).to(sums.a)
-    strength = max(ridge * sums.a.diagonal().mean().item(), torch.finfo(torch.float64).tiny)
+    strength = max(
+        ridge * sums.a.diagonal().mean().item(), torch.finfo(torch.float64).tiny
+    )
     return torch.linalg.solve(sums.a + strength * identity, sums.b + strength * identity)
 
 
@@ -222,7 +224,8 @@ def find_site(model: Any, index: int, ids: torch.Tensor) -> Site:
             gain = ((change * written).sum() / written.square().sum()).item()
             if (
                 abs(gain) > SMALLEST_GAIN
-                and (change - gain * written).norm() <= TOLERANCE * (gain * written).norm()
+                and (change - gain * written).norm()
+                <= TOLERANCE * (gain * written).norm()
             ):
                 return Site(index, module, gain)
     raise UserError(

@@ -50,7 +50,9 @@ def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     check_scaling(pruned.model, pruned.blocks[:1])
     found = gaps(pruned.removed, len(find_layers(pruned.dense)))
     scales = measure(pruned.dense, found, pruned.blocks, pruned.batch)
-    fold(pruned.model, {gap.place: scale for gap, scale in zip(found, scales, strict=True)})
+    fold(
+        pruned.model, {gap.place: scale for gap, scale in zip(found, scales, strict=True)}
+    )
     return {
         "gaps": [
             {"removed": gap.layers, "scale": scale}
@@ -61,11 +63,14 @@ def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
 
 
 @torch.no_grad()
-def measure(dense: Any, found: list[Gap], blocks: torch.Tensor, batch: int) -> list[float]:
+def measure(
+    dense: Any, found: list[Gap], blocks: torch.Tensor, batch: int
+) -> list[float]:
     """Return alpha of each gap: the mean L2 norm of the dense state after its layers over that before them."""
     layers = find_layers(dense)
     before, after = (
-        {edge(gap): 0.0 for gap in found} for edge in (lambda g: g.start, lambda g: g.stop - 1)
+        {edge(gap): 0.0 for gap in found}
+        for edge in (lambda g: g.start, lambda g: g.stop - 1)
     )
 
     def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
@@ -166,7 +171,9 @@ def writing_parameters(layer: nn.Module) -> list[nn.Parameter]:
     for name, parameter in layer.named_parameters():
         *owners, last = name.split(".")
         owner = (
-            owners[-1] if last in ("weight", "bias") and owners else last.removesuffix("_bias")
+            owners[-1]
+            if last in ("weight", "bias") and owners
+            else last.removesuffix("_bias")
         )
         if owner in WRITERS:
             found.append(parameter)

@@ -90,7 +90,11 @@ class Job:
     """
 
     def __init__(
-        self, work: Path, settings: params.Params, calibration: Path, stages: Sequence[Stage]
+        self,
+        work: Path,
+        settings: params.Params,
+        calibration: Path,
+        stages: Sequence[Stage],
     ) -> None:
         self.work, self.settings, self.calibration = work, settings, calibration
         self.stages = stages
@@ -147,7 +151,9 @@ class Job:
         save_model(loaded.model, loaded.tokenizer, folder)
         self._kept[name] = _digests(folder)
 
-    def load(self, folder: Path | None = None, dtype: torch.dtype | None = None) -> Loaded:
+    def load(
+        self, folder: Path | None = None, dtype: torch.dtype | None = None
+    ) -> Loaded:
         """Load the dense model, or the one in a folder of this job."""
         wanted = self.settings.model
         if folder is not None:
@@ -215,16 +221,16 @@ def open_job(
     Raises:
         UserError: if another process works in the folder; nothing is changed then.
     """
-    refusal = (
-        f"another process works in {str(work)!r}: wait for its end, or name another output"
-    )
+    refusal = f"another process works in {str(work)!r}: wait for its end, or name another output"
     with hold(work / LOCK, refusal, patience):
         wanted = job_fingerprint(settings, calibration, stages)
         before = _read_key(work / KEY)
         if before is None or before.digest != wanted.digest:
             if before is not None:
                 changed = ", ".join(before.differences(wanted))
-                say(f"{str(work)!r} was made with another value of: {changed}; starting anew")
+                say(
+                    f"{str(work)!r} was made with another value of: {changed}; starting anew"
+                )
             _empty(work)
         write_json(work / KEY, {"digest": wanted.digest, "parts": dict(wanted.parts)})
         yield Job(work, settings, calibration, stages)
@@ -236,7 +242,9 @@ def job_fingerprint(
     """Return what the results in a work folder depend on: the stages' sections, the model, the calibration text."""
     sections = {stage.section for stage in stages if stage.section}
     parts = settings.model_dump(mode="json", include=sections) | recipe_of(settings)
-    return Fingerprint(parts | model_parts(settings) | calibration_parts(settings, calibration))
+    return Fingerprint(
+        parts | model_parts(settings) | calibration_parts(settings, calibration)
+    )
 
 
 def _read_key(path: Path) -> Fingerprint | None:
@@ -269,4 +277,8 @@ def _digests(folder: Path) -> dict[str, str]:
     """Return {name: sha256} of the files of a model folder; nothing where it is not there."""
     if not folder.is_dir():
         return {}
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {
+        path.name: file_digest(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }

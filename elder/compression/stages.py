@@ -35,7 +35,9 @@ from elder.training.recover import recover
 from elder.training.regularise import regularise
 from elder.training.synthesis import synthetic_blocks
 
-SYNTHETIC = "recover.synthetic.safetensors"  # what the dense model wrote, in the work folder
+SYNTHETIC = (
+    "recover.synthetic.safetensors"  # what the dense model wrote, in the work folder
+)
 
 
 def layers_to_remove(settings: params.Select, count: int) -> int:
@@ -49,7 +51,9 @@ def layers_to_remove(settings: params.Select, count: int) -> int:
         raise UserError(
             f"cannot protect layer {wrong[0]}: the model has layers 0 to {count - 1}"
         )
-    wanted = settings.layers if settings.layers is not None else round(settings.ratio * count)
+    wanted = (
+        settings.layers if settings.layers is not None else round(settings.ratio * count)
+    )
     if not 0 < wanted < count:
         asked = (
             "layers"
@@ -82,11 +86,15 @@ def layers_to_keep(model: nn.Module, settings: params.Select) -> frozenset[int]:
             raise UserError(
                 f"{wanted} of {count} layers cannot go, only {count - len(kept)} may: {reason}"
             )
-        say(f"layers {sorted(fixed)} are not offered for removal; of layer {first}: {reason}")
+        say(
+            f"layers {sorted(fixed)} are not offered for removal; of layer {first}: {reason}"
+        )
     return kept
 
 
-def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params) -> Chosen:
+def select_layers(
+    loaded: Loaded, blocks: torch.Tensor, settings: params.Params
+) -> Chosen:
     """Choose the layers that go.
 
     Args:
@@ -116,7 +124,9 @@ def select_layers(loaded: Loaded, blocks: torch.Tensor, settings: params.Params)
             f"{error}; protect some of these layers, or remove another number of them"
         ) from None
     removed = list(selection.removed)
-    say(f"{chosen.method} removes layers {', '.join(map(str, removed))} of 0 to {count - 1}")
+    say(
+        f"{chosen.method} removes layers {', '.join(map(str, removed))} of 0 to {count - 1}"
+    )
     return Chosen(
         num_layers=count,
         removed=removed,
@@ -132,7 +142,11 @@ def _scores(selection: Selection) -> Scores:
     rounds = []
     for one in selection.rounds:
         rounds.append(
-            Round(removed=list(one.removed), values=list(one.values), checked=list(one.checked))
+            Round(
+                removed=list(one.removed),
+                values=list(one.values),
+                checked=list(one.checked),
+            )
         )
     return Scores(name=selection.score, lower_goes=True, rounds=rounds)
 
@@ -174,7 +188,9 @@ def _regularise(job: Job) -> Trained:
     removed = job.learnt.removed
     loaded = job.load(dtype=torch.float32)
     data = training_data(job.blocks(loaded))
-    spent = regularise(loaded.model, removed, data, settings, _training_run(job, "regularise"))
+    spent = regularise(
+        loaded.model, removed, data, settings, _training_run(job, "regularise")
+    )
     peak = peak_memory_bytes(loaded.model.device)
     job.keep("regularise", loaded)
     return Trained(spent=spent, peak_memory_bytes=peak)
@@ -185,7 +201,8 @@ def _remove(job: Job) -> Removed:
     remove_layers(loaded.model, job.learnt.removed)
     job.keep("remove", loaded)
     return Removed(
-        parameters=parameter_count(loaded.model), num_layers=len(find_layers(loaded.model))
+        parameters=parameter_count(loaded.model),
+        num_layers=len(find_layers(loaded.model)),
     )
 
 
@@ -195,7 +212,9 @@ def _compensate(job: Job) -> Compensated:
         return Compensated(compensation=None)
     dtype = _kept_dtype(job)
     shallow = job.load(job.folder("remove"), dtype)
-    before = job.load(job.folder("regularise"), dtype)  # what the layers were taken out of
+    before = job.load(
+        job.folder("regularise"), dtype
+    )  # what the layers were taken out of
     removed = tuple(job.learnt.removed)
     pruned = Pruned(
         model=shallow.model,
@@ -219,7 +238,9 @@ def _recover(job: Job) -> Trained:
     shallow = job.folder("compensate") or job.folder("remove")
     dense = job.load() if settings.mode == "distil" else None
     written = None
-    if dense is not None and settings.distil.synthetic:  # before the student takes its memory
+    if (
+        dense is not None and settings.distil.synthetic
+    ):  # before the student takes its memory
         written = _written_text(job, dense)
     student = job.load(shallow, torch.float32)
     data = training_data(job.blocks(student), written)
@@ -263,6 +284,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("learn", _learn, section="select", result=Learnt),
     Stage("regularise", _regularise, section="regularise", result=Trained),
     Stage("remove", _remove, section=None, result=Removed),
-    Stage("compensate", _compensate, section="compensate", result=Compensated, joins=True),
+    Stage(
+        "compensate", _compensate, section="compensate", result=Compensated, joins=True
+    ),
     Stage("recover", _recover, section="recover", result=Trained),
 )

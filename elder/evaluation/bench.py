@@ -65,7 +65,9 @@ class Job:
         return generate(self.model, self.starts, self.new_tokens)
 
 
-def run_bench(models: list[Loaded], settings: params.Speed, prompt_tokens: int) -> list[Job]:
+def run_bench(
+    models: list[Loaded], settings: params.Speed, prompt_tokens: int
+) -> list[Job]:
     """Measure models in turns; each gets the same random prompt.
 
     Args:
@@ -126,7 +128,9 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def generate(model: Any, starts: torch.Tensor, new_tokens: int, use_cache: bool = True) -> Any:
+def generate(
+    model: Any, starts: torch.Tensor, new_tokens: int, use_cache: bool = True
+) -> Any:
     """Generate exactly ``new_tokens`` greedily, whatever ends a text; returns ``sequences`` and ``past_key_values``."""
     return model.generate(
         input_ids=starts,
@@ -146,7 +150,9 @@ def memory_of(job: Job) -> int:
 
     What counts beside weights and buffers: `elder.evaluation.speed.speed_protocol`.
     """
-    weights = sum(tensor.nbytes for tensor in [*job.model.parameters(), *job.model.buffers()])
+    weights = sum(
+        tensor.nbytes for tensor in [*job.model.parameters(), *job.model.buffers()]
+    )
     device = device_of_model(job.model)
     if device.type != "cuda":
         return weights + _cache_bytes(job.run_generation().past_key_values)

@@ -62,7 +62,9 @@ def _of_rows(gate: Gate, dense: Row, candidate: Row) -> list[Rule | None]:
     return [
         _same_protocol(dense, candidate),
         _perplexity(gate.max_perplexity_ratio_in_domain, dense, candidate, "in_domain"),
-        _perplexity(gate.max_perplexity_ratio_out_of_domain, dense, candidate, "out_of_domain"),
+        _perplexity(
+            gate.max_perplexity_ratio_out_of_domain, dense, candidate, "out_of_domain"
+        ),
         _task_mean(gate.max_task_mean_loss, dense, candidate),
         _worst_task(gate.max_task_loss, dense, candidate),
     ]
@@ -91,7 +93,9 @@ def _same_protocol(dense: Row, candidate: Row) -> Rule | None:
 def _perplexity(limit: Limit, dense: Row, candidate: Row, domain: Domain) -> Rule | None:
     label = DOMAINS[domain]
     value = perplexity_ratio(candidate, dense, domain)
-    return at_most(f"perplexity {label}", value, limit, f"pruned over dense perplexity {label}")
+    return at_most(
+        f"perplexity {label}", value, limit, f"pruned over dense perplexity {label}"
+    )
 
 
 def _task_mean(limit: Limit, dense: Row, candidate: Row) -> Rule | None:
@@ -144,7 +148,9 @@ def _generation(agrees: bool | None) -> Rule:
 
 def _loads(trial: LoadTrial | None) -> Rule:
     if trial is None:
-        reason = "Loading in plain transformers was not tried, and nothing passes unmeasured."
+        reason = (
+            "Loading in plain transformers was not tried, and nothing passes unmeasured."
+        )
     elif trial.ok:
         reason = (
             "The saved model loads in plain transformers, in a process of its own, "
@@ -159,7 +165,9 @@ def _must_be_true(name: str, value: bool | None, reason: str) -> Rule:
     return Rule(rule=name, value=value, limit=True, passed=value is True, reason=reason)
 
 
-def beside_champion(limit: Limit, candidate: Row, champion: Champion | None) -> Rule | None:
+def beside_champion(
+    limit: Limit, candidate: Row, champion: Champion | None
+) -> Rule | None:
     """Judge the candidate beside the champion, unless their numbers cannot be compared: then it does not pass.
 
     Args:
@@ -178,4 +186,6 @@ def beside_champion(limit: Limit, candidate: Row, champion: Champion | None) -> 
         reason = f"There is no comparison with {name}: {fault}. {CURE}"
         return Rule(rule="champion", value=None, limit=limit, passed=False, reason=reason)
     value = perplexity_ratio(candidate, champion, "out_of_domain")
-    return at_most("champion", value, limit, f"perplexity out of domain over that of {name},")
+    return at_most(
+        "champion", value, limit, f"perplexity out of domain over that of {name},"
+    )

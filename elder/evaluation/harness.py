@@ -10,7 +10,9 @@ from pathlib import Path
 
 from elder.errors import UserError
 
-FEWSHOT_SEED = 1234  # lm-eval's own default, so that its published figures can be repeated
+FEWSHOT_SEED = (
+    1234  # lm-eval's own default, so that its published figures can be repeated
+)
 
 
 def need_lm_eval() -> None:

@@ -62,7 +62,9 @@ def _has_dataset(entry: Any, config: Mapping[str, Any]) -> bool:
     return isinstance(config.get("task"), str) and "dataset_path" in config
 
 
-def _files_of(config: Mapping[str, Any], splits: list[str], folder: Path) -> dict[str, str]:
+def _files_of(
+    config: Mapping[str, Any], splits: list[str], folder: Path
+) -> dict[str, str]:
     """Return {split: absolute path of the file that stands in for it}, for those that have one."""
     files = {}
     single = len(splits) == 1
@@ -74,7 +76,9 @@ def _files_of(config: Mapping[str, Any], splits: list[str], folder: Path) -> dic
     return files
 
 
-def _places(config: Mapping[str, Any], split: str, folder: Path, single: bool) -> list[Path]:
+def _places(
+    config: Mapping[str, Any], split: str, folder: Path, single: bool
+) -> list[Path]:
     """Return where the file of a split may lie."""
     places = [folder / config["task"] / f"{split}.jsonl"]
     if single and config.get("dataset_name"):

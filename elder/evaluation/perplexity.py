@@ -65,5 +65,9 @@ def of_losses(losses: torch.Tensor, tokens: int) -> Perplexity:
     value = mean.exp()  # infinite, and no error, where the model is utterly broken
     stderr = float(value * losses.std() / math.sqrt(blocks)) if blocks > 1 else None
     return Perplexity(
-        perplexity=float(value), stderr=stderr, nll=float(mean), tokens=tokens, blocks=blocks
+        perplexity=float(value),
+        stderr=stderr,
+        nll=float(mean),
+        tokens=tokens,
+        blocks=blocks,
     )

@@ -26,7 +26,9 @@ sys.exit(None if finite else "its logits are not finite")
 """
 
 
-def load_in_plain_transformers(folder: Path, trust_remote_code: bool = False) -> LoadTrial:
+def load_in_plain_transformers(
+    folder: Path, trust_remote_code: bool = False
+) -> LoadTrial:
     """Load a saved model and its tokenizer with stock transformers in a fresh process, and run it once, on the CPU.
 
     Args:

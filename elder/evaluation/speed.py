@@ -76,7 +76,9 @@ def speed_protocol(models: list[Loaded], settings: params.Speed) -> dict[str, Js
     device = device_of_model(models[0].model)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        memory = "the peak growth of the CUDA allocator over one prompt and one generation"
+        memory = (
+            "the peak growth of the CUDA allocator over one prompt and one generation"
+        )
     else:
         name = platform.processor() or platform.machine()
         memory = "the key/value cache at the end of one generation; activations are not counted"
@@ -154,7 +156,9 @@ def generation_agrees(
     try:
         cached = generate(model, starts, new_tokens, use_cache=True)
         uncached = generate(model, starts, new_tokens, use_cache=False)
-    except Exception as error:  # a wrong layer index fails in as many ways as there are caches
+    except (
+        Exception
+    ) as error:  # a wrong layer index fails in as many ways as there are caches
         if is_out_of_memory(error):
             raise out_of_memory(error, "the check of generation") from None
         say(f"generation fails: {type(error).__name__}: {error}")
@@ -170,7 +174,9 @@ def _in_float32(model: Any) -> Any:
 
 
 def _times_as_fast(before: list[float], after: list[float]) -> float:
-    return statistics.median(slow / fast for slow, fast in zip(before, after, strict=True))
+    return statistics.median(
+        slow / fast for slow, fast in zip(before, after, strict=True)
+    )
 
 
 def _ratio(above: int | None, below: int | None) -> float | None:

@@ -75,10 +75,14 @@ def _manager_of_folders(names: list[str], local: list[str]) -> Any:
     folders: set[str] = set()
     while True:
         # the local folder comes last, so that its definitions win
-        manager = TaskManager(include_path=[*sorted(folders), *local], include_defaults=False)
+        manager = TaskManager(
+            include_path=[*sorted(folders), *local], include_defaults=False
+        )
         index = manager.task_index
         missing = reachable(names, index) - set(index)
-        wanted = {folder for name in missing for folder in _builtin_folders().get(name, ())}
+        wanted = {
+            folder for name in missing for folder in _builtin_folders().get(name, ())
+        }
         if wanted <= folders:
             return manager
         folders |= wanted

@@ -19,11 +19,17 @@ from elder.model.load import Loaded, context_length
 from elder.progress import meter
 from elder.record import TaskResult
 
-BOOTSTRAP = 1000  # resamples, for the few metrics that have no formula for their standard error
+BOOTSTRAP = (
+    1000  # resamples, for the few metrics that have no formula for their standard error
+)
 
 
 def run_tasks(
-    loaded: Loaded, names: Iterable[str], task_data: Path | None, limit: int | None, batch: int
+    loaded: Loaded,
+    names: Iterable[str],
+    task_data: Path | None,
+    limit: int | None,
+    batch: int,
 ) -> dict[str, TaskResult]:
     """Run lm-eval tasks on the model in memory.
 
@@ -87,7 +93,9 @@ def headline(
         version: of the task.
     """
     keys = [key for key in metrics if "," in key and not _metric(key).endswith("_stderr")]
-    best = min(keys, key=lambda key: (_metric(key) != "acc", _error(metrics, key) is None))
+    best = min(
+        keys, key=lambda key: (_metric(key) != "acc", _error(metrics, key) is None)
+    )
     metric = _metric(best)
     return TaskResult(
         metric=metric,
@@ -121,12 +129,17 @@ def _scorer(loaded: Loaded, batch: int) -> Any:
         def _loglikelihood_tokens(
             self, requests: list, disable_tqdm: bool = False, override_bs: Any = None
         ) -> list:
-            with contextlib.redirect_stderr(stderr), meter("tasks", len(requests)) as self.step:
+            with (
+                contextlib.redirect_stderr(stderr),
+                meter("tasks", len(requests)) as self.step,
+            ):
                 return super()._loglikelihood_tokens(
                     requests, disable_tqdm=True, override_bs=override_bs
                 )
 
-        def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def _model_call(
+            self, inps: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
             logits = super()._model_call(inps, *args, **kwargs)
             self.step(steps=len(inps))
             return logits

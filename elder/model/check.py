@@ -104,12 +104,16 @@ def _check_folder(folder: Path) -> None:
             f"the model folder {name!r} has no config.json; save a model there with save_pretrained first"
         )
     if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        pickles = sorted(
+            path.name for pattern in PICKLES for path in folder.glob(pattern)
+        )
         if pickles:
             raise UserError(
                 f"{name!r} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
             )
-        raise UserError(f"the model folder {name!r} has no weights; it must hold *.safetensors")
+        raise UserError(
+            f"the model folder {name!r} has no weights; it must hold *.safetensors"
+        )
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{name!r} holds an adapter beside the weights, which transformers would add to them; "

@@ -58,7 +58,9 @@ def refuse_broken_states(model: nn.Module, blocks: torch.Tensor, batch: int = 1)
             )
 
 
-def refuse_broken_losses(model: nn.Module, ids: torch.Tensor, losses: torch.Tensor) -> None:
+def refuse_broken_losses(
+    model: nn.Module, ids: torch.Tensor, losses: torch.Tensor
+) -> None:
     """Refuse a model whose loss on some blocks is nan or infinite.
 
     Args:

@@ -43,7 +43,9 @@ def observed_logits(
     """
     layers = find_layers(model)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    with LayerControl(nn.ModuleList([layers[index] for index in sorted(indices)])) as control:
+    with LayerControl(
+        nn.ModuleList([layers[index] for index in sorted(indices)])
+    ) as control:
         control.observe = lambda _, entering, leaving: seen.append((entering, leaving))
         logits = logits_of(model, ids)
     return logits, seen

@@ -10,7 +10,11 @@ from torch import nn
 from elder.errors import UserError
 from elder.model.removal import layer_kind, plan_removal, text_config
 
-LAYER_LISTS = ("layers", "h", "blocks")  # where families keep their layers, below get_decoder()
+LAYER_LISTS = (
+    "layers",
+    "h",
+    "blocks",
+)  # where families keep their layers, below get_decoder()
 # Fields of a configuration that, where set, tie layers to one another, and how.
 TIES = {
     "num_kv_shared_layers": "its last layers read the keys and values of earlier ones",
@@ -39,7 +43,11 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
             )
     count = config.num_hidden_layers
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
-    for holder in (decoder, getattr(model, "base_model", None), getattr(model, "model", None)):
+    for holder in (
+        decoder,
+        getattr(model, "base_model", None),
+        getattr(model, "model", None),
+    ):
         for name in LAYER_LISTS:
             layers = getattr(holder, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) == count:
@@ -133,7 +141,9 @@ class LayerControl:
             self._beside = len(output) - 1 if isinstance(output, tuple | list) else -1
         return self._beside
 
-    def _weigh(self, index: int, entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
+    def _weigh(
+        self, index: int, entering: torch.Tensor, leaving: torch.Tensor
+    ) -> torch.Tensor:
         assert self.weights is not None
         weight = self.weights[index].to(leaving.dtype)
         if self.place == "output":
@@ -214,7 +224,9 @@ def fixed_layers(model: nn.Module, wanted: int) -> dict[int, str]:
     for start in range(len(layers) - wanted + 1):
         block = set(range(start, start + wanted))
         if block & fixed.keys() and not _against(model, block):
-            fixed = {index: reason for index, reason in fixed.items() if index not in block}
+            fixed = {
+                index: reason for index, reason in fixed.items() if index not in block
+            }
     return fixed
 
 

@@ -87,7 +87,9 @@ def outline(config: Any, trust_remote_code: bool = False) -> nn.Module:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # each family complains in its own way
         raise UserError(
             f"no model can be built from this {type(config).__name__}: {_first_line(error)}"
@@ -147,7 +149,9 @@ def shortened_fields(config: Any, kept: list[int], count: int) -> dict[str, Any]
     if "interleave_moe_layer_step" in vars(config) and "moe_layers" in fields:
         experts = fields["moe_layers"]
         marks = [place in experts for place in range(left)]
-        fields["interleave_moe_layer_step"] = _spacing(config.interleave_moe_layer_step, marks)
+        fields["interleave_moe_layer_step"] = _spacing(
+            config.interleave_moe_layer_step, marks
+        )
     if "attention_types" in vars(config) and "attention_layers" in fields:
         kinds = list(fields["attention_layers"])
         fields["attention_types"] = [[kinds, 1]]  # GPT-Neo: [[kinds, how often], ...]
@@ -199,7 +203,10 @@ def _spacing(value: Any, marks: list[bool]) -> Any:
     """Return the spacing that marks just these places: the old one if it still does, else another, else 0."""
     if isinstance(value, str):
         return _letters(value, marks)
-    for step in (value, *range(1, len(marks) + 2)):  # one more than there are layers marks none
+    for step in (
+        value,
+        *range(1, len(marks) + 2),
+    ):  # one more than there are layers marks none
         if _every(step, len(marks)) == marks:
             return step
     return 0

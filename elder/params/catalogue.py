@@ -92,7 +92,9 @@ class Catalogue(Mapping[str, Entry[F]]):
             UserError: with the nearest valid name.
         """
         if name not in self.words:
-            raise UserError(f"there is no {self.kind} {name!r}; {nearest(name, self.words)}")
+            raise UserError(
+                f"there is no {self.kind} {name!r}; {nearest(name, self.words)}"
+            )
 
     @property
     def words(self) -> list[str]:

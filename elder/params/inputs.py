@@ -11,9 +11,12 @@ class Model(Section):
     """Which model is compressed, and how it is loaded."""
 
     name: str = Field(
-        "models/novels-llama", description="folder, Hub id, s3:// prefix or models:/name@alias"
+        "models/novels-llama",
+        description="folder, Hub id, s3:// prefix or models:/name@alias",
     )
-    revision: str | None = Field(None, description="Hub revision: a commit, tag or branch")
+    revision: str | None = Field(
+        None, description="Hub revision: a commit, tag or branch"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the checkpoint"
@@ -40,9 +43,12 @@ class Calibration(Section):
     )
     samples: int = Field(128, ge=2, description="calibration blocks")
     seq_len: int | Auto = Field(
-        "auto", description="tokens in a block; auto: 2048, or the model's context if shorter"
+        "auto",
+        description="tokens in a block; auto: 2048, or the model's context if shorter",
     )
-    seed: int = Field(0, ge=0, description="seed of the choice of blocks and of all training")
+    seed: int = Field(
+        0, ge=0, description="seed of the choice of blocks and of all training"
+    )
 
     @field_validator("seq_len")
     @classmethod

@@ -11,7 +11,8 @@ class Evaluate(Section):
     """What is measured on the dense and on the pruned model, under one protocol."""
 
     in_domain: str = Field(
-        "data/in_domain.txt", description="text like the calibration text, disjoint from it"
+        "data/in_domain.txt",
+        description="text like the calibration text, disjoint from it",
     )
     out_of_domain: str = Field("data/held_out.txt", description="text from elsewhere")
     seq_len: int | Auto = Field(

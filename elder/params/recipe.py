@@ -17,7 +17,9 @@ class Select(Choice):
         "elder", description="a selection method; an unknown name lists them all"
     )
     layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
-    ratio: float = Field(0.25, gt=0, lt=1, description="remove round(ratio x layers) layers")
+    ratio: float = Field(
+        0.25, gt=0, lt=1, description="remove round(ratio x layers) layers"
+    )
     protect: tuple[int, ...] = Field((), description="layers never offered for removal")
     forward_batch: int = Field(
         8, ge=1, description="blocks in a batch where layers are only looked at"
@@ -42,7 +44,9 @@ class Training(Section):
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     adapter_rank: int = Field(
-        0, ge=0, description="rank of LoRA adapters, merged afterwards; 0: train all weights"
+        0,
+        ge=0,
+        description="rank of LoRA adapters, merged afterwards; 0: train all weights",
     )
     gradient_checkpointing: bool = Field(
         False, description="less memory, more time: compute each layer twice"
@@ -101,7 +105,9 @@ class Recover(Training):
         "distil", description="loss: next token, or the dense model's logits"
     )
     epochs: float = Field(
-        6.3, ge=0, description="passes over the calibration blocks, the search for lr included"
+        6.3,
+        ge=0,
+        description="passes over the calibration blocks, the search for lr included",
     )
     batch: int = Field(4, ge=1, description="blocks in a batch")
     optimizer: Literal["adamw", "muon"] = Field(

@@ -20,7 +20,9 @@ class Registry(Section):
     """Where runs and versions are recorded."""
 
     name: str = Field("novels-llama-shallow", description="registered model name")
-    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry")
+    tracking_uri: str = Field(
+        "sqlite:///mlflow.db", description="MLflow tracking and registry"
+    )
     experiment: str = Field("elder", min_length=1, description="MLflow experiment")
 
     @field_validator("name")
@@ -53,10 +55,12 @@ class Energy(Section):
     """Whether a run's energy is measured; nothing is sent anywhere."""
 
     measure: bool = Field(
-        True, description="estimate what the whole machine takes during a run, with codecarbon"
+        True,
+        description="estimate what the whole machine takes during a run, with codecarbon",
     )
     country: str | None = Field(
-        None, description="ISO 3166 code, such as DEU: its electricity's CO2; null: kWh alone"
+        None,
+        description="ISO 3166 code, such as DEU: its electricity's CO2; null: kWh alone",
     )
 
 

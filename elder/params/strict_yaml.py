@@ -70,7 +70,9 @@ StrictLoader.yaml_implicit_resolvers.setdefault("", []).extend(
 )
 _resolve("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
 _resolve("int", rf"[-+]?(?:0|[1-9][0-9]{{0,{LONGEST_NUMBER - 1}}})", "-+0123456789")
-_resolve("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?", "-+.0123456789")
+_resolve(
+    "float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?", "-+.0123456789"
+)
 _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 
 
@@ -100,9 +102,13 @@ def read_yaml(path: Path, what: str, cure: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"there is no {what} {str(path)!r}; {cure}") from None
     except OSError as error:
-        raise UserError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"the {what} {str(path)!r} cannot be read: {error.strerror}"
+        ) from None
     if len(content) > LARGEST:
-        raise UserError(f"the {what} {str(path)!r} has more than {LARGEST // 1024} KiB; {cure}")
+        raise UserError(
+            f"the {what} {str(path)!r} has more than {LARGEST // 1024} KiB; {cure}"
+        )
     try:
         return parse_yaml(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,7 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Number = int | float
-Json = Any  # what foreign libraries and users' settings put into a record: plain JSON values
+Json = (
+    Any  # what foreign libraries and users' settings put into a record: plain JSON values
+)
 Domain = Literal["in_domain", "out_of_domain"]
 DOMAINS: dict[Domain, str] = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 CANDIDATE, DENSE, BASELINE = "candidate", "dense", "baseline"
@@ -46,5 +48,7 @@ def json_safe(value: Json) -> Json:
 def finite(value: Json) -> bool:
     """Say whether a value is a finite number; a bool is none."""
     return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
     )

@@ -170,4 +170,6 @@ def read_record(tree: Json, place: str) -> Record:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "its content"
-        raise UserError(f"{place} is no record of a run: {where}: {fault['msg']}") from None
+        raise UserError(
+            f"{place} is no record of a run: {where}: {fault['msg']}"
+        ) from None

@@ -2,7 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, Strict, model_serializer
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    model_serializer,
+)
 
 from elder.record.base import Json, Number, Plain
 
@@ -28,7 +34,9 @@ class Trial(Plain):
     def _in_order(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Write what was tried behind the stage, before what came of it."""
         found: dict[str, Json] = write(self)
-        tried = {name: found.pop(name) for name in self.model_extra or {} if name in found}
+        tried = {
+            name: found.pop(name) for name in self.model_extra or {} if name in found
+        }
         stage = {"stage": found.pop("stage")} if "stage" in found else {}
         return stage | tried | found
 
@@ -64,7 +72,9 @@ class Round(Plain):
 
     removed: list[int]
     values: list[Number | None]
-    checked: list[Annotated[tuple[int, Number], Strict(False)]] = Field(default_factory=list)
+    checked: list[Annotated[tuple[int, Number], Strict(False)]] = Field(
+        default_factory=list
+    )
 
 
 class Scores(Plain):

@@ -29,11 +29,15 @@ def model_card(record: CompressionRecord) -> str:
     templates.filters["cell"] = cell
     name = model_name(record.model.name, record.removed)
     front = card_data(record, told.candidate, name).to_yaml()
-    body = templates.get_template("card.md.j2").render(vars(told), name=name, domains=DOMAINS)
+    body = templates.get_template("card.md.j2").render(
+        vars(told), name=name, domains=DOMAINS
+    )
     return f"---\n{front}\n---\n\n{body.strip()}\n"
 
 
-def card_data(record: CompressionRecord, candidate: Row | None, name: str) -> "ModelCardData":
+def card_data(
+    record: CompressionRecord, candidate: Row | None, name: str
+) -> "ModelCardData":
     """Return the Hub's metadata: the base model only if it is on the Hub, the licence only if it is known.
 
     Args:
@@ -66,7 +70,11 @@ def model_name(base: str, removed: list[int]) -> str:
 def cell(value: Json) -> str:
     """Make any text safe inside a cell of a Markdown table: one line, no bar, no markup."""
     text = " ".join(str(value).split())
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
+    return (
+        re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+    )
 
 
 def _results(record: CompressionRecord, candidate: Row) -> "list[EvalResult]":

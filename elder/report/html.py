@@ -72,5 +72,7 @@ def _tasks(rows: Sequence[Row]) -> list[Plot]:
     titled += [(name, task_values(rows, name)) for name in names]
     among = [point for _, points in titled for point in points]
     return [
-        dot_plot(title, points, log=False, among=among) for title, points in titled if points
+        dot_plot(title, points, log=False, among=among)
+        for title, points in titled
+        if points
     ]

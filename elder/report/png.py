@@ -126,6 +126,10 @@ def _draw_value(axes: Any, index: int, one: RowValue, log: bool) -> None:
         )
         axes.plot([value], [index], "o", color=colour, markersize=7)
         if one.kind == DENSE:
-            axes.axvline(value, color=colour, linewidth=0.9, linestyle=":", alpha=0.6, zorder=0)
+            axes.axvline(
+                value, color=colour, linewidth=0.9, linestyle=":", alpha=0.6, zorder=0
+            )
     place = (1.02, index)
-    axes.annotate(text, place, xycoords=("axes fraction", "data"), va="center", color=colour)
+    axes.annotate(
+        text, place, xycoords=("axes fraction", "data"), va="center", color=colour
+    )

@@ -1,7 +1,22 @@
 """Selection methods: one file each. To add one, write its file and import it here."""
 
-from elder.selection import angular, floors, laco, layer_weights, shortened, shortgpt, sleb
-from elder.selection.base import METHODS, Problem, Round, Selection, get_method, run_method
+from elder.selection import (
+    angular,
+    floors,
+    laco,
+    layer_weights,
+    shortened,
+    shortgpt,
+    sleb,
+)
+from elder.selection.base import (
+    METHODS,
+    Problem,
+    Round,
+    Selection,
+    get_method,
+    run_method,
+)
 
 __all__ = ["METHODS", "Problem", "Round", "Selection", "get_method", "run_method"]
 __all__ += ["angular", "floors", "laco", "layer_weights", "shortened", "shortgpt", "sleb"]

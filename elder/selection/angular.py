@@ -35,7 +35,9 @@ def select(problem: Problem[NoSettings]) -> Selection:
     alive = set(offered(problem, len(layers)))
     width = problem.count
     starts = [
-        first for first in range(len(layers)) if alive.issuperset(range(first, first + width))
+        first
+        for first in range(len(layers))
+        if alive.issuperset(range(first, first + width))
     ]
     if not starts:
         raise UserError(
@@ -45,11 +47,15 @@ def select(problem: Problem[NoSettings]) -> Selection:
     states = last_token_states(problem)
     values: list[float | None] = [None] * len(layers)
     for first in starts:
-        values[first] = angular_distance(states[first], states[first + width]).mean().item()
+        values[first] = (
+            angular_distance(states[first], states[first + width]).mean().item()
+        )
     (best,) = lowest(values, 1)
     removed = tuple(range(best, best + width))
     return Selection(
-        removed, "angular distance of the block from here", (Round(removed, tuple(values)),)
+        removed,
+        "angular distance of the block from here",
+        (Round(removed, tuple(values)),),
     )
 
 

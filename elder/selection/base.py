@@ -96,7 +96,9 @@ def run_method(name: str, problem: Problem[Any]) -> Selection:
         UserError: for an unknown name, for states or scores that are not finite, and whatever the method refuses.
     """
     method = get_method(name)
-    refuse_broken_states(problem.model, problem.blocks[:1])  # at once, not after all the work
+    refuse_broken_states(
+        problem.model, problem.blocks[:1]
+    )  # at once, not after all the work
     try:
         return method(problem)
     except NotFiniteError:
@@ -113,7 +115,9 @@ def offered(
         UserError: if fewer may go than are asked for.
     """
     alive = [
-        index for index in range(count) if index not in problem.protected and index not in gone
+        index
+        for index in range(count)
+        if index not in problem.protected and index not in gone
     ]
     wanted = problem.count - len(gone)
     if len(alive) < wanted:

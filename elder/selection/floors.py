@@ -11,7 +11,9 @@ from elder.selection.base import Problem, Round, Selection, lowest, offered, reg
 def select_at_random(problem: Problem[NoSettings]) -> Selection:
     """Draw a number for each layer, by the seed; the lowest go."""
     count = len(find_layers(problem.model))
-    drawn = torch.rand(count, generator=torch.Generator().manual_seed(problem.seed)).tolist()
+    drawn = torch.rand(
+        count, generator=torch.Generator().manual_seed(problem.seed)
+    ).tolist()
     return by_score(problem, drawn, "random number")
 
 

@@ -41,7 +41,9 @@ class LacoSettings(Section):
     merge_interval: int = Field(
         2, ge=1, description="how far below a merge the next is tried, I"
     )
-    merge_samples: int = Field(16, ge=1, description="calibration blocks that judge a merge")
+    merge_samples: int = Field(
+        16, ge=1, description="calibration blocks that judge a merge"
+    )
 
 
 @register(
@@ -59,7 +61,8 @@ def select(problem: Problem[LacoSettings]) -> Selection:
     layers = find_layers(problem.model)
     offered(replace(problem, protected=problem.protected | {0}), len(layers))
     shapes = [
-        {name: weight.shape for name, weight in layer.named_parameters()} for layer in layers
+        {name: weight.shape for name, weight in layer.named_parameters()}
+        for layer in layers
     ]
 
     def fits(base: int, index: int) -> bool:
@@ -70,7 +73,9 @@ def select(problem: Problem[LacoSettings]) -> Selection:
         merges = search_threshold(walk, fits, problem.count, Similarity(problem, control))
     rounds = []
     for taken, value in merges:
-        values = tuple(1 - value if index in taken else None for index in range(len(layers)))
+        values = tuple(
+            1 - value if index in taken else None for index in range(len(layers))
+        )
         rounds.append(Round(taken, values))
     removed = tuple(index for taken, _ in merges for index in taken)
     return Selection(removed, "1 - similarity after the merge", tuple(rounds))
@@ -234,7 +239,9 @@ def search_threshold(
     ):
         threshold = between[len(between) // 2]
         merges = collapse(walk, fits, wanted, similarity, threshold)
-        say(f"laco: threshold {threshold:.4f} takes out {removes(merges)} of {wanted} layers")
+        say(
+            f"laco: threshold {threshold:.4f} takes out {removes(merges)} of {wanted} layers"
+        )
         if removes(merges) == wanted:
             low, best = threshold, merges
         else:

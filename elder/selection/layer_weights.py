@@ -47,7 +47,9 @@ class LayerWeightSettings(Section):
     solver: Literal["proximal", "subgradient"] = Field(
         "proximal", description="how |S| is minimised"
     )
-    iterative: bool = Field(True, description="learn the weights anew for each removed layer")
+    iterative: bool = Field(
+        True, description="learn the weights anew for each removed layer"
+    )
     lambda1: Strength | Auto = Field(
         0.05, description="strength of |S|; auto: chosen on held-out blocks"
     )
@@ -57,7 +59,9 @@ class LayerWeightSettings(Section):
     )
     batch: int = Field(1, ge=1, description="blocks in a batch where weights are learnt")
     shortlist: int = Field(
-        4, ge=1, description="lightest layers of which the least missed goes; 1: the lightest"
+        4,
+        ge=1,
+        description="lightest layers of which the least missed goes; 1: the lightest",
     )
 
 
@@ -88,7 +92,9 @@ AS_PUBLISHED: Recipe = {
 }
 
 
-@register("elder", settings=LayerWeightSettings, recipe=AS_PUBLISHED, paper="arXiv 2505.18232")
+@register(
+    "elder", settings=LayerWeightSettings, recipe=AS_PUBLISHED, paper="arXiv 2505.18232"
+)
 def select(problem: Problem[LayerWeightSettings]) -> Selection:
     """Choose layers by learnt weights.
 
@@ -114,7 +120,9 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
         )
         return loss, spent
 
-    chosen, spent = search("select", [{"lambda1": value} for value in LAMBDA1_GRID], trial)
+    chosen, spent = search(
+        "select", [{"lambda1": value} for value in LAMBDA1_GRID], trial
+    )
     return replace(
         found[chosen["lambda1"]],
         tokens_seen=spent.tokens_seen,
@@ -129,7 +137,9 @@ def learn(
     """Learn layer weights with one lambda1, in as many rounds as the settings ask for."""
     layers = find_layers(problem.model)
     settings = problem.settings
-    rounds_wanted, a_round = (problem.count, 1) if settings.iterative else (1, problem.count)
+    rounds_wanted, a_round = (
+        (problem.count, 1) if settings.iterative else (1, problem.count)
+    )
     steps = max(
         1, int(settings.epochs / rounds_wanted * len(blocks) / settings.batch)
     )  # never over the budget
@@ -155,7 +165,8 @@ def learn(
             checked: tuple[tuple[int, float], ...] = ()
             if settings.iterative and settings.shortlist > 1:
                 inner = [
-                    value if 0 < i < len(layers) - 1 else None for i, value in enumerate(values)
+                    value if 0 < i < len(layers) - 1 else None
+                    for i, value in enumerate(values)
                 ]
                 light = lowest(inner, settings.shortlist) or removed
                 checked = check(problem, control, blocks, light, gone)
@@ -187,7 +198,10 @@ def learn_round(
     device = next(problem.model.parameters()).device
     weights = torch.ones(len(control.layers), device=device, requires_grad=True)
     solver = LayerWeightSolver(
-        weights, problem.settings.lr, lambda1, proximal=problem.settings.solver == "proximal"
+        weights,
+        problem.settings.lr,
+        lambda1,
+        proximal=problem.settings.solver == "proximal",
     )
     control.weights = weights
     for number in range(steps):
@@ -225,7 +239,12 @@ class LayerWeightSolver:
     def __init__(
         self, weights: torch.Tensor, lr: float, lambda1: float, proximal: bool
     ) -> None:
-        self.weights, self.lr, self.lambda1, self.proximal = weights, lr, lambda1, proximal
+        self.weights, self.lr, self.lambda1, self.proximal = (
+            weights,
+            lr,
+            lambda1,
+            proximal,
+        )
         self.mean = torch.zeros_like(weights)
         self.square = torch.zeros_like(weights)
         self.steps = 0

@@ -62,7 +62,10 @@ def select_by_taylor(problem: Problem[TaylorSettings]) -> Selection:
     values = [scores.get(index) for index in range(len(layers))]
     removed = lowest(values, problem.count)
     return Selection(
-        removed, "Taylor importance", (Round(removed, tuple(values)),), problem.blocks.numel()
+        removed,
+        "Taylor importance",
+        (Round(removed, tuple(values)),),
+        problem.blocks.numel(),
     )
 
 
@@ -70,7 +73,8 @@ def kept_ends(problem: Problem[TaylorSettings], count: int) -> tuple[int, int]:
     """Return how many layers stay at the start and at the end: 4 and 2, or fewer, so that enough can go."""
     first, last = FIRST, LAST
     while (
-        sum(i not in problem.protected for i in range(first, count - last)) < problem.count
+        sum(i not in problem.protected for i in range(first, count - last))
+        < problem.count
         and first + last > 0
     ):
         first, last = (first - 1, last) if first >= last else (first, last - 1)
@@ -82,9 +86,13 @@ def kept_ends(problem: Problem[TaylorSettings], count: int) -> tuple[int, int]:
     return first, last
 
 
-def taylor(problem: Problem[TaylorSettings], layers: dict[int, nn.Module]) -> dict[int, float]:
+def taylor(
+    problem: Problem[TaylorSettings], layers: dict[int, nn.Module]
+) -> dict[int, float]:
     """Return the Taylor importance of each layer: the sum over its matrices of |sum w * dL/dw|, in nats."""
-    matrices = {i: [p for p in layer.parameters() if p.ndim > 1] for i, layer in layers.items()}
+    matrices = {
+        i: [p for p in layer.parameters() if p.ndim > 1] for i, layer in layers.items()
+    }
     weights = [weight for group in matrices.values() for weight in group]
     products = dict.fromkeys(
         weights, 0.0

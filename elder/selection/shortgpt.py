@@ -12,7 +12,11 @@ from elder.selection.base import Problem, Round, Selection, lowest, offered, reg
 
 def influence(entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
     """Return the summed block influence, the sum over tokens of 1 - cos(h_i, h_{i+1}), a scalar in float64."""
-    return (1 - F.cosine_similarity(entering.float(), leaving.float(), dim=-1)).double().sum()
+    return (
+        (1 - F.cosine_similarity(entering.float(), leaving.float(), dim=-1))
+        .double()
+        .sum()
+    )
 
 
 @register("shortgpt", paper="arXiv 2403.03853")

@@ -108,7 +108,8 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 notes = file.metadata() or {}
                 shapes = [
-                    file.get_slice(f"w.{index}").get_shape() for index in range(len(weights))
+                    file.get_slice(f"w.{index}").get_shape()
+                    for index in range(len(weights))
                 ]
             schedule = json.loads(notes["schedule"])
             spent = Spent.model_validate(json.loads(notes["spent"]))

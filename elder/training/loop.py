@@ -16,7 +16,9 @@ from elder.training.checkpoint import Checkpoint, Schedule, trainable_weights
 from elder.training.optim import Optimizer
 
 LossFunction = Callable[[Tensor], Tensor]  # token ids (batch, seq_len) -> scalar
-StepHook = Callable[[float], None]  # share of the steps that are done once this one is, up to 1
+StepHook = Callable[
+    [float], None
+]  # share of the steps that are done once this one is, up to 1
 LARGEST_GRADIENT = 1.0  # norm over all weights
 
 
@@ -94,7 +96,9 @@ def train(
     return spent
 
 
-def _gradients(model: Any, ids: Tensor, loss_of: LossFunction, compute: torch.dtype) -> float:
+def _gradients(
+    model: Any, ids: Tensor, loss_of: LossFunction, compute: torch.dtype
+) -> float:
     """Leave the gradients of one batch in the weights, their norm at most 1; return its loss in nats."""
     with mixed_precision(model, compute):
         loss = loss_of(ids)

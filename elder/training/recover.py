@@ -48,7 +48,9 @@ def recover(
     loss: LossFunction = NextToken(model)
     if settings.mode == "distil":
         depths = (
-            matching_layers(len(find_layers(dense)), removed) if settings.distil.hidden else []
+            matching_layers(len(find_layers(dense)), removed)
+            if settings.distil.hidden
+            else []
         )
         loss = Distillation(model, dense, depths, settings.distil)
     budget = settings.epochs * data.calibration_blocks

@@ -59,7 +59,9 @@ def regularise(
 
     def loss_without_layers(held_out: Tensor) -> float:
         with skipping(model, removed):
-            return block_losses(model, held_out, settings.batch, run.compute).mean().item()
+            return (
+                block_losses(model, held_out, settings.batch, run.compute).mean().item()
+            )
 
     layers = find_layers(model)
     with LayerControl(nn.ModuleList([layers[index] for index in removed])) as control:
@@ -95,9 +97,14 @@ class Regularised:
         logits, states = observed_logits(self.model, ids, self.removed)
         norms = []
         for entering, leaving in states:
-            norm = residual_norm(entering, leaving, self.settings.norm, self.settings.relative)
+            norm = residual_norm(
+                entering, leaving, self.settings.norm, self.settings.relative
+            )
             norms.append(norm)
-        return next_token_losses(logits, ids).mean() + self.strength * torch.stack(norms).sum()
+        return (
+            next_token_losses(logits, ids).mean()
+            + self.strength * torch.stack(norms).sum()
+        )
 
 
 def residual_weight(done: float, anneal: float) -> float:

@@ -22,7 +22,9 @@ def hold_out(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks[:-held], blocks[-held:]
 
 
-def search(stage: str, candidates: Iterable[Values], try_out: TryOut) -> tuple[Values, Spent]:
+def search(
+    stage: str, candidates: Iterable[Values], try_out: TryOut
+) -> tuple[Values, Spent]:
     """Try each candidate and return the one with the lowest held-out loss, and what the whole search took.
 
     A trial whose loss is not finite never wins; its record says None.

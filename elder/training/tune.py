@@ -133,7 +133,9 @@ class Trials:
     def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
         """Train briefly from the present weights; returns the held-out loss, and what it took."""
         run = replace(
-            self.run, label=f"{self.run.label}, trying {in_words(values)}", checkpoint=None
+            self.run,
+            label=f"{self.run.label}, trying {in_words(values)}",
+            checkpoint=None,
         )
         loss = self.objective.loss_with(values)
         schedule = self.trial_schedule(values, trials)
@@ -151,7 +153,9 @@ class Trials:
     def trial_schedule(self, values: Values, trials: int) -> Schedule:
         """Return the schedule of one of ``trials`` trials, which share a part of the budget."""
         fit = len(self.data.fit)
-        epochs = self.settings.epochs * SEARCH_SHARE / trials * len(self.data.blocks) / fit
+        epochs = (
+            self.settings.epochs * SEARCH_SHARE / trials * len(self.data.blocks) / fit
+        )
         return self.schedule(values, epochs, fit)
 
     def schedule(self, values: Values, epochs: float, count: int) -> Schedule:
@@ -190,7 +194,9 @@ def checkpointing(model: Any) -> Any:
         UserError: if this family of models cannot.
     """
     # the older names, all that transformers 5.17 has, warn in newer versions
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    name = (
+        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    )
     try:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     except ValueError as error:

@@ -61,7 +61,9 @@ class Finding:
 def examine(settings: Params, root: Path) -> list[dict[str, Json]]:
     """Make every check; returns [{name, ok, detail}]."""
     found = look_at(CHECKS, settings, root)
-    return [{"name": one.name, "ok": one.fault is None, "detail": one.detail} for one in found]
+    return [
+        {"name": one.name, "ok": one.fault is None, "detail": one.detail} for one in found
+    ]
 
 
 def require(settings: Params, root: Path) -> None:

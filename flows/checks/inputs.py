@@ -126,7 +126,11 @@ def key(settings: Params, root: Path) -> str:
     chosen = settings.signing
     if chosen.keyless or chosen.private_key is None:
         signing.check(chosen, root)
-        return "keyless, through Sigstore" if chosen.keyless else "none: models are not signed"
+        return (
+            "keyless, through Sigstore"
+            if chosen.keyless
+            else "none: models are not signed"
+        )
     path = root / chosen.private_key
     if path.exists():
         signing.check(chosen, root)

@@ -58,7 +58,9 @@ def _connect_once(uri: str) -> None:
             f"{place}: the database's driver is missing ({error}); install it"
         ) from None
     except ArgumentError:
-        raise UserError(f"{place}: this is no address of a database; correct it") from None
+        raise UserError(
+            f"{place}: this is no address of a database; correct it"
+        ) from None
     except DBAPIError as error:
         text = str(error.orig)
         if "authentication" in text or "role" in text:
@@ -66,7 +68,9 @@ def _connect_once(uri: str) -> None:
                 f"{place}: the database does not accept this user and password; correct them"
             ) from None
         if "does not exist" in text:
-            raise UserError(f"{place}: the server has no such database; create it") from None
+            raise UserError(
+                f"{place}: the server has no such database; create it"
+            ) from None
         raise UserError(
             f"{place}: the database cannot be reached; start it, or correct the address"
         ) from None
@@ -162,7 +166,9 @@ def data_remote(_: Params, root: Path) -> str:
         raise UserError(
             f"DVC remote {name!r}: {place} is closed to these credentials; set the AWS variables"
         ) from None
-    except Exception as error:  # what a file system raises where nothing answers is its own
+    except (
+        Exception
+    ) as error:  # what a file system raises where nothing answers is its own
         raise UserError(
             f"DVC remote {name!r}: nothing answers ({type(error).__name__}); start it, or correct url and endpointurl"
         ) from None

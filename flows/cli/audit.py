@@ -19,7 +19,10 @@ MARKS = {True: "holds", False: "BROKEN", None: "unknown"}
 def audit(
     *,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry."
+        ),
     ],
     public_key: Annotated[
         Path | None,
@@ -49,7 +52,10 @@ def audit(
 def reproduce(
     *,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="NAME@ALIAS or NAME/VERSION of the registry."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Folder that keeps the model that is made again.")
@@ -71,7 +77,9 @@ def reproduce(
 
 
 def _audit_lines(result: "Audit") -> list[str]:
-    lines = [f"{MARKS[check.ok]:<8} {check.name}: {check.detail}" for check in result.checks]
+    lines = [
+        f"{MARKS[check.ok]:<8} {check.name}: {check.detail}" for check in result.checks
+    ]
     broken = ", ".join(result.broken)
     verdict = f"does not hold: {broken}" if broken else "nothing speaks against it"
     return [*lines, f"{result.name} version {result.version}: {verdict}"]
@@ -86,7 +94,9 @@ def _reproduction_lines(result: "Reproduction") -> list[str]:
     for domain, metric in comparison.metrics.items():
         then, now = _number(metric.recorded), _number(metric.found)
         sentence = f"perplexity {domain}: {then} recorded, {now} now"
-        lines.append(f"{MARKS[metric.within]:<8} {sentence}, tolerance {metric.tolerance:g}")
+        lines.append(
+            f"{MARKS[metric.within]:<8} {sentence}, tolerance {metric.tolerance:g}"
+        )
     lines += [f"note     {note}" for note in comparison.notes]
     kept = result.output or "not kept (--output DIR keeps it)"
     return [*lines, f"made again with {result.code}; output: {kept}"]

@@ -34,7 +34,9 @@ COLUMNS = {"layers": "d", "in_domain": ".2f", "out_of_domain": ".2f", "tasks": "
 class Confirmation:
     """Whether somebody is to be asked, and why it is done."""
 
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needs --reason.")] = False
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needs --reason.")] = (
+        False
+    )
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Why; the history keeps it.")
     ] = None
@@ -52,7 +54,9 @@ class Confirmation:
 def promote(
     *,
     name: Name,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="Number of the version.")
+    ],
     confirmation: Confirmation,
     force: Force = False,
     common: CommonOptions,
@@ -93,7 +97,9 @@ def history(name: Name, common: CommonOptions) -> None:
         say(f"the registry was not brought in line with the history: {fault}")
     if common.as_json:
         last = (
-            log[-1].model_dump() if log else dict.fromkeys(("version", "previous", "by", "at"))
+            log[-1].model_dump()
+            if log
+            else dict.fromkeys(("version", "previous", "by", "at"))
         )
         heading = {key: last[key] for key in ("version", "previous", "by", "at")}
         show(
@@ -144,7 +150,9 @@ def _plan_lines(plan: "Plan") -> list[str]:
         f"{plan.name}: champion would be version {plan.version}, now it is {plan.previous or 'none'}"
     ]
     if plan.measured:
-        lines.append(f"{'':<12}{'layers':>8}{'in domain':>12}{'out of domain':>16}{'tasks':>8}")
+        lines.append(
+            f"{'':<12}{'layers':>8}{'in domain':>12}{'out of domain':>16}{'tasks':>8}"
+        )
     for version, numbers in plan.measured.items():
         shown = [
             "-" if numbers.get(key) is None else f"{numbers[key]:{form}}"
@@ -173,7 +181,9 @@ def _print_table(name: str, log: "list[Entry]") -> None:
     if not log:
         print(f"{name}: nothing was ever promoted")
         return
-    table = Table(title=f"{name}: champion is version {log[-1].version}", title_justify="left")
+    table = Table(
+        title=f"{name}: champion is version {log[-1].version}", title_justify="left"
+    )
     for heading in ("", "decision", "version", "before", "by", "at (UTC)", "reason"):
         table.add_column(heading)
     for entry in log:

@@ -17,7 +17,8 @@ Checks = list[dict[str, Any]]
 def run(
     parameters: ParameterOptions,
     method: Annotated[
-        str | None, typer.Option(help="elder (as published), shortgpt, sleb; else the default.")
+        str | None,
+        typer.Option(help="elder (as published), shortgpt, sleb; else the default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -19,7 +19,8 @@ def sweep(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="YAML: method and section.key, each with a list of values."
+            metavar="FILE",
+            help="YAML: method and section.key, each with a list of values.",
         ),
     ],
     parameters: ParameterOptions,

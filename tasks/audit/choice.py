@@ -32,10 +32,14 @@ def layer_weights(evidence: Evidence) -> str:
             raise Broken("the record has scores by layer weights, but no layer weights")
         return f"{rounds} of {scores.name}; this method learns no layer weights"
     if record.weights != scores:
-        raise Broken("the layer weights are not the scores that the layers were chosen by")
+        raise Broken(
+            "the layer weights are not the scores that the layers were chosen by"
+        )
     if evidence.attached(WEIGHTS_FILE) != evidence.record_tree["weights"]:
         raise Broken(f"{WEIGHTS_FILE} of the MLflow run differs from the stored record")
-    return f"layer weights of {rounds} lead to layers {', '.join(map(str, record.removed))}"
+    return (
+        f"layer weights of {rounds} lead to layers {', '.join(map(str, record.removed))}"
+    )
 
 
 def _follow(record: Record, scores: Scores) -> None:
@@ -46,12 +50,16 @@ def _follow(record: Record, scores: Scores) -> None:
     """
     gone: list[int] = []
     for number, one in enumerate(scores.rounds, start=1):
-        fault = _scored_wrongly(one, gone, record.num_layers) or _chosen_wrongly(one, scores)
+        fault = _scored_wrongly(one, gone, record.num_layers) or _chosen_wrongly(
+            one, scores
+        )
         if fault:
             raise Broken(f"round {number}: {fault}")
         gone += one.removed
     if gone != record.removed:
-        raise Broken(f"the rounds removed layers {gone}, the record says {record.removed}")
+        raise Broken(
+            f"the rounds removed layers {gone}, the record says {record.removed}"
+        )
 
 
 def _scored_wrongly(one: Round, gone: list[int], count: int | None) -> str | None:
@@ -105,7 +113,8 @@ def _checked_wrongly(one: Round, values: Values) -> str | None:
     """
     losses = dict(one.checked)
     inner = [
-        value if 0 < layer < len(values) - 1 else None for layer, value in enumerate(values)
+        value if 0 < layer < len(values) - 1 else None
+        for layer, value in enumerate(values)
     ]
     light = lowest(inner, len(losses)) or lowest(list(values), 1)
     if set(losses) != set(light):

@@ -58,7 +58,9 @@ class Evidence:
     @cached_property
     def files(self) -> Files:
         """Fingerprint all files but the manifest, as they are."""
-        return {path: file for path, file in describe(self.folder).items() if path != MANIFEST}
+        return {
+            path: file for path, file in describe(self.folder).items() if path != MANIFEST
+        }
 
     @property
     def manifest(self) -> Files:

@@ -36,7 +36,11 @@ def _wrong_outcome(attached: dict[str, Json], evidence: Evidence) -> list[str]:
     """Compare what earlier versions attached beyond the stored record: where the model lies, and its version."""
     wrong = []
     artifact = attached.get("artifact")
-    place = (artifact.get("url"), artifact.get("digest")) if isinstance(artifact, dict) else ()
+    place = (
+        (artifact.get("url"), artifact.get("digest"))
+        if isinstance(artifact, dict)
+        else ()
+    )
     if place != (evidence.source, evidence.tags.get("digest")):
         wrong.append("artifact")
     if str(attached.get("model_version")) != evidence.version:
@@ -93,7 +97,9 @@ def _same(title: str, wanted: Mapping[str, Json], logged: Mapping[str, Json]) ->
     keys: Collection[str] = wanted.keys() | logged.keys()
     differing = sorted(key for key in keys if wanted.get(key) != logged.get(key))
     if differing:
-        raise Broken(f"{title} of the MLflow run differ from the record: {some(differing)}")
+        raise Broken(
+            f"{title} of the MLflow run differ from the record: {some(differing)}"
+        )
     return f"{len(wanted)} {title} of the MLflow run are those of the record"
 
 

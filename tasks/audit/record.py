@@ -60,7 +60,9 @@ def data(evidence: Evidence) -> str:
         raise Broken(
             f"the digests of {some(odd)} are not those of the DVC stages that made them"
         )
-    missing = [name for name, md5 in told.items() if not find_data(evidence.root, name, md5)]
+    missing = [
+        name for name, md5 in told.items() if not find_data(evidence.root, name, md5)
+    ]
     if missing:
         raise Unknown(
             f"{some(missing)} not found by digest in build/data or DVC's cache; dvc pull may bring them"
@@ -126,7 +128,9 @@ def measured_again(evidence: Evidence) -> str:
         again = perplexity_of_text(loaded, text, length, asked.max_tokens, asked.batch)
         before, now = _number(told), _number(again)
         if not math.isclose(now, before, rel_tol=TOLERANCE):
-            raise Broken(f"perplexity {domain} is {now:.4f}, the record says {before:.4f}")
+            raise Broken(
+                f"perplexity {domain} is {now:.4f}, the record says {before:.4f}"
+            )
         sentences.append(f"{domain} {now:.4f}")
     return f"measured again: {', '.join(sentences)}"
 

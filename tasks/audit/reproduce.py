@@ -151,7 +151,9 @@ def compare_with_record(
         near = then == now  # None, where it was not finite
         if then is not None and now is not None:
             near = math.isclose(now, then, rel_tol=tolerance)
-        metrics[domain] = Metric(recorded=then, found=now, tolerance=tolerance, within=near)
+        metrics[domain] = Metric(
+            recorded=then, found=now, tolerance=tolerance, within=near
+        )
     same_layers = again.removed == record.removed
     same_weights = again.sha256 == record.sha256
     near_enough = all(metric.within for metric in metrics.values())
@@ -189,7 +191,9 @@ def _make(rerun: Rerun, place: Path) -> tuple[Made, dict[str, Number | None]]:
     perplexities = {}
     for domain in rerun.record.candidate.perplexity:
         text = ("--params", path, "--text", data / f"{domain}.txt")
-        perplexities[domain] = rerun.elder("evaluate", model, *text, *length)["perplexity"]
+        perplexities[domain] = rerun.elder("evaluate", model, *text, *length)[
+            "perplexity"
+        ]
     return again, perplexities
 
 
@@ -199,7 +203,9 @@ def _params_here(rerun: Rerun, place: Path) -> dict[str, Json]:
     The model's folder is that of the commit, or else of the project; other names mean what they meant to the run.
     """
     tree, model = rerun.params(), rerun.record.model
-    tree["model"]["name"] = _dense_folder(rerun) or local_model(model.name, rerun.settings)
+    tree["model"]["name"] = _dense_folder(rerun) or local_model(
+        model.name, rerun.settings
+    )
     tree["model"]["revision"] = model.revision
     for domain in ("in_domain", "out_of_domain"):
         tree["evaluate"][domain] = str(place / "data" / f"{domain}.txt")

@@ -94,7 +94,9 @@ class Rerun:
 
 
 @contextmanager
-def code_of(root: Path, lineage: Lineage, place: Path) -> Iterator[tuple[Path, list[str]]]:
+def code_of(
+    root: Path, lineage: Lineage, place: Path
+) -> Iterator[tuple[Path, list[str]]]:
     """Give a folder with the code of a run, and notes on how far it is that code.
 
     It is a worktree of the recorded commit, taken away at the end; or the project's folder as it is, where no commit
@@ -110,7 +112,9 @@ def code_of(root: Path, lineage: Lineage, place: Path) -> Iterator[tuple[Path, l
         return
     notes = []
     if not lineage.git_clean:
-        notes.append("the run had changes that were not committed: its commit alone was run")
+        notes.append(
+            "the run had changes that were not committed: its commit alone was run"
+        )
     try:
         yield place, notes
     finally:

@@ -79,7 +79,9 @@ def audit(
         UserError: there is no such version, no such key, or registry or store cannot be read.
     """
     if public_key is not None and not public_key.is_file():
-        raise UserError(f"there is no public key {str(public_key)!r}; name the PEM file of one")
+        raise UserError(
+            f"there is no public key {str(public_key)!r}; name the PEM file of one"
+        )
     checks = CHECKS | MEASURE if measure else CHECKS
     with tempfile.TemporaryDirectory(prefix="elder-audit-") as place:
         evidence = gather(settings, root, name, public_key, Path(place))

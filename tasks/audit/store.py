@@ -29,9 +29,13 @@ def files(evidence: Evidence) -> str:
         raise Unknown(
             "the manifest does not hold, so nothing says what the files should be"
         ) from None
-    differing = [difference(path, present.get(path), file) for path, file in wanted.items()]
+    differing = [
+        difference(path, present.get(path), file) for path, file in wanted.items()
+    ]
     faults = [sentence for sentence in differing if sentence]
-    faults += [f"{path} is not in the manifest" for path in sorted(set(present) - set(wanted))]
+    faults += [
+        f"{path} is not in the manifest" for path in sorted(set(present) - set(wanted))
+    ]
     if faults:
         raise Broken("; ".join(faults))
     size = sum(file.bytes for file in present.values())
@@ -43,7 +47,9 @@ def version_digest(evidence: Evidence) -> str:
     computed, tag = digest(evidence.files), evidence.tags.get("digest")
     faults = []
     if tag != computed:
-        faults.append(f"the version's tag digest is {tag}, the files' digest is {computed}")
+        faults.append(
+            f"the version's tag digest is {tag}, the files' digest is {computed}"
+        )
     if evidence.source.rpartition("/")[2] != tag:
         faults.append(
             f"the version points to {evidence.source}, which is not the place of its digest"
@@ -130,7 +136,9 @@ def parameters_stored(folder: Path) -> int:
                 for name in weights.keys():  # noqa: SIM118 (it is no mapping)
                     total += math.prod(weights.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"the header of {path.name} cannot be read ({error})") from None
+            raise UserError(
+                f"the header of {path.name} cannot be read ({error})"
+            ) from None
     return total
 
 

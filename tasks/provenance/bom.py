@@ -170,7 +170,9 @@ def _model(record: Record, files: Files) -> "Component":
     for name, file in files.items():
         sha256 = HashType(alg=HashAlgorithm.SHA_256, content=file.sha256)
         kind = ComponentType.FILE
-        parts.append(Component(name=name, type=kind, bom_ref=f"file:{name}", hashes=[sha256]))
+        parts.append(
+            Component(name=name, type=kind, bom_ref=f"file:{name}", hashes=[sha256])
+        )
     return Component(
         name=model_name(record.model.name, record.removed),
         type=ComponentType.MACHINE_LEARNING_MODEL,
@@ -219,7 +221,9 @@ def _metrics(record: Record) -> Iterator[PerformanceMetric]:
                 yield _metric(result.metric, where, result.value, result.stderr)
 
 
-def _metric(kind: str, part: str, value: Number, stderr: Number | None) -> PerformanceMetric:
+def _metric(
+    kind: str, part: str, value: Number, stderr: Number | None
+) -> PerformanceMetric:
     metric: PerformanceMetric = {"type": kind, "slice": part, "value": repr(value)}
     if stderr is not None:
         metric["confidenceInterval"] = {

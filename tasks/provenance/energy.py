@@ -15,9 +15,7 @@ from elder.record import Json
 from tasks.run.marks import read_mark
 
 INTERVAL = 15  # seconds between two looks at the power
-UNKNOWN = (
-    "USA"  # codecarbon wants a country; it bears on nothing but the CO2, which is then left out
-)
+UNKNOWN = "USA"  # codecarbon wants a country; it bears on nothing but the CO2, which is then left out
 
 
 class Meter:

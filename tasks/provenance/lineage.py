@@ -42,7 +42,10 @@ def has_commit(root: Path, commit: str | None) -> bool:
     named = re.fullmatch(
         "[0-9a-f]{40}|[0-9a-f]{64}", commit or ""
     )  # a record may hold anything, such as an option
-    return named is not None and git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+    return (
+        named is not None
+        and git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+    )
 
 
 def _output(*command: str) -> str | None:
@@ -92,7 +95,9 @@ def hardware() -> dict[str, Json]:
     import psutil
 
     gpus = _output(
-        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader",
     )
     return {
         "cpu": _cpu(),

@@ -61,7 +61,9 @@ def sign(folder: Path, settings: params.Signing, root: Path) -> bool:
             _signer(folder, settings, root).sign(folder, new)
         except UserError:
             raise
-        except Exception as error:  # Sigstore and its HTTP client each raise their own types
+        except (
+            Exception
+        ) as error:  # Sigstore and its HTTP client each raise their own types
             if not settings.keyless:
                 raise
             raise UserError(

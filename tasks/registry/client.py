@@ -118,16 +118,22 @@ class Registry:
 
         made = created_at(record)
         values = [Param(key, value) for key, value in params_of(record).items()]
-        metrics = [Metric(key, value, made, step) for key, value, step in metrics_of(record)]
+        metrics = [
+            Metric(key, value, made, step) for key, value, step in metrics_of(record)
+        ]
         tags = [RunTag(key, value) for key, value in tags_of(record).items()]
         with self.refusals():
             for start in range(0, len(values), PARAMS):
                 self.client.log_batch(mlflow_run, params=values[start : start + PARAMS])
             for start in range(0, len(metrics), METRICS):
-                self.client.log_batch(mlflow_run, metrics=metrics[start : start + METRICS])
+                self.client.log_batch(
+                    mlflow_run, metrics=metrics[start : start + METRICS]
+                )
             self.client.log_batch(mlflow_run, tags=tags)
 
-    def log_files(self, mlflow_run: str, record: Record, report: Path | None = None) -> None:
+    def log_files(
+        self, mlflow_run: str, record: Record, report: Path | None = None
+    ) -> None:
         """Attach record.json, layer_weights.json where weights were learnt, and the report, replacing older ones."""
         with self.refusals():
             self.client.log_text(mlflow_run, record_text(record), RECORD)
@@ -157,7 +163,9 @@ class Registry:
         with self.refusals():
             return self.client.get_run(mlflow_run)
 
-    def end_run(self, mlflow_run: str, status: str = "FINISHED", at: int | None = None) -> None:
+    def end_run(
+        self, mlflow_run: str, status: str = "FINISHED", at: int | None = None
+    ) -> None:
         """Close the run as FINISHED, FAILED or KILLED, at a time in ms since 1970 or now."""
         with self.refusals():
             self.client.set_terminated(mlflow_run, status, at)
@@ -170,7 +178,9 @@ class Registry:
 
     # Versions
 
-    def register(self, mlflow_run: str, record: Record, published: Published) -> str | None:
+    def register(
+        self, mlflow_run: str, record: Record, published: Published
+    ) -> str | None:
         """Register the published model as a new version with the alias ``challenger``, linked to the run.
 
         A second call for the same run and bytes returns the version that is there.
@@ -186,7 +196,10 @@ class Registry:
             if version is None:
                 own = {"run_id": record.run_id, "digest": published.digest}
                 made = self.client.create_model_version(
-                    self.name, published.url, run_id=mlflow_run, tags=tags_of(record) | own
+                    self.name,
+                    published.url,
+                    run_id=mlflow_run,
+                    tags=tags_of(record) | own,
                 )
                 version = str(made.version)
             self.client.set_registered_model_alias(self.name, CHALLENGER, version)

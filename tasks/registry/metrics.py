@@ -41,7 +41,8 @@ def tags_of(record: Record) -> dict[str, str]:
         "model_digest": model.digest,
         "removed": record.removed,
         "gate": _verdict(record),
-        "gate_failed": [rule.rule for rule in record.gate.rules if not rule.passed] or None,
+        "gate_failed": [rule.rule for rule in record.gate.rules if not rule.passed]
+        or None,
         "data_digest": lineage.data if "data" in lineage.model_fields_set else None,
         "git_commit": lineage.git_commit,
         "git_clean": lineage.git_clean,
@@ -84,8 +85,12 @@ def _of_row(row: Row) -> Iterator[Metric]:
     for task, result in row.tasks.items():
         yield from _measured(f"{row.name}/task/{task}", result.value, result.stderr)
     if row.task_mean:
-        yield from _measured(f"{row.name}/task_mean", row.task_mean.value, row.task_mean.stderr)
-    alone = {key: value for key, value in plain(row).items() if not isinstance(value, dict)}
+        yield from _measured(
+            f"{row.name}/task_mean", row.task_mean.value, row.task_mean.stderr
+        )
+    alone = {
+        key: value for key, value in plain(row).items() if not isinstance(value, dict)
+    }
     yield from _numbers(row.name, alone)
 
 

@@ -86,9 +86,13 @@ def plan_promotion(
     if itself and log:
         raise UserError(f"version {version} of {name} is the champion already")
     record = _record(name, version_found, settings.store)
-    if itself:  # and no decision is known: the history was lost with its store, or never was
+    if (
+        itself
+    ):  # and no decision is known: the history was lost with its store, or never was
         champion = None
-        compared = "It was the champion already, in the registry; the history begins with it."
+        compared = (
+            "It was the champion already, in the registry; the history begins with it."
+        )
     else:
         title = f"version {version} of {name}"
         compared = _compare(settings.gate, record.candidate, champion, force, title)
@@ -139,7 +143,9 @@ def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:
     )
 
 
-def carry_out(settings: params.Params, root: Path, plan: Plan, by: str, reason: str) -> Entry:
+def carry_out(
+    settings: params.Params, root: Path, plan: Plan, by: str, reason: str
+) -> Entry:
     """Make a decision that was checked: first the entry in the history, then the registry.
 
     Raises:
@@ -186,7 +192,9 @@ def settle(registry: Registry, store: Store, whole: bool = False) -> list[Entry]
         log = read_log(store, registry.name)
         if not log:
             return log
-        trusted = told == log[-1] if told else not whole  # that all tags but the last are there
+        trusted = (
+            told == log[-1] if told else not whole
+        )  # that all tags but the last are there
         if trusted and is_told(registry, log[-1]):
             return log
         write_history(registry, log)

@@ -73,7 +73,9 @@ def same_model(registry: Registry, version: str, digest: str | None, wanted: str
 def is_told(registry: Registry, entry: Entry) -> bool:
     """Say whether the registry tells this decision as the last one."""
     aliases, tags = registry.aliases_and_tags()
-    return aliases.get(CHAMPION) == entry.version and tags.get(_tag(entry)) == _story(entry)
+    return aliases.get(CHAMPION) == entry.version and tags.get(_tag(entry)) == _story(
+        entry
+    )
 
 
 def write_history(registry: Registry, log: list[Entry]) -> None:
@@ -113,7 +115,10 @@ def write_history(registry: Registry, log: list[Entry]) -> None:
 
 
 def _tag_version(
-    registry: Registry, version: str, present: dict[str, str], wanted: dict[str, str | None]
+    registry: Registry,
+    version: str,
+    present: dict[str, str],
+    wanted: dict[str, str | None],
 ) -> None:
     """Bring the tags of a version to what they should be; None: the tag must not be there."""
     client, name = registry.client, registry.name

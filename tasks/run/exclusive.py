@@ -11,7 +11,10 @@ from elder.locks import Busy, hold
 from elder.progress import say
 from tasks.run.marks import read_mark
 
-LOCK, HOLDER = ".turn", ".turn.json"  # below runs/; earlier versions take turns by these, too
+LOCK, HOLDER = (
+    ".turn",
+    ".turn.json",
+)  # below runs/; earlier versions take turns by these, too
 
 
 @contextmanager

@@ -56,7 +56,9 @@ def run_in_folder(
     A folder in which nothing was done is taken away again.
     """
     key, runs = run_key(settings, method), root / "runs"
-    for finished in runs.glob(f"*/{FINISHED}"):  # of runs that were killed at their very end
+    for finished in runs.glob(
+        f"*/{FINISHED}"
+    ):  # of runs that were killed at their very end
         drop_work(finished.parent)
     unfinished = [folder for folder in folders_of(runs, key) if not is_finished(folder)]
     for folder in [*unfinished, runs / new_run_id(key)]:
@@ -122,7 +124,9 @@ def start_over_unless_same(run: Run, inputs: Fingerprint) -> None:
         done = [old for old in run.folder.iterdir() if old.name not in OPENED]
         if done:
             others = ", ".join(inputs.differences(before))
-            say(f"run {run.run_id} starts over: its earlier attempt had other inputs: {others}")
+            say(
+                f"run {run.run_id} starts over: its earlier attempt had other inputs: {others}"
+            )
         for old in done:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     write_json(path, dict(inputs.parts))

@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 
 TOKEN = "ELDER_RUN_TOKEN"  # in the environment of all that a run starts
-SERVER = (
-    "PREFECT__SERVER_EPHEMERAL=1"  # in that of a server that Prefect started for one process
-)
+SERVER = "PREFECT__SERVER_EPHEMERAL=1"  # in that of a server that Prefect started for one process
 _watchers: list[object] = []  # alive, and so their stdin open, as long as this process
 
 

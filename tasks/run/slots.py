@@ -27,7 +27,9 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 GPU = "gpu"
 # Seconds after which a killed run's slot is free again; the least that Prefect allows.
 LEASE = 60
-PATIENCE = 10  # seconds of waiting for a slot, after which those of killed runs are looked for
+PATIENCE = (
+    10  # seconds of waiting for a slot, after which those of killed runs are looked for
+)
 UNFINISHED = (StateType.RUNNING, StateType.PENDING)
 MANY = 100  # names in one question
 
@@ -92,7 +94,9 @@ def _ancestors(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
 @contextmanager
 def gpu_slot() -> Iterator[None]:
     """Hold a slot of the ``gpu`` limit, waiting for one as long as it takes."""
-    holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
+    holder = (
+        ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
+    )
     with ExitStack() as held:
         while True:
             free_dead_slots()

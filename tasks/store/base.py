@@ -76,7 +76,10 @@ class Store(ABC):
         if not self._has(f"{prefix}/{MANIFEST}", fingerprint(manifest)):
             self._write(f"{prefix}/{MANIFEST}", manifest)
         return Published(
-            url=f"{self.url}/{prefix}", digest=digest(files), files=files, uploaded_bytes=sent
+            url=f"{self.url}/{prefix}",
+            digest=digest(files),
+            files=files,
+            uploaded_bytes=sent,
         )
 
     def manifest(self, url: str) -> Files:
@@ -103,13 +106,19 @@ class Store(ABC):
         Raises:
             UserError: there is no whole model at ``url``, a file is damaged, or ``target`` cannot be written.
         """
-        prefix, target, files = self._prefix(url), Path(target).absolute(), self.manifest(url)
+        prefix, target, files = (
+            self._prefix(url),
+            Path(target).absolute(),
+            self.manifest(url),
+        )
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         with plain_errors(target):
             if target.exists() and (not target.is_dir() or any(target.iterdir())):
                 if target.is_dir() and describe(target) == files:
                     return target
-                raise UserError(f"{target} holds something else already: name a new folder")
+                raise UserError(
+                    f"{target} holds something else already: name a new folder"
+                )
             try:
                 for path, file in files.items():
                     self._fetch_file(_join(prefix, path), part / path, file)
@@ -192,7 +201,11 @@ class Store(ABC):
     def _prefix(self, url: str) -> str:
         inside = f"{url}/".startswith(f"{self.url}/")
         prefix = url[len(self.url) :].strip("/") if inside else url.rstrip("/")
-        if ".." in PurePosixPath(prefix).parts or prefix.startswith("/") or "://" in prefix:
+        if (
+            ".." in PurePosixPath(prefix).parts
+            or prefix.startswith("/")
+            or "://" in prefix
+        ):
             raise UserError(f"{hide_secrets(url)} does not lie in the store {self.url}")
         return prefix
 

@@ -67,7 +67,9 @@ class LocalStore(Store):
         """See ``Store``."""
         folder = self.root / prefix
         return {
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file()
         }
 
     def _has(self, key: str, file: File) -> bool:

@@ -13,7 +13,10 @@ from tasks.store.open import open_model
 PLACE = Path("build/models")
 
 
-STORED = ("s3:", "models:")  # how names begin that mean something in a store or a registry
+STORED = (
+    "s3:",
+    "models:",
+)  # how names begin that mean something in a store or a registry
 
 
 def local_model(name: str, settings: Params) -> str:
@@ -35,7 +38,11 @@ def fetch(name: str, settings: Params) -> Path:
     Raises:
         UserError: the name means nothing, or the bytes are damaged.
     """
-    url = Registry(settings.registry).source_of(name) if name.startswith("models:") else name
+    url = (
+        Registry(settings.registry).source_of(name)
+        if name.startswith("models:")
+        else name
+    )
     store, prefix = open_model(url, settings.store.endpoint, settings.store.region)
     target = PLACE / digest(store.manifest(prefix))[:16]
     target.parent.mkdir(parents=True, exist_ok=True)

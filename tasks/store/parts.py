@@ -55,7 +55,9 @@ def send_in_parts(client: Any, at: dict[str, str], source: Path, file: File) -> 
                 continue
             if len(under_way) == THREADS:
                 parts.append(under_way.popleft().result())
-            under_way.append(pool.submit(_send_part, client, here, number, data, md5.digest()))
+            under_way.append(
+                pool.submit(_send_part, client, here, number, data, md5.digest())
+            )
             sent += len(data)
         parts += [part.result() for part in under_way]
     if sha256.hexdigest() != file.sha256:
@@ -71,14 +73,18 @@ def part_size(total: int) -> int:
     return max(PART, -(-total // MOST_PARTS))
 
 
-def _send_part(client: Any, here: dict[str, str], number: int, data: bytes, md5: bytes) -> Part:
+def _send_part(
+    client: Any, here: dict[str, str], number: int, data: bytes, md5: bytes
+) -> Part:
     """Send one part; the server refuses it if it does not arrive as it was sent."""
     checked = base64.b64encode(md5).decode()
     found = client.upload_part(**here, PartNumber=number, Body=data, ContentMD5=checked)
     return {"PartNumber": number, "ETag": found["ETag"]}
 
 
-def _begun(client: Any, at: dict[str, str]) -> tuple[str | None, dict[int, tuple[str, int]]]:
+def _begun(
+    client: Any, at: dict[str, str]
+) -> tuple[str | None, dict[int, tuple[str, int]]]:
     """Return the id of the latest unfinished upload of this object, and its parts: {number: (MD5, bytes)}."""
     from botocore.exceptions import ClientError
 

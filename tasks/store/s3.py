@@ -128,7 +128,9 @@ class S3Store(Store):
                 Bucket=self.bucket, Prefix=start
             )
             return {
-                item["Key"][len(start) :] for page in pages for item in page.get("Contents", [])
+                item["Key"][len(start) :]
+                for page in pages
+                for item in page.get("Contents", [])
             }
 
     def _has(self, key: str, file: File) -> bool:
@@ -163,7 +165,9 @@ class S3Store(Store):
             except ClientError:
                 if not self._has(key, file):
                     raise
-                return 0  # the upload is gone because another process put its parts together
+                return (
+                    0  # the upload is gone because another process put its parts together
+                )
 
     def _write(self, key: str, data: bytes) -> None:
         extra = {
@@ -209,7 +213,9 @@ class S3Store(Store):
             yield
         except (ClientError, BotoCoreError, Boto3Error, ValueError) as error:
             cause = (
-                getattr(error, "last_exception", None) or error.__cause__ or error.__context__
+                getattr(error, "last_exception", None)
+                or error.__cause__
+                or error.__context__
             )
             inner = cause if isinstance(error, Boto3Error) and cause else error
             reason = self._reason(inner)
@@ -251,7 +257,9 @@ class S3Store(Store):
         if code in ELSEWHERE:
             return f"the bucket lies in another region ({code}): set store.region"
         if code in ABSENT:
-            return "a file of the model, or the bucket, is missing: publish the model again"
+            return (
+                "a file of the model, or the bucket, is missing: publish the model again"
+            )
         return f"the server refused with {code}: try again, or ask who runs it"
 
 

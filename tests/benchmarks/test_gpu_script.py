@@ -77,7 +77,9 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three short books, two of them with the names that the training holds out."""
     folder = tmp_path_factory.mktemp("books")
     text = (ROOT / "data" / "calibration.txt").read_text(encoding="utf-8")
-    for index, name in enumerate(["emma", "the-adventures-of-sherlock-holmes", "another"]):
+    for index, name in enumerate(
+        ["emma", "the-adventures-of-sherlock-holmes", "another"]
+    ):
         (folder / f"{name}.txt").write_text(
             text[index * 5000 : (index + 1) * 5000], encoding="utf-8"
         )
@@ -111,7 +113,8 @@ def test_every_part_gives_finite_figures_and_no_utilisation_on_a_cpu(out: Path) 
                 record["seconds"],
             )
             assert (
-                min(record["seconds"], record["peak_memory_bytes"], record["model_flops"]) > 0
+                min(record["seconds"], record["peak_memory_bytes"], record["model_flops"])
+                > 0
             )
     regularised, recovered = (
         tree["stages"][f"{stage}, all weights"] for stage in ("regularise", "recover")
@@ -192,7 +195,9 @@ def test_a_stage_that_fails_is_said_and_tried_again(
         patch.setattr(Bench, "regularise", full)
         records = run("regularise", tmp_path)
     assert {record["error"] for record in records.values()} == {said}
-    assert "- regularise, adapters: out of memory" in (tmp_path / "summary.md").read_text()
+    assert (
+        "- regularise, adapters: out of memory" in (tmp_path / "summary.md").read_text()
+    )
     assert "error" not in run("regularise", tmp_path)["regularise, adapters"]
 
 
@@ -273,7 +278,9 @@ def blocking(folder: Path, names: list[str]) -> dict[str, str]:
     return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(folder)}
 
 
-def test_the_script_runs_where_little_more_than_torch_is_installed(tmp_path: Path) -> None:
+def test_the_script_runs_where_little_more_than_torch_is_installed(
+    tmp_path: Path,
+) -> None:
     absent = [
         "prefect",
         "mlflow",
@@ -321,7 +328,9 @@ def test_the_real_shape_needs_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(
-        sys, "argv", ["gpu.py", "select", "--device", "cpu", "--out", str(tmp_path / "out")]
+        sys,
+        "argv",
+        ["gpu.py", "select", "--device", "cpu", "--out", str(tmp_path / "out")],
     )
     with pytest.raises(SystemExit) as caught:
         gpu.main()

@@ -65,7 +65,9 @@ def llama() -> MakeLlama:
 @pytest.fixture(scope="session")
 def blocks() -> torch.Tensor:
     """Ten random blocks of twelve tokens: no whole number of batches of four."""
-    return torch.randint(1, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        1, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +143,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def elder(here: Path, model_folder: Path, text_file: Path) -> Callable[..., Result]:
     """Run a command on the tiny model with few and short calibration blocks; what is given comes last and wins."""
 
-    def run(command: str, *arguments: str | Path, model: str | Path = model_folder) -> Result:
+    def run(
+        command: str, *arguments: str | Path, model: str | Path = model_folder
+    ) -> Result:
         given = [
             command,
             str(model),

@@ -51,7 +51,12 @@ ROUTED = {
     "moe_intermediate_size": 16,
 }
 DEEPSEEK = LONG | LATENT | ROUTED
-STATE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": COUNT, "state_size": 8}
+STATE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": COUNT,
+    "state_size": 8,
+}
 HYBRID = {
     "mamba_d_state": 8,
     "mamba_n_heads": 8,
@@ -65,7 +70,12 @@ LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -104,7 +114,8 @@ COMMONLY = {
         COMMON
         | {"tie_word_embeddings": True}
         | {
-            "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32, "rope_theta": 5e5}
+            "rope_scaling": LLAMA3
+            | {"original_max_position_embeddings": 32, "rope_theta": 5e5}
         },
     ),
     "mistral": Family("Mistral", "MistralConfig", COMMON | {"sliding_window": 8}),
@@ -112,7 +123,8 @@ COMMONLY = {
     "qwen2": Family(
         "Qwen2, Qwen2.5",
         "Qwen2Config",
-        COMMON | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+        COMMON
+        | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
         {"layer_types": [FULL, FULL, SLIDING, SLIDING], "max_window_layers": 2},
     ),
     # no windows at all: from layer 6 on, so from layer 4 on
@@ -145,7 +157,9 @@ COMMONLY = {
     "opt": Family("OPT", "OPTConfig", OPT),
     "opt-post-norm": Family("OPT", "OPTConfig", OPT | {"do_layer_norm_before": False}),
     "opt-projected": Family(
-        "OPT", "OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
+        "OPT",
+        "OPTConfig",
+        OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
     ),
     "gpt-neox": Family("GPT-NeoX, Pythia", "GPTNeoXConfig", LONG),
     "gpt-neox-serial": Family(
@@ -199,7 +213,12 @@ COMMONLY = {
         "gpt-oss",
         "GptOssConfig",
         COMMON
-        | {"head_dim": 8, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+        | {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        }
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         {"layer_types": [SLIDING, SLIDING, FULL, FULL]},
     ),
@@ -238,33 +257,44 @@ COMMONLY = {
         COMMON
         | {"sliding_window": 8, "sliding_window_pattern": "LLLG"}
         | {"layer_types": [SLIDING, SLIDING, SLIDING, FULL, SLIDING, SLIDING]},
-        {"layer_types": [SLIDING, SLIDING, FULL, SLIDING], "sliding_window_pattern": "LLGL"},
+        {
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING],
+            "sliding_window_pattern": "LLGL",
+        },
     ),
 }
 # One for each other way in which a configuration speaks of layers, or in which layers work.
 OTHERS = {
     "gemma": Family("Gemma", "GemmaConfig", COMMON | {"head_dim": 8}),
     "cohere2": Family("Command R, R7B", "Cohere2Config", COMMON | {"sliding_window": 8}),
-    "starcoder2": Family("StarCoder2", "Starcoder2Config", COMMON | {"sliding_window": 8}),
+    "starcoder2": Family(
+        "StarCoder2", "Starcoder2Config", COMMON | {"sliding_window": 8}
+    ),
     "stablelm": Family("StableLM", "StableLmConfig", COMMON),
     "olmo3": Family("OLMo, OLMo 3, OLMoE", "Olmo3Config", COMMON | {"sliding_window": 8}),
     "glm4": Family("GLM-4", "Glm4Config", COMMON | {"head_dim": 8}),
     "glm4-moe": Family(
         "GLM-4.5",
         "Glm4MoeConfig",
-        COMMON | ROUTED | {"head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 2},
+        COMMON
+        | ROUTED
+        | {"head_dim": 8, "n_shared_experts": 1, "first_k_dense_replace": 2},
         {"first_k_dense_replace": 1, "num_nextn_predict_layers": 0},
     ),
     "gpt-j": Family("GPT-J, CodeGen", "GPTJConfig", GPT2 | {"rotary_dim": 4}),
     "gpt-1": Family("GPT", "OpenAIGPTConfig", GPT2),  # its layers return lists
     "mpt": Family(
-        "MPT", "MptConfig", {"vocab_size": 300, "d_model": 32, "n_layers": COUNT, "n_heads": 4}
+        "MPT",
+        "MptConfig",
+        {"vocab_size": 300, "d_model": 32, "n_layers": COUNT, "n_heads": 4},
     ),
     # every 3rd attends in full: LLFLLF -> LFLF
     "qwen3-next": Family(
         "Qwen3-Next, Qwen3.5",
         "Qwen3NextConfig",
-        MOE | LINEAR | {"shared_expert_intermediate_size": 16, "full_attention_interval": 3},
+        MOE
+        | LINEAR
+        | {"shared_expert_intermediate_size": 16, "full_attention_interval": 3},
         {"layer_types": ["linear_attention", FULL, "linear_attention", FULL]},
     ),
     # attention in layers 2 and 4: 2 becomes 1, 4 goes; its layers return pairs
@@ -387,7 +417,10 @@ REFUSED = {
                 "mamba_headdim": 16,
                 "use_mamba_kernels": False,
             }
-            | {"layers_block_type": ["mamba", "hybrid"] * 3, "max_position_embeddings": 64},
+            | {
+                "layers_block_type": ["mamba", "hybrid"] * 3,
+                "max_position_embeddings": 64,
+            },
         ),
         "its layers 1 and 3 share weights",
     ),

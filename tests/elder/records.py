@@ -7,7 +7,12 @@ DIGEST = "5f" * 32
 
 
 def make_row(
-    name: str, kind: str, removed: list[int], inside: float, outside: float, trained: int = 0
+    name: str,
+    kind: str,
+    removed: list[int],
+    inside: float,
+    outside: float,
+    trained: int = 0,
 ) -> dict[str, Any]:
     tasks = {}
     for index, task in enumerate(TASKS):
@@ -36,18 +41,24 @@ def make_record(layers: int = 12, removed: tuple[int, ...] = (8, 7, 4)) -> dict[
     """Return a whole record of a run whose numbers resemble a real one."""
     rounds = []
     for turn, gone in enumerate(removed):
-        worth = [130_200 + 37 * (layer - gone) ** 2 + 1_900 * turn for layer in range(layers)]
+        worth = [
+            130_200 + 37 * (layer - gone) ** 2 + 1_900 * turn for layer in range(layers)
+        ]
         hidden = {0, layers - 1, *removed[:turn]}
         rounds.append(
             {
                 "removed": [gone],
-                "values": [None if i in hidden else float(v) for i, v in enumerate(worth)],
+                "values": [
+                    None if i in hidden else float(v) for i, v in enumerate(worth)
+                ],
             }
         )
     learnt = [
         {
             "removed": [gone],
-            "values": [round(0.2 + 0.06 * abs(layer - gone), 3) for layer in range(layers)],
+            "values": [
+                round(0.2 + 0.06 * abs(layer - gone), 3) for layer in range(layers)
+            ],
         }
         for gone in removed
     ]
@@ -115,7 +126,12 @@ def make_record(layers: int = 12, removed: tuple[int, ...] = (8, 7, 4)) -> dict[
                 "parameters": 4_495_056,
             },
             "ratio": {"prompt_speedup": 1.313, "throughput": 1.310, "memory": 0.935},
-            "protocol": {"prompt_tokens": 256, "batch": 16, "new_tokens": 64, "device": "cpu"},
+            "protocol": {
+                "prompt_tokens": 256,
+                "batch": 16,
+                "new_tokens": 64,
+                "device": "cpu",
+            },
         },
         "gate": {
             "mode": "on",

@@ -46,19 +46,26 @@ def test_a_text_read_in_small_pieces_is_the_same(
     assert torch.equal(choose_blocks(text, tokenizer, 5, 7, seed=3), chosen)
 
 
-def test_chosen_blocks_are_different_blocks_of_the_text(text: Path, tokenizer: Any) -> None:
+def test_chosen_blocks_are_different_blocks_of_the_text(
+    text: Path, tokenizer: Any
+) -> None:
     found = decoded(choose_blocks(text, tokenizer, 6, 10, seed=0), tokenizer)
     assert len(set(found)) == 6
     assert set(found) <= {f"line {number:4d}\n" for number in range(10)}
     assert found == decoded(choose_blocks(text, tokenizer, 6, 10, seed=0), tokenizer)
     assert found != decoded(choose_blocks(text, tokenizer, 6, 10, seed=1), tokenizer)
     everything = decoded(choose_blocks(text, tokenizer, 10, 10, seed=0), tokenizer)
-    assert sorted(everything) == [f"line {number:4d}\n" for number in range(10)] != everything
+    assert (
+        sorted(everything)
+        == [f"line {number:4d}\n" for number in range(10)]
+        != everything
+    )
 
 
 def test_every_block_is_as_likely_in_every_place(text: Path, tokenizer: Any) -> None:
     rows = [
-        decoded(choose_blocks(text, tokenizer, 3, 10, seed), tokenizer) for seed in range(400)
+        decoded(choose_blocks(text, tokenizer, 3, 10, seed), tokenizer)
+        for seed in range(400)
     ]
     often = Counter(block for row in rows for block in row)
     first = Counter(row[0] for row in rows)
@@ -90,18 +97,24 @@ def test_texts_that_cannot_be_used(
 
 
 def test_more_blocks_than_the_text_holds(text: Path, tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="holds 10 blocks of 10 tokens, 11 were asked for"):
+    with pytest.raises(
+        UserError, match="holds 10 blocks of 10 tokens, 11 were asked for"
+    ):
         choose_blocks(text, tokenizer, 11, 10, 0)
 
 
-def test_blocks_chosen_earlier_are_read_as_they_are(tmp_path: Path, tokenizer: Any) -> None:
+def test_blocks_chosen_earlier_are_read_as_they_are(
+    tmp_path: Path, tokenizer: Any
+) -> None:
     ids = torch.arange(24, dtype=torch.int32).view(4, 6)
     path = tmp_path / "blocks.safetensors"
     save_file({"ids": ids}, path)
     found = choose_blocks(path, tokenizer, 3, 6, seed=9)
     assert found.dtype == torch.int64
     assert found.tolist() == ids[:3].tolist()
-    with pytest.raises(UserError, match=r"blocks of shape \(4, 6\), \(5, 6\) were asked for"):
+    with pytest.raises(
+        UserError, match=r"blocks of shape \(4, 6\), \(5, 6\) were asked for"
+    ):
         choose_blocks(path, tokenizer, 5, 6, 0)
     with pytest.raises(UserError, match=r"\(4, 7\) were asked for"):
         choose_blocks(path, tokenizer, 4, 7, 0)
@@ -115,7 +128,9 @@ def old_choice(ids: list[int], samples: int, seq_len: int, seed: int) -> torch.T
     rng = torch.Generator().manual_seed(seed)
     chosen: list[list[int]] = []
     for seen in range(len(ids) // seq_len):
-        slot = seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+        slot = (
+            seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+        )
         if slot == len(chosen):
             chosen.append(ids[seen * seq_len : (seen + 1) * seq_len])
         elif slot < samples:
@@ -139,7 +154,9 @@ def test_the_reservoir_holds_as_many_blocks_as_asked_for_and_the_same_as_ever(
     expected = [old_choice(ids, 16, 8, seed) for seed in range(5)]
     monkeypatch.setattr(data.torch, "tensor", counted)
     for seed in range(5):
-        assert torch.equal(choose_blocks(text_file, tokenizer, 16, 8, seed), expected[seed])
+        assert torch.equal(
+            choose_blocks(text_file, tokenizer, 16, 8, seed), expected[seed]
+        )
     assert rows == [16] * 5
 
 

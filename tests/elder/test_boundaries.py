@@ -23,7 +23,9 @@ OTHERS = [
     "accelerate",
     "matplotlib",
 ]
-BLOCK = f"import sys; sys.modules.update(dict.fromkeys({OTHERS + ['tasks', 'flows']!r}))\n"
+BLOCK = (
+    f"import sys; sys.modules.update(dict.fromkeys({OTHERS + ['tasks', 'flows']!r}))\n"
+)
 STOREYS = [  # of elder, from the ground up; a room may import those below it and its neighbours
     {
         "",
@@ -106,7 +108,9 @@ def test_elder_imports_from_its_own_storey_or_below() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    known = {name: path for package in PACKAGES for name, path in modules(package).items()}
+    known = {
+        name: path for package in PACKAGES for name, path in modules(package).items()
+    }
     graph = {
         name: {other for other in imports(path, known) if other in known}
         for name, path in known.items()
@@ -120,7 +124,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_no_folder_holds_more_than_fourteen_modules() -> None:
     folders = [path.parent for package in PACKAGES for path in modules(package).values()]
     assert {
-        folder.relative_to(ROOT).as_posix() for folder in folders if folders.count(folder) > 14
+        folder.relative_to(ROOT).as_posix()
+        for folder in folders
+        if folders.count(folder) > 14
     } == set()
 
 
@@ -155,7 +161,15 @@ def test_elder_compresses_without_the_pipeline(
         "--samples",
         "8",
     ]
-    arguments += ["--seq-len", "32", "--set", "recover.epochs=1", "--output", "out", "--json"]
+    arguments += [
+        "--seq-len",
+        "32",
+        "--set",
+        "recover.epochs=1",
+        "--output",
+        "out",
+        "--json",
+    ]
     done = run(BLOCK + "from elder.cli import main; main()", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["removed"]) == 2

@@ -46,7 +46,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     monkeypatch.setattr(files.os, "open", opened)
     monkeypatch.setattr(files.os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", lambda self, target: moved(replace, self, target))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: moved(replace, self, target)
+    )
     monkeypatch.setattr(Path, "rename", lambda self, target: moved(rename, self, target))
     return seen
 
@@ -124,7 +126,9 @@ def test_a_full_disk_leaves_no_folder_and_is_said_in_a_sentence(
 
     monkeypatch.setattr(files.os, "fsync", full)
     with (
-        pytest.raises(UserError, match="cannot be written: No space left on device; free some"),
+        pytest.raises(
+            UserError, match="cannot be written: No space left on device; free some"
+        ),
         whole_folder(tmp_path / "model") as partial,
     ):
         (partial / "weights").write_bytes(b"1")
@@ -147,7 +151,9 @@ def test_numbers_that_are_not_finite_are_refused_where_that_is_asked_for(
 ) -> None:
     path = tmp_path / "a.json"
     value = {"curve": [{"loss": 1.5}, {"loss": math.inf}], "other": math.nan}
-    with pytest.raises(UserError, match=r"a\.json' .* curve\.1\.loss is not a finite number"):
+    with pytest.raises(
+        UserError, match=r"a\.json' .* curve\.1\.loss is not a finite number"
+    ):
         write_json(path, value, finite=True)
     assert not path.exists()
     write_json(path, value)
@@ -168,7 +174,9 @@ def test_numbers_that_are_not_finite_are_refused_where_that_is_asked_for(
         (b'{"a":' * 200_000, "is nested deeper than the 100 levels allowed"),
     ],
 )
-def test_json_that_cannot_be_used(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+def test_json_that_cannot_be_used(
+    tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
@@ -198,5 +206,6 @@ def test_a_digest_is_sha256(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert (
-        file_digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        file_digest(path)
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )

@@ -35,7 +35,15 @@ UNLIKE = {  # a value for each section that is not its default
     "signing": {"private_key": None},
     "energy": {"measure": False},
 }
-COUNTS = {"model", "calibration", "select", "regularise", "compensate", "recover", "evaluate"}
+COUNTS = {
+    "model",
+    "calibration",
+    "select",
+    "regularise",
+    "compensate",
+    "recover",
+    "evaluate",
+}
 
 
 @pytest.fixture
@@ -63,7 +71,9 @@ def whole(wanted: Params, root: Path) -> Fingerprint:
 def test_just_recipe_model_calibration_and_protocol_count(
     section: str, texts: dict[str, str], tmp_path: Path
 ) -> None:
-    assert set(UNLIKE) == set(Params.model_fields)  # a new section must say whether it counts
+    assert set(UNLIKE) == set(
+        Params.model_fields
+    )  # a new section must say whether it counts
     usual = whole(settings(texts), tmp_path)
     changed = whole(settings(texts, **{section: UNLIKE[section]}), tmp_path)
     expected = [section] if section in COUNTS else []
@@ -98,7 +108,9 @@ def test_texts_count_by_what_they_hold(texts: dict[str, str], tmp_path: Path) ->
         text_digest(tmp_path / "out.txt")
 
 
-def test_task_data_count_where_there_are_tasks(texts: dict[str, str], tmp_path: Path) -> None:
+def test_task_data_count_where_there_are_tasks(
+    texts: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "one.yaml").write_text("task: one", encoding="utf-8")
     wanted = settings(texts, evaluate={"tasks": ["one"], "task_data": "tasks"})
@@ -106,8 +118,12 @@ def test_task_data_count_where_there_are_tasks(texts: dict[str, str], tmp_path: 
     (tmp_path / "tasks" / ".cache").write_text("does not count", encoding="utf-8")
     assert Fingerprint(protocol_parts(wanted, tmp_path)).digest == before.digest
     (tmp_path / "tasks" / "one.yaml").write_text("task: two", encoding="utf-8")
-    assert before.differences(Fingerprint(protocol_parts(wanted, tmp_path))) == ["task data"]
-    with pytest.raises(UserError, match=r"no folder of task data .*; set evaluate\.task_data"):
+    assert before.differences(Fingerprint(protocol_parts(wanted, tmp_path))) == [
+        "task data"
+    ]
+    with pytest.raises(
+        UserError, match=r"no folder of task data .*; set evaluate\.task_data"
+    ):
         folder_digest(tmp_path / "none")
 
 

@@ -19,7 +19,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "Wikitext", "a", "meta-llama/Llama-2-7b-hf", "o_w.n-er/n_a.m-e", "0/1"]
+    "name",
+    ["gpt2", "Wikitext", "a", "meta-llama/Llama-2-7b-hf", "o_w.n-er/n_a.m-e", "0/1"],
 )
 def test_ids_of_the_hub(name: str) -> None:
     assert is_hub_id(name)
@@ -63,7 +64,9 @@ def test_what_a_registered_model_may_be_called() -> None:
 
 @pytest.mark.parametrize("name", ["org/model", "my model", ""])
 def test_a_name_that_cannot_be_registered_is_refused_where_it_is_read(name: str) -> None:
-    with pytest.raises(UserError, match=rf"registry\.name = '{name}': use letters, digits"):
+    with pytest.raises(
+        UserError, match=rf"registry\.name = '{name}': use letters, digits"
+    ):
         read_params(None, None, {"registry.name": name})
 
 
@@ -77,5 +80,7 @@ def test_a_revision_is_split_off_unless_a_folder_has_that_name(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["gpt2", "owner/name"])
 def test_a_model_of_the_hub_is_asked_for_there(name: str) -> None:
-    with pytest.raises(UserError, match=f"the configuration of '{name}' cannot be loaded"):
+    with pytest.raises(
+        UserError, match=f"the configuration of '{name}' cannot be loaded"
+    ):
         check_model(name, Model(name=name))  # tests have no network

@@ -33,11 +33,15 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
         load_params(path)
     lines = str(caught.value).splitlines()[1:]
     keys = ["select.ratio", "select.elder.place", "select.protcet", "gate.mode", "modle"]
-    assert [any(line.strip().startswith(key) for line in lines) for key in keys] == [True] * 5
+    assert [any(line.strip().startswith(key) for line in lines) for key in keys] == [
+        True
+    ] * 5
     assert "'residual' or 'output'" in str(caught.value)
 
 
-@pytest.mark.parametrize("ratio", ["nan", ".nan", "0", "1", "-0.25", "inf", "-.inf", "quarter"])
+@pytest.mark.parametrize(
+    "ratio", ["nan", ".nan", "0", "1", "-0.25", "inf", "-.inf", "quarter"]
+)
 def test_a_ratio_must_be_a_share(ratio: str) -> None:
     with pytest.raises(UserError, match=r"select\.ratio = "):
         load_params(None, [f"select.ratio={ratio}"])
@@ -71,7 +75,9 @@ def test_values_are_read_as_yaml() -> None:
     assert made.calibration.source == "a=b.txt"
 
 
-@pytest.mark.parametrize("text", ["ratio=0.5", "select.ratio", "select=1", "=", "select.=1"])
+@pytest.mark.parametrize(
+    "text", ["ratio=0.5", "select.ratio", "select=1", "=", "select.=1"]
+)
 def test_an_override_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="is not of the form section.key=value"):
         load_params(None, [text])
@@ -110,7 +116,10 @@ def test_parameters_are_frozen() -> None:
 
 
 def test_the_nearest_word() -> None:
-    assert nearest("ratoi", ["ratio", "layers"]) == "did you mean 'ratio'? valid: layers, ratio"
+    assert (
+        nearest("ratoi", ["ratio", "layers"])
+        == "did you mean 'ratio'? valid: layers, ratio"
+    )
     assert nearest("zzz", ["ratio", "layers"]) == "valid: layers, ratio"
 
 
@@ -126,4 +135,6 @@ def test_elder_set_lies_between_the_file_and_the_command(
         "machine",
         "file",
     )
-    assert load_params(path).store.url == "file"  # what a run has written down stays as it is
+    assert (
+        load_params(path).store.url == "file"
+    )  # what a run has written down stays as it is

@@ -30,7 +30,8 @@ NUMBERS = st.one_of(st.integers(), st.floats(allow_nan=False))
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, st.text()),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(max_size=5), inner, max_size=3),
     ),
     max_leaves=4,
 )
@@ -39,7 +40,9 @@ ROUNDS = st.fixed_dictionaries(
         "removed": st.lists(st.integers(), max_size=3),
         "values": st.lists(st.one_of(st.none(), NUMBERS), max_size=4),
     },
-    optional={"checked": st.lists(st.tuples(st.integers(), NUMBERS).map(list), max_size=3)},
+    optional={
+        "checked": st.lists(st.tuples(st.integers(), NUMBERS).map(list), max_size=3)
+    },
 )
 
 
@@ -55,7 +58,9 @@ def test_a_record_comes_back_as_it_was_written(kind: Any, make: Any) -> None:
     assert written(plain(kind.model_validate(tree))) == written(tree)
 
 
-@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*/published/record.json")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted(PUBLISHED.glob("*/published/record.json")), ids=str
+)
 def test_records_of_older_versions_come_back_as_they_were_written(path: Path) -> None:
     for name, kind in ((path.name, Record), ("elder.json", CompressionRecord)):
         tree = json.loads(path.with_name(name).read_text(encoding="utf-8"))
@@ -80,7 +85,9 @@ def test_any_record_comes_back_as_it_was_written(
     }
     tree["rows"][1]["task_mean"] = {"value": numbers[2], "stderr": None}
     tree["gate"]["rules"][0] |= {"value": numbers[3], "limit": numbers[4]}
-    tree["curve"] = [{"stage": "recover", "step": 1, "loss": numbers[5], "lr": numbers[6]}]
+    tree["curve"] = [
+        {"stage": "recover", "step": 1, "loss": numbers[5], "lr": numbers[6]}
+    ]
     tree["seconds"] = numbers[7]
     for part in (tree, tree["rows"][0], tree["gate"], tree["lineage"], tree["search"][0]):
         part |= unknown
@@ -96,15 +103,21 @@ def test_a_value_of_another_type_is_refused_and_never_turned_into_one_that_fits(
         Round.model_validate({"removed": [value], "values": []})
 
 
-@pytest.mark.parametrize("lacking", ["run_id", "created", "rows", "gate", "model", "removed"])
+@pytest.mark.parametrize(
+    "lacking", ["run_id", "created", "rows", "gate", "model", "removed"]
+)
 @pytest.mark.parametrize("value", ["absent", None])
-def test_a_tree_that_is_no_record_is_refused_by_name(lacking: str, value: str | None) -> None:
+def test_a_tree_that_is_no_record_is_refused_by_name(
+    lacking: str, value: str | None
+) -> None:
     tree = make_record()
     if value == "absent":
         del tree[lacking]
     else:
         tree[lacking] = value
-    with pytest.raises(UserError, match=f"old/record.json is no record of a run: {lacking}: "):
+    with pytest.raises(
+        UserError, match=f"old/record.json is no record of a run: {lacking}: "
+    ):
         read_record(tree, "old/record.json")
 
 
@@ -126,7 +139,9 @@ def test_rows_are_found_by_their_kind() -> None:
 
 
 def test_json_has_no_infinity() -> None:
-    row = make_row("dense", "dense", [], math.inf, 41.3) | {"odd": [math.nan, (-math.inf, 1)]}
+    row = make_row("dense", "dense", [], math.inf, 41.3) | {
+        "odd": [math.nan, (-math.inf, 1)]
+    }
     assert json_safe({"ratio": math.inf, "tasks": {"a": (1, math.nan)}, "ok": True}) == {
         "ratio": None,
         "tasks": {"a": [1, None]},

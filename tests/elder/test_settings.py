@@ -41,9 +41,27 @@ def file(tmp_path: Path) -> Path:
         ("elder", "", [], None, 3),  # the recipe over the file
         ("sleb", "", [], None, 0),
         ("elder", "regularise.epochs=4", [], None, 4),  # the machine over the recipe
-        ("elder", "regularise.epochs=4", ["regularise.epochs=5"], None, 5),  # --set over both
-        ("elder", "", ["regularise.epochs=5", "regularise.epochs=6"], None, 6),  # the later
-        ("elder", "regularise.epochs=4", ["regularise.epochs=5"], 7, 7),  # an option over all
+        (
+            "elder",
+            "regularise.epochs=4",
+            ["regularise.epochs=5"],
+            None,
+            5,
+        ),  # --set over both
+        (
+            "elder",
+            "",
+            ["regularise.epochs=5", "regularise.epochs=6"],
+            None,
+            6,
+        ),  # the later
+        (
+            "elder",
+            "regularise.epochs=4",
+            ["regularise.epochs=5"],
+            7,
+            7,
+        ),  # an option over all
     ],
 )
 def test_the_order_of_precedence(
@@ -77,7 +95,10 @@ def test_a_method_that_is_named_wins_over_one_that_is_set(
 def test_a_preset_lies_over_the_file_and_below_the_machine(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = {"regularise": {"epochs": 2, "warmup": 0.2}, "select": {"elder": {"lr": 0.8}}}
+    preset = {
+        "regularise": {"epochs": 2, "warmup": 0.2},
+        "select": {"elder": {"lr": 0.8}},
+    }
     monkeypatch.setenv("ELDER_SET", "regularise.epochs=4")
     made = read_params(file, None, {}, preset=preset)
     assert (made.regularise.epochs, made.regularise.warmup) == (4, 0.2)
@@ -93,9 +114,7 @@ def test_a_wrong_override_names_where_it_stands(monkeypatch: pytest.MonkeyPatch)
 def test_only_services_of_elder_set_reach_what_follows_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = (
-        "store.url=s3://b/p select.ratio=0.5 registry.tracking_uri=http://x model.dtype=float16"
-    )
+    given = "store.url=s3://b/p select.ratio=0.5 registry.tracking_uri=http://x model.dtype=float16"
     monkeypatch.setenv("ELDER_SET", given)
     assert machine_overrides() == ["store.url=s3://b/p", "registry.tracking_uri=http://x"]
 
@@ -150,7 +169,9 @@ def test_a_record_of_an_older_version_means_what_it_meant() -> None:
             owner, name = place.split(".")[1:]
             own = getattr(made, section)
             settings = own.distil if owner == "distil" else own.settings_of(owner)
-            assert json.loads(settings.model_dump_json())[name] == tree[section][key], place
+            assert json.loads(settings.model_dump_json())[name] == tree[section][key], (
+                place
+            )
     assert params_of_record(made.model_dump(mode="json")) == made
 
 
@@ -192,7 +213,9 @@ def test_faults_in_sections_and_in_settings_are_listed_together() -> None:
         ("select.elder.lambda1={" + "a" * 100_000 + ": 1}", "should be a valid number"),
     ],
 )
-def test_huge_values_are_refused_in_a_short_sentence(override: str, sentence: str) -> None:
+def test_huge_values_are_refused_in_a_short_sentence(
+    override: str, sentence: str
+) -> None:
     with pytest.raises(UserError) as caught:
         load_params(None, [override])
     assert sentence in str(caught.value)
@@ -219,7 +242,9 @@ def test_a_catalogue_refuses_what_it_has_and_names_the_nearest() -> None:
     for catalogue in (SELECTIONS, COMPENSATIONS):
         with pytest.raises(ValueError, match="is registered already"):
             catalogue.register(next(iter(catalogue)))(lambda _: None)
-    with pytest.raises(UserError, match="no compensation 'lineer'; did you mean 'linear'"):
+    with pytest.raises(
+        UserError, match="no compensation 'lineer'; did you mean 'linear'"
+    ):
         COMPENSATIONS.find("lineer")
     COMPENSATIONS.refuse_unknown("none")
 

@@ -53,7 +53,9 @@ def make_model(folder: Path) -> None:
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
     )
-    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(
+        folder
+    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=257,

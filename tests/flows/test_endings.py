@@ -16,9 +16,7 @@ from flows.checks.inputs import FoundModel
 from tasks.run.exclusive import HOLDER, LOCK
 from tests.elder.records import make_record
 
-REASON = (
-    "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
-)
+REASON = "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
 
 
 def record(mode: str, passed: bool) -> Record:
@@ -54,7 +52,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 def end(monkeypatch: pytest.MonkeyPatch, ending: Record | BaseException) -> Record:
     """Run with the flow replaced by its end."""
 
-    def stand_in(settings: Params, root: Path, method: str, told: dict[str, Any]) -> Record:
+    def stand_in(
+        settings: Params, root: Path, method: str, told: dict[str, Any]
+    ) -> Record:
         told["run_id"] = "r1"
         if isinstance(ending, BaseException):
             raise ending
@@ -121,7 +121,9 @@ def test_a_run_holds_the_projects_turn(
     def stand_in(folder: Path) -> Record:
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
-        assert json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"] == folder.name
+        assert (
+            json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"] == folder.name
+        )
         return record("on", True)
 
     monkeypatch.setattr(
@@ -134,7 +136,9 @@ def test_a_run_holds_the_projects_turn(
     FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
 
 
-def test_an_interruption_is_no_failure(monkeypatch: pytest.MonkeyPatch, told: list) -> None:
+def test_an_interruption_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, told: list
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         end(monkeypatch, KeyboardInterrupt())
     assert told == []
@@ -143,7 +147,12 @@ def test_an_interruption_is_no_failure(monkeypatch: pytest.MonkeyPatch, told: li
 @pytest.mark.parametrize(
     ("mode", "passed", "name", "said"),
     [
-        ("on", True, "Completed", f"run r1 registered {Params().registry.name} version 7"),
+        (
+            "on",
+            True,
+            "Completed",
+            f"run r1 registered {Params().registry.name} version 7",
+        ),
         ("on", False, "Refused", f"the gate refused run r1: {REASON}"),
     ],
 )

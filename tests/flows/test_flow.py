@@ -35,7 +35,9 @@ def first(project: Path) -> SimpleNamespace:
     return finish(project, start(project))
 
 
-def test_stdout_is_one_json_object_with_the_promised_fields(first: SimpleNamespace) -> None:
+def test_stdout_is_one_json_object_with_the_promised_fields(
+    first: SimpleNamespace,
+) -> None:
     assert first.status == 0, first.stderr
     assert set(first.json) == {
         "run_id",
@@ -53,7 +55,9 @@ def test_stdout_is_one_json_object_with_the_promised_fields(first: SimpleNamespa
     assert "Traceback" not in first.stderr
 
 
-def test_the_run_folder_tells_the_whole_run(first: SimpleNamespace, project: Path) -> None:
+def test_the_run_folder_tells_the_whole_run(
+    first: SimpleNamespace, project: Path
+) -> None:
     record = record_of(first)
     assert [(row["name"], row["kind"]) for row in record["rows"]] == [
         ("dense", "dense"),
@@ -77,7 +81,8 @@ def test_the_run_folder_tells_the_whole_run(first: SimpleNamespace, project: Pat
         for out in s["outs"]
     }
     assert (
-        lineage["data"]["calibration.safetensors"] == md5["build/data/calibration.safetensors"]
+        lineage["data"]["calibration.safetensors"]
+        == md5["build/data/calibration.safetensors"]
     )
     assert lineage["params"]["select"]["layers"] == 1
     assert lineage["params"]["evaluate"]["in_domain"] == "data/in_domain.txt"
@@ -140,14 +145,20 @@ def test_mlflow_has_metrics_with_errors_and_a_closed_run(
     assert run.info.status == "FINISHED"
     assert run.data.tags["run_id"] == first.json["run_id"]
     dense = record_of(first)["rows"][0]["perplexity"]["in_domain"]
-    assert run.data.metrics["dense/perplexity/in_domain"] == pytest.approx(dense["perplexity"])
+    assert run.data.metrics["dense/perplexity/in_domain"] == pytest.approx(
+        dense["perplexity"]
+    )
     assert run.data.metrics["dense/perplexity/in_domain_stderr"] == pytest.approx(
         dense["stderr"]
     )
     rules = {rule["rule"]: rule for rule in record_of(first)["gate"]["rules"]}
-    assert {"worst task", "memory", "repetition", "plain transformers", "champion"} <= set(
-        rules
-    )
+    assert {
+        "worst task",
+        "memory",
+        "repetition",
+        "plain transformers",
+        "champion",
+    } <= set(rules)
     assert run.data.metrics["gate/memory"] == pytest.approx(rules["memory"]["value"])
     assert run.data.metrics["gate_limit/repetition"] == 0.1
     passed = {f"gate_passed/{name}": 1.0 for name in rules}
@@ -161,13 +172,17 @@ def test_mlflow_has_metrics_with_errors_and_a_closed_run(
     }
 
 
-def test_an_audit_of_the_version_finds_nothing(first: SimpleNamespace, project: Path) -> None:
+def test_an_audit_of_the_version_finds_nothing(
+    first: SimpleNamespace, project: Path
+) -> None:
     done = command(project, "audit", "tiny/1", "--evaluate")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["ok"] is True
     # the copy of the project is no git repository
-    assert [check["name"] for check in found["checks"] if check["ok"] is not True] == ["commit"]
+    assert [check["name"] for check in found["checks"] if check["ok"] is not True] == [
+        "commit"
+    ]
     record = json.loads(
         (Path(outcome_of(first)["artifact"]["url"]) / "record.json").read_text()
     )
@@ -192,7 +207,9 @@ def test_the_version_can_be_made_again(first: SimpleNamespace, project: Path) ->
         "out_of_domain": True,
     }
     assert found["code"] == "the present code"
-    assert file_digest(project / "again" / "model.safetensors") == record_of(first)["sha256"]
+    assert (
+        file_digest(project / "again" / "model.safetensors") == record_of(first)["sha256"]
+    )
     assert command(project, "reproduce", "tiny/1", "--output", "again").returncode == 2
 
 

@@ -77,7 +77,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClie
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         wait_for(health, "Prefect server", PATIENCE)
-        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as made:
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            get_client(sync_client=True) as made,
+        ):
             yield made
     finally:
         server.terminate()
@@ -163,9 +166,14 @@ def test_only_an_approval_moves_the_champion(
                 resume_flow_run(run.id, run_input=wrong)
         assert [version for version, *_ in champions(settings)] == ["1"]
         resume_flow_run(
-            run.id, run_input={"approve": True, "reason": "better on our texts", "by": "ben"}
+            run.id,
+            run_input={"approve": True, "reason": "better on our texts", "by": "ben"},
         )
-        assert next_end() == ["COMPLETED", "Completed", "tiny: champion is version 2, it was 1"]
+        assert next_end() == [
+            "COMPLETED",
+            "Completed",
+            "tiny: champion is version 2, it was 1",
+        ]
         assert champions(settings) == [
             ("1", "anna@host", "it is the first"),
             ("2", "ben", "better on our texts"),

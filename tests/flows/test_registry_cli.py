@@ -22,12 +22,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def name(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def name(
+    place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """Register three versions; the third is worse."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("ELDER_USER", "anna@host")
     name = request.node.name
-    settings = settings_for(str(place / "store"), f"sqlite:///{place}/mlflow.db", name=name)
+    settings = settings_for(
+        str(place / "store"), f"sqlite:///{place}/mlflow.db", name=name
+    )
     for number, perplexity in ((1, 20.0), (2, 19.0), (3, 40.0)):
         register(settings, place / name / f"model {number}", record(perplexity))
     return name
@@ -91,7 +95,9 @@ def test_a_check_that_says_no_is_status_1(name: str) -> None:
     assert "Forced: The perplexity out of domain" in out
 
 
-def test_somebody_is_asked_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_is_asked_on_a_terminal(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry_cli, "on_terminal", lambda: True)
     call("promote", name, "1", "--reason", "it is the first", keys="y\n")
     out, err = call("promote", name, "2", "--json", keys="n\n", status=1)
@@ -111,7 +117,10 @@ def test_somebody_is_asked_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("promote", "tiny", "1"), "there is no terminal to ask on: give --yes --reason TEXT"),
+        (
+            ("promote", "tiny", "1"),
+            "there is no terminal to ask on: give --yes --reason TEXT",
+        ),
         (("rollback", "tiny", "--reason", "x"), "there is no terminal to ask on"),
         (("rollback", "tiny", "--yes"), "--yes was given without a reason"),
         (

@@ -48,7 +48,9 @@ def stop(process: subprocess.Popen) -> int:
 
 
 @pytest.fixture(scope="module")
-def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def place(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
     """Start a Prefect server, and the receiver that docs/nightly.md shows, for the copy of the project."""
     blocks = (ROOT / "docs" / "nightly.md").read_text(encoding="utf-8").split("```")
     script = next(block for block in blocks if block.startswith("python\n")).removeprefix(
@@ -86,7 +88,14 @@ def place(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             return False
 
     start(
-        "server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0])
+        "server",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(ports[0]),
     )
     start("receiver", sys.executable, str(logs / "receiver.py"), str(ports[1]))
     try:
@@ -115,7 +124,9 @@ def prefect(place: SimpleNamespace, *arguments: str) -> str:
 
 def told(place: SimpleNamespace) -> list[dict[str, Any]]:
     """Return what the receiver printed."""
-    return [json.loads(line) for line in (place.logs / "receiver").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (place.logs / "receiver").read_text().splitlines()
+    ]
 
 
 def flow_runs(place: SimpleNamespace, deployment: str) -> list[Any]:
@@ -130,7 +141,9 @@ def flow_runs(place: SimpleNamespace, deployment: str) -> list[Any]:
         get_client(sync_client=True) as client,
     ):
         named = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
-        return client.read_flow_runs(deployment_filter=named, sort=FlowRunSort.START_TIME_ASC)
+        return client.read_flow_runs(
+            deployment_filter=named, sort=FlowRunSort.START_TIME_ASC
+        )
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +154,17 @@ def deployed(place: SimpleNamespace) -> SimpleNamespace:
     return place
 
 
-def test_all_deployments_are_there_with_schedule_and_limit(deployed: SimpleNamespace) -> None:
+def test_all_deployments_are_there_with_schedule_and_limit(
+    deployed: SimpleNamespace,
+) -> None:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     url = deployed.env["PREFECT_API_URL"]
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        get_client(sync_client=True) as client,
+    ):
         found = {one.name: one for one in client.read_deployments()}
     assert set(found) == {"nightly", "weekly-sweep", "promotion"}
     for name, cron in (
@@ -154,23 +172,30 @@ def test_all_deployments_are_there_with_schedule_and_limit(deployed: SimpleNames
         ("weekly-sweep", "0 4 * * 0"),
         ("promotion", None),
     ):
-        assert [one.schedule.cron for one in found[name].schedules] == ([cron] if cron else [])
-        limit, options = found[name].global_concurrency_limit, found[name].concurrency_options
+        assert [one.schedule.cron for one in found[name].schedules] == (
+            [cron] if cron else []
+        )
+        limit, options = (
+            found[name].global_concurrency_limit,
+            found[name].concurrency_options,
+        )
         expected = (
             (1, "ENQUEUE") if cron else (None, None)
         )  # an unanswered form must not hold up the next promotion
         assert (limit and limit.limit, options and options.collision_strategy) == expected
         assert found[name].work_pool_name == "elder"
-        assert found[name].pull_steps[0]["prefect.deployments.steps.set_working_directory"] == {
-            "directory": str(deployed.project)
-        }
+        assert found[name].pull_steps[0][
+            "prefect.deployments.steps.set_working_directory"
+        ] == {"directory": str(deployed.project)}
 
 
 @pytest.fixture(scope="module")
 def refused(deployed: SimpleNamespace) -> SimpleNamespace:
     """Let a worker do the nightly run, with a limit that no model of fewer layers holds."""
     values = {"overrides": [*LITTLE, LIMIT]}
-    prefect(deployed, "deployment", "run", "nightly/nightly", "--params", json.dumps(values))
+    prefect(
+        deployed, "deployment", "run", "nightly/nightly", "--params", json.dumps(values)
+    )
     worker = deployed.start(
         "worker", "prefect", "worker", "start", "--pool", "elder", "--run-once"
     )
@@ -185,12 +210,18 @@ def test_a_worker_runs_it_and_a_refusal_is_its_answer(refused: SimpleNamespace) 
     ).read_text()
     assert "exceeds the most allowed, 0.5" in run.state.message
     (refusal,) = told(refused)
-    assert (refusal["event"], refusal["name"], refusal["version"]) == ("refusal", "tiny", None)
+    assert (refusal["event"], refusal["name"], refusal["version"]) == (
+        "refusal",
+        "tiny",
+        None,
+    )
     assert "exceeds the most allowed, 0.5" in refusal["gate"]["reasons"][0]
     assert Path(refusal["report"]).is_file()
 
 
-def test_serving_leaves_the_deployments_of_workers_alone(refused: SimpleNamespace) -> None:
+def test_serving_leaves_the_deployments_of_workers_alone(
+    refused: SimpleNamespace,
+) -> None:
     serve = refused.start(
         "serve", sys.executable, "-c", "from flows.cli import main; main()", "serve"
     )
@@ -211,7 +242,9 @@ def served(refused: SimpleNamespace) -> SimpleNamespace:
     key, limit = LIMIT.split("=")
     (refused.project / "grid.yaml").write_text(f"{key}: [{limit}]\n")
     tree = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    sweep = next(entry for entry in tree["deployments"] if entry["name"] == "weekly-sweep")
+    sweep = next(
+        entry for entry in tree["deployments"] if entry["name"] == "weekly-sweep"
+    )
     sweep["schedules"] = [{"cron": "* * * * *", "timezone": "Etc/UTC", "slug": "weekly"}]
     sweep["parameters"] |= {"file": "grid.yaml", "overrides": LITTLE, "again": False}
     (refused.project / "prefect.yaml").write_text(yaml.safe_dump(tree))
@@ -243,7 +276,10 @@ def test_ctrl_c_ends_serving_and_pauses_the_schedules(served: SimpleNamespace) -
     log = (served.logs / "serve").read_text()
     assert "Traceback" not in log
     url = served.env["PREFECT_API_URL"]
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        get_client(sync_client=True) as client,
+    ):
         assert client.read_deployment_by_name("sweep/weekly-sweep").paused
 
 

@@ -38,7 +38,9 @@ class Runs:
         key = rundir.run_key(settings, method)
         folder = root / "runs" / f"{len(self.asked):03d}-{key}-000000"
         whole = make_record()
-        for row, value in zip(whole["rows"], (4.0, 4.0 + settings.select.ratio), strict=False):
+        for row, value in zip(
+            whole["rows"], (4.0, 4.0 + settings.select.ratio), strict=False
+        ):
             row["perplexity"]["out_of_domain"]["perplexity"] = value
         record = Record.model_validate(
             whole
@@ -92,12 +94,18 @@ def test_every_combination_is_a_run_of_its_own(runs: Runs) -> None:
     first, *_, last = rows(found)
     assert first["cell"] == {"method": "default", "select.ratio": 0.25}
     assert first["perplexity"] == {"dense": 4.0, "pruned": 4.25}
-    assert (first["version"], first["gate_passed"], last["gate_passed"]) == ("1", True, False)
+    assert (first["version"], first["gate_passed"], last["gate_passed"]) == (
+        "1",
+        True,
+        False,
+    )
     assert len({row["run_id"] for row in rows(found)}) == 4
 
 
 def test_people_get_a_table(runs: Runs) -> None:
-    found = CliRunner().invoke(build_app(), ["sweep", str(_write("select.ratio: [0.5]\n"))])
+    found = CliRunner().invoke(
+        build_app(), ["sweep", str(_write("select.ratio: [0.5]\n"))]
+    )
     head, line = found.stdout.splitlines()
     assert head.split() == ["select.ratio", "dense", "pruned", "gate", "version", "run"]
     assert line.split()[:5] == ["0.5", "4.00", "4.50", "passed", "1"]
@@ -124,7 +132,9 @@ def test_an_interrupted_repetition_goes_on(runs: Runs) -> None:
     assert not list(Path("runs").glob(".sweep-*"))  # the next repetition is a new round
 
 
-def test_a_grid_takes_the_settings_of_a_method_and_words_as_they_stand(tmp_path: Path) -> None:
+def test_a_grid_takes_the_settings_of_a_method_and_words_as_they_stand(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text("select.elder.lambda1: [0.1, 0.2]\ngate.mode: [off, on]\n")
     cells = sweep.read_cells(file, None)
@@ -158,7 +168,8 @@ def test_a_scheduled_sweep_says_what_became_of_it(runs: Runs) -> None:
     state = sweep.sweep.fn("grid.yaml")
     assert state.name == "Failed"
     assert (
-        state.message == "1 of 1 cells failed: select.ratio=0.7: RuntimeError: the disk broke"
+        state.message
+        == "1 of 1 cells failed: select.ratio=0.7: RuntimeError: the disk broke"
     )
 
 
@@ -174,7 +185,10 @@ def test_a_scheduled_sweep_says_what_became_of_it(runs: Runs) -> None:
             "methdo: [sleb]",
             "'methdo' in 'grid.yaml' is neither 'method' nor section.key; did you mean 'method'",
         ),
-        ("method: [default, sleeb]", r"cell 2 of 2 \(method=sleeb\).*did you mean 'sleb'"),
+        (
+            "method: [default, sleeb]",
+            r"cell 2 of 2 \(method=sleeb\).*did you mean 'sleb'",
+        ),
         ("select.ratio: [0.25, 1.5]", "cell 2 of 2.*\n.*should be less than 1"),
         ("select.layers: [1, 4]", "cell 2 of 2.*layers 4 of 4 layers cannot be removed"),
         ("evaluate.tasks: [[], [blimpp]]", "cell 2 of 2.*did you mean 'blimp'"),
@@ -188,7 +202,9 @@ def test_a_scheduled_sweep_says_what_became_of_it(runs: Runs) -> None:
         ("a: [", "'grid.yaml' is not valid YAML"),
     ],
 )
-def test_a_wrong_grid_is_refused_before_anything_runs(runs: Runs, grid: str, said: str) -> None:
+def test_a_wrong_grid_is_refused_before_anything_runs(
+    runs: Runs, grid: str, said: str
+) -> None:
     found = start(grid)
     assert (found.exit_code, found.stdout) == (2, "")
     assert re.search(said, found.stderr), found.stderr

@@ -58,11 +58,18 @@ def services() -> Iterator[SimpleNamespace]:
     folder.chmod(0o755)  # PostgreSQL does not run as root, and its user has to get there
     subprocess.run([ROOT / "infra/env.sh", folder / ".env"], check=True)
     written = dict(
-        line.split("=", 1) for line in (folder / ".env").read_text().splitlines() if "=" in line
+        line.split("=", 1)
+        for line in (folder / ".env").read_text().splitlines()
+        if "=" in line
     )
     values = written | {name: str(port) for name, port in free_ports().items()}
-    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    env = os.environ | {"ELDER_SERVICES_DIR": str(folder), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    (folder / ".env").write_text(
+        "".join(f"{name}={value}\n" for name, value in values.items())
+    )
+    env = os.environ | {
+        "ELDER_SERVICES_DIR": str(folder),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }
 
     def native(command: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -113,6 +120,8 @@ def settings_with(tmp_path: Path, empty: Path) -> Make:
     def make(name: str, beginning: Path = empty) -> params.Params:
         (tmp_path / name).mkdir()
         shutil.copy(beginning, tmp_path / name / "mlflow.db")
-        return settings_for(str(tmp_path / "store"), f"sqlite:///{tmp_path}/{name}/mlflow.db")
+        return settings_for(
+            str(tmp_path / "store"), f"sqlite:///{tmp_path}/{name}/mlflow.db"
+        )
 
     return make

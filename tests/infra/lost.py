@@ -17,7 +17,11 @@ Make = Callable[..., params.Params]
 
 
 def run(
-    settings: params.Params, root: Path, number: int, mode: str = "on", passed: bool = True
+    settings: params.Params,
+    root: Path,
+    number: int,
+    mode: str = "on",
+    passed: bool = True,
 ) -> str | None:
     """Bring the model of a run made at minute ``number`` to store and registry, as the flow does; returns its version.
 
@@ -29,7 +33,12 @@ def run(
     (folder / "model.safetensors").write_bytes(f"weights of {run_id}".encode())
     (folder / "elder.json").write_text("{}")
     made = numbers_of(20.0 - number)
-    row = made["rows"][0] | {"name": "default", "removed": [1], "parameters": 96, "tasks": {}}
+    row = made["rows"][0] | {
+        "name": "default",
+        "removed": [1],
+        "parameters": 96,
+        "tasks": {},
+    }
     record = made | {
         "run_id": run_id,
         "created": f"2026-11-24T02:{number:02}:00+00:00",
@@ -50,7 +59,8 @@ def run(
         },
         "rows": [row | {"name": "dense", "kind": "dense"}, row],
         "curve": [
-            {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5} for step in (1, 2)
+            {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5}
+            for step in (1, 2)
         ],
         "gate": {"mode": mode, "passed": passed, "rules": []},
         "data": {"source": {}, "stages": {}},
@@ -102,7 +112,8 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
         data, run_id = found.data, found.info.run_id
         metrics = {
             key: sorted(
-                (m.step, m.value, m.timestamp) for m in client.get_metric_history(run_id, key)
+                (m.step, m.value, m.timestamp)
+                for m in client.get_metric_history(run_id, key)
             )
             for key in data.metrics
         }
@@ -125,4 +136,9 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
     for version in client.search_model_versions("name = 'tiny'"):
         versions[version.version] = (names[version.run_id], version.source, version.tags)
     model = client.get_registered_model("tiny")
-    return {"runs": runs, "versions": versions, "tags": model.tags, "aliases": model.aliases}
+    return {
+        "runs": runs,
+        "versions": versions,
+        "tags": model.tags,
+        "aliases": model.aliases,
+    }

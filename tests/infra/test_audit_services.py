@@ -33,7 +33,11 @@ def signed_in(services: SimpleNamespace) -> Iterator[None]:
 def settings(root: Path, services: SimpleNamespace, signed_in: None) -> params.Params:  # noqa: F811
     tree = published.parameters(root)
     endpoint = f"http://127.0.0.1:{services.values['S3_PORT']}"
-    tree["store"] = {"url": "s3://elder/audited", "endpoint": endpoint, "region": "us-east-1"}
+    tree["store"] = {
+        "url": "s3://elder/audited",
+        "endpoint": endpoint,
+        "region": "us-east-1",
+    }
     tree["registry"]["tracking_uri"] = services.env["MLFLOW_TRACKING_URI"]
     return validate(tree)
 
@@ -75,17 +79,25 @@ def repointed(version: Version) -> None:
     other, values = version.again(), version.services.values
     address = f"host=127.0.0.1 port={values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
     change = "update model_versions set source = %s, storage_location = %s where name = 'shallow' and version = %s"
-    with psycopg.connect(f"{address} password={values['MLFLOW_DB_PASSWORD']}") as connection:
+    with psycopg.connect(
+        f"{address} password={values['MLFLOW_DB_PASSWORD']}"
+    ) as connection:
         assert (
-            connection.execute(change, (other.url, other.url, int(version.number))).rowcount
+            connection.execute(
+                change, (other.url, other.url, int(version.number))
+            ).rowcount
             == 1
         )
 
 
 def artifact_missing(version: Version) -> None:
     client = version.services.s3()
-    keys = [item["Key"] for item in client.list_objects_v2(Bucket="elder-mlflow")["Contents"]]
-    (attached,) = [key for key in keys if key.endswith(f"{version.run}/artifacts/record.json")]
+    keys = [
+        item["Key"] for item in client.list_objects_v2(Bucket="elder-mlflow")["Contents"]
+    ]
+    (attached,) = [
+        key for key in keys if key.endswith(f"{version.run}/artifacts/record.json")
+    ]
     client.delete_object(Bucket="elder-mlflow", Key=attached)
 
 

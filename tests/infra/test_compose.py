@@ -46,7 +46,9 @@ def test_the_parser_would_find_a_mistake() -> None:
 
 def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
     images = {
-        name: service["image"] for name, service in services.items() if "build" not in service
+        name: service["image"]
+        for name, service in services.items()
+        if "build" not in service
     }
     assert set(images) == {"postgres", "s3"}
     base = re.search(r"^FROM (\S+)$", read("Dockerfile"), re.MULTILINE)
@@ -54,7 +56,9 @@ def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
         assert re.fullmatch(r"[\w/.-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)
 
 
-def test_the_gpu_worker_has_an_image_of_its_own(services: dict[str, dict[str, Any]]) -> None:
+def test_the_gpu_worker_has_an_image_of_its_own(
+    services: dict[str, dict[str, Any]],
+) -> None:
     """Built with other arguments under the same name, it would depend on which of the services was built last."""
     worker = yaml.safe_load(read("compose.gpu.yaml"))["services"]["worker"]
     assert worker["build"]["args"].keys() == set(
@@ -77,9 +81,9 @@ def test_the_worker_makes_its_pool_before_it_deploys(
 def test_what_serves_is_watched_and_open_on_loopback_only(
     services: dict[str, dict[str, Any]],
 ) -> None:
-    assert {name for name, service in services.items() if "healthcheck" not in service} == {
-        "buckets"
-    }  # it ends
+    assert {
+        name for name, service in services.items() if "healthcheck" not in service
+    } == {"buckets"}  # it ends
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 4
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
@@ -107,7 +111,9 @@ def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
     )
     assert {name for name, _ in used} == set(written)
     assert (tmp_path / "env").stat().st_mode & 0o777 == 0o600
-    subprocess.run([INFRA / "env.sh", tmp_path / "other"], check=True, capture_output=True)
+    subprocess.run(
+        [INFRA / "env.sh", tmp_path / "other"], check=True, capture_output=True
+    )
     assert [line for line in written if f"{line}={written[line]}\n" in (tmp_path / "other").read_text()] == [
         "POSTGRES_PORT", "PREFECT_PORT", "MLFLOW_PORT", "S3_PORT",
         "MLFLOW_TRACKING_USERNAME", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION",

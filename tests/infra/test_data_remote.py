@@ -54,7 +54,10 @@ def commit(project: Path) -> None:
 
 def dvc(project: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=project, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=project,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -115,13 +118,18 @@ def test_parameters_of_one_run_are_pushed_too(cloned: Path, tmp_path: Path) -> N
     made = Path(found["folder"]) / "calibration.safetensors"
     before = made.read_bytes()
     made.unlink()
-    dvc(cloned, "pull", str(Path(found["dvc_lock"]).with_name("dvc.yaml").relative_to(cloned)))
+    dvc(
+        cloned,
+        "pull",
+        str(Path(found["dvc_lock"]).with_name("dvc.yaml").relative_to(cloned)),
+    )
     assert made.read_bytes() == before
 
 
 def test_a_remote_that_is_lost_is_named(cloned: Path) -> None:
     dvc(cloned, "remote", "modify", "data", "url", "s3://absent/dvc")
     with pytest.raises(
-        UserError, match="could not be pushed to the DVC remote 'data': `elder doctor` says why"
+        UserError,
+        match="could not be pushed to the DVC remote 'data': `elder doctor` says why",
     ):
         run(cloned, **{"calibration.seed": 8})

@@ -36,12 +36,16 @@ def test_the_server_accepts_it(template: dict[str, Any]) -> None:
 def test_every_variable_is_used(template: dict[str, Any]) -> None:
     used = json.dumps(template["job_configuration"])
     assert [
-        name for name in template["variables"]["properties"] if f"{{{{ {name} }}}}" not in used
+        name
+        for name in template["variables"]["properties"]
+        if f"{{{{ {name} }}}}" not in used
     ] == []
 
 
 def test_a_job_asks_for_its_gpus(template: dict[str, Any]) -> None:
-    made = job(template, image="registry.example.org/elder@sha256:0", gpus=2, name="nightly")
+    made = job(
+        template, image="registry.example.org/elder@sha256:0", gpus=2, name="nightly"
+    )
     pod = made["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert made["metadata"]["generateName"] == "nightly-"

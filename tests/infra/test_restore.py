@@ -29,7 +29,10 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
     assert told["aliases"] == {"champion": 1, "challenger": 3}
     assert sorted(told["tags"]) == ["history/000001", "history/000002", "history/000003"]
     assert told["versions"][1][2]["promoted_from"] == "2"
-    assert (told["versions"][2][2]["promoted_at"], told["versions"][2][2]["archived_at"]) == (
+    assert (
+        told["versions"][2][2]["promoted_at"],
+        told["versions"][2][2]["archived_at"],
+    ) == (
         second.at,
         last.at,
     )
@@ -116,7 +119,10 @@ def entry(digest: str, version: str) -> Entry:
             {"a": "1", "c": "2"},
             [1, 3, 2, 4],
         ),  # b never was a version: it comes after the champions
-        ({"d": "2", "gone": "1"}, [3, 4, 5, 2]),  # what was version 1 has no bytes any more
+        (
+            {"d": "2", "gone": "1"},
+            [3, 4, 5, 2],
+        ),  # what was version 1 has no bytes any more
     ],
 )
 def test_numbers_of_versions(champions: dict[str, str], wanted: list[int]) -> None:
@@ -143,7 +149,9 @@ def test_a_registry_with_other_versions_is_not_told_what_is_false(
     assert snapshot(after) == found
 
     client = Registry(after.registry).client
-    client.delete_registered_model("tiny")  # the way out that docs/disaster-recovery.md shows
+    client.delete_registered_model(
+        "tiny"
+    )  # the way out that docs/disaster-recovery.md shows
     assert restore(after, tmp_path)[1] == ""
     again = snapshot(after)
     assert again["aliases"] == {"champion": 1, "challenger": 3}
@@ -187,12 +195,15 @@ def test_a_lost_store_comes_back_from_the_folders_of_runs_without_its_history(
     assert found["aliases"] == told["aliases"]
 
 
-def test_damaged_models_are_left_out_and_named(settings_with: Make, tmp_path: Path) -> None:
+def test_damaged_models_are_left_out_and_named(
+    settings_with: Make, tmp_path: Path
+) -> None:
     before = settings_with("before")
     for number in (1, 2, 3, 4):
         run(before, tmp_path, number)
     places = {
-        number: Path(version[1]) for number, version in snapshot(before)["versions"].items()
+        number: Path(version[1])
+        for number, version in snapshot(before)["versions"].items()
     }
     record = places[1] / "record.json"
     record.write_text(record.read_text().replace("19.0", "9.0"))

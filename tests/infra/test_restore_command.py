@@ -16,12 +16,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def at(settings_with: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Params:
+def at(
+    settings_with: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> params.Params:
     """Stand in a project with a model of one run."""
     settings = settings_with("before")
     run(settings, tmp_path, 1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ELDER_SET", f"registry.tracking_uri={settings.registry.tracking_uri}")
+    monkeypatch.setenv(
+        "ELDER_SET", f"registry.tracking_uri={settings.registry.tracking_uri}"
+    )
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return settings
 
@@ -53,7 +57,9 @@ def test_wrong_input_ends_in_one_sentence(
 
     model = next((tmp_path / "runs").glob("*/tiny"))
     assert "is not the model of a run" in refusal(capsys, "tiny", folder=[model.parent])
-    assert "is empty or not a folder" in refusal(capsys, "tiny", folder=[tmp_path / "absent"])
+    assert "is empty or not a folder" in refusal(
+        capsys, "tiny", folder=[tmp_path / "absent"]
+    )
     assert "is a model of 'tiny'" in refusal(capsys, "other", folder=[model])
     (model / "model.safetensors").write_bytes(b"others")
     assert "model.safetensors changed" in refusal(capsys, "tiny", folder=[model])

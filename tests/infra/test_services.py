@@ -44,7 +44,12 @@ def elder(services: SimpleNamespace, project: Path, *arguments: str) -> SimpleNa
 def prefect(services: SimpleNamespace, project: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
     done = subprocess.run(
-        command, cwd=project, env=services.env, capture_output=True, text=True, timeout=PATIENCE
+        command,
+        cwd=project,
+        env=services.env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -57,12 +62,16 @@ def test_up_starts_all_and_a_second_up_changes_nothing(services: SimpleNamespace
             for line in services.up.stdout.splitlines()
             if line.startswith(f"{name} ")
         ] == ["answers"]
-    pids = {path.name: path.read_text() for path in (services.folder / ".native").glob("*.pid")}
+    pids = {
+        path.name: path.read_text()
+        for path in (services.folder / ".native").glob("*.pid")
+    }
     assert len(pids) == 7  # four of Swift, Prefect, MLflow, worker
     again = services.native("up")
     assert again.returncode == 0, again.stderr
     assert {
-        path.name: path.read_text() for path in (services.folder / ".native").glob("*.pid")
+        path.name: path.read_text()
+        for path in (services.folder / ".native").glob("*.pid")
     } == pids
 
 
@@ -111,7 +120,14 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(
     short = 'overrides=["evaluate.baselines=[]"]'
     waiting = ("--watch", "--watch-timeout", str(PATIENCE))
     told = prefect(
-        services, project, "deployment", "run", "nightly/nightly", "--param", short, *waiting
+        services,
+        project,
+        "deployment",
+        "run",
+        "nightly/nightly",
+        "--param",
+        short,
+        *waiting,
     )
     assert "Completed" in told, (
         told + (services.folder / ".native/logs/worker.log").read_text()[-5000:]
@@ -136,7 +152,9 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(
         )
         assert record["gate"]["passed"] is True
         url = f"http://127.0.0.1:{services.values['S3_PORT']}"
-        assert open_store("s3://elder/store", url, "us-east-1").verify(version.source) == []
+        assert (
+            open_store("s3://elder/store", url, "us-east-1").verify(version.source) == []
+        )
     artifacts = {
         item["Key"].rsplit("/", 1)[-1]
         for item in services.s3().list_objects_v2(Bucket="elder-mlflow")["Contents"]
@@ -147,9 +165,7 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(
 def test_postgresql_holds_the_registry(services: SimpleNamespace) -> None:
     import psycopg
 
-    address = (
-        f"host=127.0.0.1 port={services.values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
-    )
+    address = f"host=127.0.0.1 port={services.values['POSTGRES_PORT']} dbname=mlflow user=mlflow"
     with psycopg.connect(
         f"{address} password={services.values['MLFLOW_DB_PASSWORD']}"
     ) as connection:
@@ -197,7 +213,8 @@ def test_no_secret_is_in_a_log_or_in_the_arguments_of_a_process(
     ]
     assert len(secrets) == 7
     texts = {
-        str(path): path.read_bytes() for path in (services.folder / ".native/logs").iterdir()
+        str(path): path.read_bytes()
+        for path in (services.folder / ".native/logs").iterdir()
     }
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -219,7 +236,9 @@ def test_down_stops_all_and_doctor_names_each_part(
     assert services.native("status").returncode == 1
     found = elder(services, project, "doctor")
     missing = {
-        check["name"]: check["detail"] for check in found.json["checks"] if not check["ok"]
+        check["name"]: check["detail"]
+        for check in found.json["checks"]
+        if not check["ok"]
     }
     assert found.status == 1
     assert set(missing) == {"store", "registry", "prefect", "worker", "data remote"}

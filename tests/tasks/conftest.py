@@ -28,7 +28,9 @@ def credentials(request, monkeypatch):
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", getattr(request.module, "SECRET", "secret"))
+    monkeypatch.setenv(
+        "AWS_SECRET_ACCESS_KEY", getattr(request.module, "SECRET", "secret")
+    )
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 

@@ -43,7 +43,10 @@ def record(perplexity: float, protocol: str = "p", layers: int = 9) -> dict[str,
 
 
 def register(
-    settings: params.Params, folder: Path, content: dict[str, Any] | None, gate: str = "passed"
+    settings: params.Params,
+    folder: Path,
+    content: dict[str, Any] | None,
+    gate: str = "passed",
 ) -> tuple[str, Published]:
     """Publish a folder with this record in it and register it under ``settings.registry.name``; returns the version."""
     folder.mkdir(parents=True)

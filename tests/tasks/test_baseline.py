@@ -6,7 +6,9 @@ from tasks.baseline import baseline_fingerprint
 
 
 def test_a_baseline_is_measured_anew_only_if_something_it_depends_on_changed() -> None:
-    def key(name: str = "sleb", dense: str = "d", blocks: str = "b", **sections: dict) -> str:
+    def key(
+        name: str = "sleb", dense: str = "d", blocks: str = "b", **sections: dict
+    ) -> str:
         key = Fingerprint({"weights": dense})
         return baseline_fingerprint(name, key, blocks, validate(sections)).digest
 

@@ -14,9 +14,12 @@ PARADIGMS = sorted((DATA / "tasks" / "blimp").glob("*.jsonl"))
 
 def test_readme_lists_every_file_with_its_size_and_digest():
     listed = re.findall(
-        r"\| `([\w./]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", (DATA / "README.md").read_text()
+        r"\| `([\w./]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|",
+        (DATA / "README.md").read_text(),
     )
-    files = [path for path in [*DATA.glob("*.txt"), *DATA.glob("tasks/**/*")] if path.is_file()]
+    files = [
+        path for path in [*DATA.glob("*.txt"), *DATA.glob("tasks/**/*")] if path.is_file()
+    ]
     assert {name for name, _, _ in listed} == {
         path.relative_to(DATA).as_posix() for path in files
     }
@@ -47,7 +50,9 @@ def test_at_least_twelve_paradigms():
 def test_paradigm_has_a_hundred_pairs_that_differ(path):
     pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len({pair["pairID"] for pair in pairs}) == len(pairs) == 100
-    assert all(pair["sentence_good"].strip() and pair["sentence_bad"].strip() for pair in pairs)
+    assert all(
+        pair["sentence_good"].strip() and pair["sentence_bad"].strip() for pair in pairs
+    )
     assert all(pair["sentence_good"] != pair["sentence_bad"] for pair in pairs)
 
 
@@ -58,11 +63,16 @@ def test_group_loads_from_any_working_directory(tmp_path, monkeypatch):
     with contextlib.chdir(DATA / "tasks"):  # data_files are relative to this folder
         manager = TaskManager(include_path=str(DATA / "tasks"), include_defaults=False)
         assert manager.all_groups == ["blimp"]
-        assert sorted(manager.all_subtasks) == [f"blimp_{path.stem}" for path in PARADIGMS]
+        assert sorted(manager.all_subtasks) == [
+            f"blimp_{path.stem}" for path in PARADIGMS
+        ]
         ((group, members),) = get_task_dict(["blimp"], manager).items()
     assert group.group == "blimp"
     assert sorted(members) == [f"blimp_{path.stem}" for path in PARADIGMS]
     task = members["blimp_passive_1"]
     document = next(iter(task.test_docs()))
-    assert task.doc_to_choice(document) == [document["sentence_good"], document["sentence_bad"]]
+    assert task.doc_to_choice(document) == [
+        document["sentence_good"],
+        document["sentence_bad"],
+    ]
     assert task.doc_to_target(document) == 0

@@ -32,7 +32,9 @@ def clone(tmp_path: Path) -> Path:
         (tmp_path / "data" / f"{name}.txt").write_text(f"{name}\n" * 5000)
     folder = tmp_path / "models" / "novels-llama"
     backend = Tokenizer(
-        models.BPE(vocab={letter: i for i, letter in enumerate("calibrtion\n")}, merges=[])
+        models.BPE(
+            vocab={letter: i for i, letter in enumerate("calibrtion\n")}, merges=[]
+        )
     )
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     LlamaConfig(max_position_embeddings=16).save_pretrained(folder)
@@ -45,13 +47,18 @@ def test_stages_use_only_data_parameters():
         load_params(None, ["calibration.seed=7", "select.ratio=0.5"]), stages
     )
     assert used["calibration.seed"] == 7
-    assert not [key for key in used if key.startswith(("select", "recover", "gate", "store"))]
+    assert not [
+        key for key in used if key.startswith(("select", "recover", "gate", "store"))
+    ]
 
 
 def test_own_pipeline_keeps_the_stages_and_points_at_its_own_parameters(tmp_path):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     path = data.write_pipeline(
-        load_params(None, ["calibration.seed=7"]), stages, tmp_path, Path("build/pipelines/x")
+        load_params(None, ["calibration.seed=7"]),
+        stages,
+        tmp_path,
+        Path("build/pipelines/x"),
     )
     own = yaml.safe_load((tmp_path / path).read_text())["stages"]
     assert list(own) == list(stages)
@@ -84,7 +91,9 @@ def test_no_password_reaches_the_pipelines_parameters(tmp_path):
 def test_refusal_of_a_stage_becomes_one_sentence(clone):
     with pytest.raises(UserError) as caught:
         data.reproduce(
-            load_params(clone / "params.yaml", ["calibration.source=data/calibratoin.txt"]),
+            load_params(
+                clone / "params.yaml", ["calibration.source=data/calibratoin.txt"]
+            ),
             clone,
         )
     assert str(caught.value).startswith(
@@ -99,7 +108,9 @@ def test_a_rebuild_from_nothing_equals_the_first_and_own_parameters_leave_it_alo
     lock = (clone / "dvc.lock").read_text()
     blocks = (clone / "build" / "data" / "calibration.safetensors").read_bytes()
     assert first["digests"]["calibration.safetensors"] == hashlib.md5(blocks).hexdigest()
-    other = data.reproduce(load_params(clone / "params.yaml", ["calibration.seed=7"]), clone)
+    other = data.reproduce(
+        load_params(clone / "params.yaml", ["calibration.seed=7"]), clone
+    )
     assert other["digests"]["calibration.txt"] == first["digests"]["calibration.txt"]
     assert (
         other["digests"]["calibration.safetensors"]

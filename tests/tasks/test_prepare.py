@@ -28,7 +28,9 @@ def model(tmp_path: Path) -> Path:
     backend = Tokenizer(
         models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
     )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     backend.decoder = decoders.ByteLevel()
     folder = tmp_path / "model"
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
@@ -51,7 +53,9 @@ def read(path: Path) -> dict:
 def test_text_file_keeps_its_bytes_and_says_where_it_came_from(tmp_path, model):
     source = tmp_path / "novel.txt"
     source.write_bytes("Où est-il?\r\nLà.\n".encode())
-    folder = run(tmp_path, "pin text", f"model.name={model}", f"calibration.source={source}")
+    folder = run(
+        tmp_path, "pin text", f"model.name={model}", f"calibration.source={source}"
+    )
     assert (folder / "calibration.txt").read_bytes() == source.read_bytes()
     record = read(folder / "source.json")
     assert record["characters"] == 16  # "Où est-il?" 10, CR LF 2, "Là." 3, LF 1
@@ -73,7 +77,11 @@ def test_folder_saved_by_datasets(tmp_path, model):
     folder = run(tmp_path, "pin text", *given)
     assert (folder / "calibration.txt").read_text() == "one\n\ntwo"
     record = read(folder / "source.json")
-    assert (record["kind"], record["split"], record["column"]) == ("folder", "train", "body")
+    assert (record["kind"], record["split"], record["column"]) == (
+        "folder",
+        "train",
+        "body",
+    )
 
 
 def test_folder_of_json_lines_is_read_only_as_far_as_the_blocks_need(tmp_path, model):
@@ -83,7 +91,9 @@ def test_folder_of_json_lines_is_read_only_as_far_as_the_blocks_need(tmp_path, m
     (tmp_path / "set" / "validation.jsonl").write_text('{"text": "no"}\n')
     given = [f"model.name={model}", f"calibration.source={tmp_path / 'set'}"]
     # 2 blocks of 8 tokens, 5 characters each, 4 times over: 320 characters; documents of 100 and 3 times 102 pass it.
-    folder = run(tmp_path, "pin text", *given, "calibration.samples=2", "calibration.seq_len=8")
+    folder = run(
+        tmp_path, "pin text", *given, "calibration.samples=2", "calibration.seq_len=8"
+    )
     assert (folder / "calibration.txt").read_text() == "\n\n".join(
         str(i) * 100 for i in range(4)
     )
@@ -94,7 +104,10 @@ def test_folder_of_text_files_keeps_lines_together(tmp_path, model):
     (tmp_path / "set" / "a.txt").write_text("one\ntwo")
     (tmp_path / "set" / "b.txt").write_text("three")
     folder = run(
-        tmp_path, "pin text", f"model.name={model}", f"calibration.source={tmp_path / 'set'}"
+        tmp_path,
+        "pin text",
+        f"model.name={model}",
+        f"calibration.source={tmp_path / 'set'}",
     )
     assert (folder / "calibration.txt").read_text() == "one\ntwo\n\nthree"
 
@@ -113,7 +126,10 @@ def test_hub_dataset_is_pinned_to_a_commit_and_streamed(tmp_path, model, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    given = ["calibration.source=Salesforce/wikitext", "calibration.config=wikitext-2-raw-v1"]
+    given = [
+        "calibration.source=Salesforce/wikitext",
+        "calibration.config=wikitext-2-raw-v1",
+    ]
     folder = run(tmp_path, "pin text", f"model.name={model}", *given)
     assert asked["pin"] == ("Salesforce/wikitext", None, "dataset")
     assert asked["load"] == (
@@ -134,7 +150,10 @@ def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
 def test_missing_file_names_the_nearest(tmp_path, model):
     (tmp_path / "novel.txt").write_text("x")
     message = refused(
-        tmp_path, "pin", f"model.name={model}", f"calibration.source={tmp_path / 'novle.txt'}"
+        tmp_path,
+        "pin",
+        f"model.name={model}",
+        f"calibration.source={tmp_path / 'novle.txt'}",
     )
     assert "there is no calibration text" in message
     assert f"did you mean '{tmp_path / 'novel.txt'}'" in message
@@ -183,7 +202,9 @@ def test_unknown_names_in_a_dataset(tmp_path, model, override, sentence):
 
 def test_offline_hub_is_refused_at_once(tmp_path, model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = refused(tmp_path, "pin", f"model.name={model}", "calibration.source=allenai/c4")
+    message = refused(
+        tmp_path, "pin", f"model.name={model}", "calibration.source=allenai/c4"
+    )
     assert "HF_HUB_OFFLINE is set" in message
     run(
         tmp_path,
@@ -195,7 +216,8 @@ def test_offline_hub_is_refused_at_once(tmp_path, model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("none", "there is no model folder"), ("bare", "holds no tokenizer")]
+    ("name", "sentence"),
+    [("none", "there is no model folder"), ("bare", "holds no tokenizer")],
 )
 def test_model_without_tokenizer(tmp_path, name, sentence):
     (tmp_path / "bare").mkdir()
@@ -208,7 +230,11 @@ def test_blocks_are_the_same_bytes_each_time_and_carry_their_making(tmp_path, mo
     source.write_text(
         "".join(chr(97 + i) * 16 for i in range(8))
     )  # block i is one letter, 16 times
-    given = [f"model.name={model}", f"calibration.source={source}", "calibration.samples=4"]
+    given = [
+        f"model.name={model}",
+        f"calibration.source={source}",
+        "calibration.samples=4",
+    ]
     path = run(tmp_path, "pin text blocks", *given) / "calibration.safetensors"
     first = path.read_bytes()
     run(tmp_path, "blocks", *given)

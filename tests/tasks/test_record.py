@@ -58,7 +58,11 @@ def settled(run: Run, found: Findings) -> Record:
 
 def test_a_record_holds_what_all_tasks_found(run: Run) -> None:
     record = settled(run, findings())
-    assert (record.run_id, record.seconds, record.model.name) == ("r1", 2.0, "models/as-named")
+    assert (record.run_id, record.seconds, record.model.name) == (
+        "r1",
+        2.0,
+        "models/as-named",
+    )
     assert plain(record.candidate) == MADE["rows"][1]
     assert record.lineage.git_commit == "c0ffee"
     assert record.lineage.packages == {"torch": "2.13.0"}  # of the compression
@@ -101,4 +105,6 @@ def test_the_outcome_is_no_part_of_what_is_published(run: Run) -> None:
     told = plain(with_outcome(record, published, "3", run.report))
     assert told["artifact"] == {"url": "store/x", "digest": "d" * 64, "files": {}}
     assert (told["model_version"], told["report"]) == ("3", str(run.report))
-    assert not {"artifact", "model_version", "report"} & set(json.loads(run.record.read_text()))
+    assert not {"artifact", "model_version", "report"} & set(
+        json.loads(run.record.read_text())
+    )

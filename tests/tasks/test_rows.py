@@ -34,10 +34,16 @@ def digest_of(
 
 def test_the_dense_results_depend_on_what_they_are_measured_with(root: Path) -> None:
     same = digest_of(root)
-    untouched = {"select": {"ratio": 0.5}, "recover": {"epochs": 1}, "gate": {"mode": "off"}}
+    untouched = {
+        "select": {"ratio": 0.5},
+        "recover": {"epochs": 1},
+        "gate": {"mode": "off"},
+    }
     assert digest_of(root, **untouched) == same
     # The run's own copies of the texts count, not where they came from.
-    assert digest_of(root, evaluate={"baselines": [], "in_domain": "elsewhere.txt"}) == same
+    assert (
+        digest_of(root, evaluate={"baselines": [], "in_domain": "elsewhere.txt"}) == same
+    )
     others = [
         digest_of(root, weights="v"),
         digest_of(root, dtype="bfloat16"),

@@ -22,7 +22,11 @@ from tasks import stage
             Crash,
             "stage job was killed by SIGSEGV; what it had finished is kept",
         ),
-        ("exit 3", Crash, "stage job failed with exit status 3, for the reason shown above;"),
+        (
+            "exit 3",
+            Crash,
+            "stage job failed with exit status 3, for the reason shown above;",
+        ),
         ("printf 'no such text' > $ELDER_ERROR_FILE; exit 2", UserError, "no such text"),
     ],
 )

@@ -29,7 +29,9 @@ def settings(source: Path) -> Params:
 def test_an_evaluation_text_is_the_whole_split_that_its_name_says(
     dataset: Path, tmp_path: Path
 ) -> None:
-    path = text_of_dataset(settings(dataset), f"{dataset}:default:test", tmp_path / "texts")
+    path = text_of_dataset(
+        settings(dataset), f"{dataset}:default:test", tmp_path / "texts"
+    )
     documents = path.read_text().split("\n\n")
     assert len(documents) == 200
     assert documents[3].startswith("test 3 word")
@@ -56,7 +58,9 @@ def test_unknown_names_are_refused_in_a_sentence(dataset: Path, tmp_path: Path) 
         text_of_dataset(settings(dataset), f"{dataset}:default:tset", tmp_path)
 
 
-def test_the_pipelines_command_line_hands_datasets_over(dataset: Path, tmp_path: Path) -> None:
+def test_the_pipelines_command_line_hands_datasets_over(
+    dataset: Path, tmp_path: Path
+) -> None:
     from elder.cli.compare import texts_as_files
     from flows.cli.app import SERVICES
 
@@ -84,5 +88,7 @@ def test_without_the_pipeline_a_dataset_is_refused_in_a_sentence(
     from elder.cli.services import LIBRARY
 
     wanted = Params.model_validate({"evaluate": {"in_domain": "owner/set:a:b"}})
-    with pytest.raises(UserError, match=r"no text file 'owner/set:a:b'.*elder\[pipeline\]"):
+    with pytest.raises(
+        UserError, match=r"no text file 'owner/set:a:b'.*elder\[pipeline\]"
+    ):
         texts_as_files(LIBRARY, wanted, [], tmp_path)

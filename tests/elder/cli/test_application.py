@@ -91,11 +91,15 @@ def one_block(here: Path, model_folder: Path, text_file: Path) -> list[str]:
     return [*command, "--set", "evaluate.max_tokens=32"]
 
 
-def test_a_perplexity_without_a_standard_error_is_shown_alone(one_block: list[str]) -> None:
+def test_a_perplexity_without_a_standard_error_is_shown_alone(
+    one_block: list[str],
+) -> None:
     done = CliRunner().invoke(build_app(LIBRARY), one_block)
     assert done.exit_code == 0, done.stderr
     assert re.fullmatch(r"perplexity \d+\.\d{3} on 32 tokens\n", done.stdout)
-    measured = json.loads(CliRunner().invoke(build_app(LIBRARY), [*one_block, "--json"]).stdout)
+    measured = json.loads(
+        CliRunner().invoke(build_app(LIBRARY), [*one_block, "--json"]).stdout
+    )
     assert measured["stderr"] is None
     assert measured["blocks"] == 1
 
@@ -103,7 +107,13 @@ def test_a_perplexity_without_a_standard_error_is_shown_alone(one_block: list[st
 def test_an_infinite_perplexity_is_null_in_json(
     one_block: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = {"perplexity": math.inf, "stderr": None, "nll": 800.0, "tokens": 32, "blocks": 1}
+    broken = {
+        "perplexity": math.inf,
+        "stderr": None,
+        "nll": 800.0,
+        "tokens": 32,
+        "blocks": 1,
+    }
     monkeypatch.setattr(
         "elder.evaluation.perplexity.perplexity_of_text", lambda *_: Perplexity(**broken)
     )

@@ -22,7 +22,9 @@ def ending(elder: Elder, monkeypatch: pytest.MonkeyPatch, error: BaseException) 
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"
+        ),
         RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
         ),

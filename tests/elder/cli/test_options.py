@@ -26,7 +26,15 @@ OPTIONS = {  # scripts of others depend on these
         *PLACE,
         *COMMON,
     ],
-    "evaluate": ["--text", "--seq-len", "--tasks", "--task-data", "--limit", *PLACE, *COMMON],
+    "evaluate": [
+        "--text",
+        "--seq-len",
+        "--tasks",
+        "--task-data",
+        "--limit",
+        *PLACE,
+        *COMMON,
+    ],
     "bench": ["--against", *PLACE, *COMMON],
     "compare": [
         "--methods",

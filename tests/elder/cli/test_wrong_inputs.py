@@ -140,7 +140,10 @@ def test_a_known_family_that_also_brings_code_needs_none(
         (b"", "is empty"),
         (b"too short", "has 9 tokens, less than one block of 32"),
         (b"caf\xe9 au lait, " * 200, "is not UTF-8 text"),
-        (b"enough for some blocks " * 10, "holds 7 blocks of 32 tokens, 16 were asked for"),
+        (
+            b"enough for some blocks " * 10,
+            "holds 7 blocks of 32 tokens, 16 were asked for",
+        ),
     ],
 )
 def test_calibration_texts_that_cannot_be_used(
@@ -164,7 +167,9 @@ def test_calibration_texts_that_cannot_be_used(
         ("0.99", "6 of 6 layers cannot be removed; remove 1 to 5"),
     ],
 )
-def test_ratios_that_cannot_be(elder: Elder, here: Path, ratio: str, sentence: str) -> None:
+def test_ratios_that_cannot_be(
+    elder: Elder, here: Path, ratio: str, sentence: str
+) -> None:
     for command in ("select", "compress"):
         refused(elder(command, "--ratio", ratio), here, [], sentence)
 
@@ -173,8 +178,14 @@ def test_ratios_that_cannot_be(elder: Elder, here: Path, ratio: str, sentence: s
     ("arguments", "sentence"),
     [
         (["--method", "shortgtp"], "no method 'shortgtp'; did you mean 'shortgpt'?"),
-        (["--set", "select.method=slebb"], "no selection method 'slebb'; did you mean 'sleb'?"),
-        (["--set", "select.ration=0.3"], r"select\.ration: unknown key, did you mean 'ratio'?"),
+        (
+            ["--set", "select.method=slebb"],
+            "no selection method 'slebb'; did you mean 'sleb'?",
+        ),
+        (
+            ["--set", "select.ration=0.3"],
+            r"select\.ration: unknown key, did you mean 'ratio'?",
+        ),
         (
             ["--recover", "distill"],
             r"recover\.mode = 'distill': should be 'none', 'train' or 'distil'",
@@ -217,7 +228,9 @@ def test_an_unknown_task_names_the_nearest(model_folder: Path, here: Path) -> No
     )
 
 
-def test_an_output_folder_that_holds_something_is_left_alone(elder: Elder, here: Path) -> None:
+def test_an_output_folder_that_holds_something_is_left_alone(
+    elder: Elder, here: Path
+) -> None:
     (here / "out").mkdir()
     (here / "out" / "precious.txt").write_text("mine")
     refused(elder("compress"), here, ["out"], "'out' already holds something")
@@ -240,7 +253,9 @@ def test_an_empty_output_folder_is_used(elder: Elder, here: Path) -> None:
     assert (here / "out" / "elder.json").exists()
 
 
-@pytest.mark.parametrize("wrapped", [False, True])  # safetensors has a type of its own for it
+@pytest.mark.parametrize(
+    "wrapped", [False, True]
+)  # safetensors has a type of its own for it
 def test_a_full_disk_leaves_no_output(
     elder: Elder, here: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
 ) -> None:
@@ -270,7 +285,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     done = (
-        subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
+        subprocess.run(mount, capture_output=True, text=True)
+        if shutil.which("mount")
+        else None
     )
     if done is None or done.returncode:
         pytest.skip(
@@ -287,7 +304,9 @@ def fill(disk: Path, free: int) -> None:
 
 
 def half_written(disk: Path) -> list[str]:
-    return [path.name for path in disk.rglob("*") if path.name.endswith((".new", ".partial"))]
+    return [
+        path.name for path in disk.rglob("*") if path.name.endswith((".new", ".partial"))
+    ]
 
 
 # the shallower model takes 190 kB: no file fits; the work folder's model does not; it does, but the output does not
@@ -297,7 +316,10 @@ def test_a_disk_that_is_full(elder: Elder, small_disk: Path, free: int) -> None:
     output = ["--recover", "none", "--output", small_disk / "out"]
     left = ["ballast"] if free == 0 else [".out.work", "ballast"]
     refused(
-        elder("compress", *output), small_disk, left, "No space left on device|disk is full"
+        elder("compress", *output),
+        small_disk,
+        left,
+        "No space left on device|disk is full",
     )
     assert half_written(small_disk) == []
     (small_disk / "ballast").unlink()

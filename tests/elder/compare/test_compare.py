@@ -39,7 +39,9 @@ def base(model_folder: Path, text_file: Path) -> Params:
 
 
 def planned(base: Params, methods: str, ratio: float = 1 / 3) -> list[Measurement]:
-    return plan(parse_rows(methods), base, [Size(ratio=ratio)], [0], [base.calibration.source])
+    return plan(
+        parse_rows(methods), base, [Size(ratio=ratio)], [0], [base.calibration.source]
+    )
 
 
 def run(measurements: list[Measurement], folder: Path) -> list[Failure]:
@@ -75,7 +77,9 @@ def test_a_row_holds_what_the_table_needs_and_its_models_are_gone(
     )
     assert row.tokens_seen == 256  # one pass over 8 x 32
     assert row.parameters < dense.parameters
-    assert row.perplexity["in_domain"].perplexity > dense.perplexity["in_domain"].perplexity
+    assert (
+        row.perplexity["in_domain"].perplexity > dense.perplexity["in_domain"].perplexity
+    )
     assert row.losses["in_domain"].shape == (
         20,
     )  # 640 tokens in blocks of 32, as in calibration
@@ -116,7 +120,9 @@ def test_any_change_that_matters_is_measured_anew(
 
     first = slugs()
     assert slugs() == first
-    trained = base.model_copy(update={"recover": base.recover.model_copy(update={"epochs": 2})})
+    trained = base.model_copy(
+        update={"recover": base.recover.model_copy(update={"epochs": 2})}
+    )
     assert slugs(trained) != first  # the recipe
     assert slugs(trained)[0] == first[0]  # but the dense model is not recovered
     assert slugs(ratio=0.5)[1] != first[1]
@@ -266,8 +272,12 @@ def test_the_command_writes_table_and_chart_and_one_json_object(
         "--output",
         "out",
     ]
-    command += [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    command += [
+        word for key, value in sets.items() for word in ("--set", f"{key}={value}")
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [row["name"] for row in found["rows"]] == ["dense", "last"]

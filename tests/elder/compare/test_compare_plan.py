@@ -48,7 +48,9 @@ def base(model_folder: Path, text_file: Path) -> Params:
     )
 
 
-def planned(base: Params, sizes: tuple[Size, ...] = (Size(layers=2),)) -> list[Measurement]:
+def planned(
+    base: Params, sizes: tuple[Size, ...] = (Size(layers=2),)
+) -> list[Measurement]:
     return plan(parse_rows("default"), base, list(sizes), [0], [base.calibration.source])
 
 

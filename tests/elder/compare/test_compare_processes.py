@@ -32,7 +32,9 @@ def measurements(model_folder: Path, text_file: Path) -> list[Measurement]:
             },
         }
     )
-    return plan(parse_rows("last"), base, [Size(layers=2)], [0], [base.calibration.source])
+    return plan(
+        parse_rows("last"), base, [Size(layers=2)], [0], [base.calibration.source]
+    )
 
 
 def wait_for_child() -> int:
@@ -60,7 +62,16 @@ def test_a_killed_process_is_told_in_a_sentence(
 def test_an_interruption_takes_the_measuring_process_with_it(
     model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "elder", "compare", "--methods", "sleb", "--layers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "elder",
+        "compare",
+        "--methods",
+        "sleb",
+        "--layers",
+        "2",
+    ]
     command += ["--model", str(model_folder), "--calibration", str(text_file)]
     for name in ("in_domain", "out_of_domain"):
         command += ["--set", f"evaluate.{name}={text_file}"]

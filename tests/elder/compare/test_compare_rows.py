@@ -30,7 +30,9 @@ def test_a_selection_alone_is_its_paper_and_parts_follow_it() -> None:
         "none",
     )
     assert (trained.select.method, trained.recover.mode) == ("sleb", "train")
-    assert trained.recover.epochs == base.recover.epochs  # every recovery has the same budget
+    assert (
+        trained.recover.epochs == base.recover.epochs
+    )  # every recovery has the same budget
     assert (both.select.method, both.compensate.method, both.recover.mode) == (
         "shortgpt",
         "linear",
@@ -57,7 +59,11 @@ def test_changes_hold_against_the_recipe() -> None:
     )
     found = row.settings(Params())
     learning = found.select.settings_of("elder")
-    assert (found.regularise.epochs, learning.iterative, learning.lambda1) == (0, False, 0.01)
+    assert (found.regularise.epochs, learning.iterative, learning.lambda1) == (
+        0,
+        False,
+        0.01,
+    )
     assert (learning.place, found.regularise.lr) == (
         "output",
         2e-5,
@@ -68,7 +74,10 @@ def test_changes_hold_against_the_recipe() -> None:
     ("text", "sentence"),
     [
         ("slebb", "no method 'slebb'; did you mean 'sleb'"),
-        ("sleb+distill", "nothing named 'distill' can follow 'sleb'; did you mean 'distil'"),
+        (
+            "sleb+distill",
+            "nothing named 'distill' can follow 'sleb'; did you mean 'distil'",
+        ),
         ("sleb+train+distil", "names 2 ways of recovery, train and distil"),
         ("sleb,sleb", "'sleb' was given twice"),
         (" , ", "no method was named"),

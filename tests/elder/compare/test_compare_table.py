@@ -14,7 +14,9 @@ from elder.compare.result import Result
 from elder.compare.table import TableRow, build
 from elder.compare.write import csv_text, flat, markdown, title
 
-BLOCKS = np.array([0.0, 0.1, 0.2, 0.3])  # spread of a text: some blocks are harder than others
+BLOCKS = np.array(
+    [0.0, 0.1, 0.2, 0.3]
+)  # spread of a text: some blocks are harder than others
 
 
 def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) -> Result:
@@ -95,9 +97,9 @@ def test_rows_over_the_budget_are_shown_but_never_best() -> None:
     ]
     rows = rows_of(*results)  # 6.6 passes over 1,000 tokens
     assert [name for name, row in rows.items() if row.over_budget] == ["long"]
-    assert [name for name, row in rows.items() if row.mark["out_of_domain"] == "best"] == [
-        "default"
-    ]
+    assert [
+        name for name, row in rows.items() if row.mark["out_of_domain"] == "best"
+    ] == ["default"]
     assert rows_of(*results, passes=7)["long"].mark["out_of_domain"] == "best"
 
 
@@ -142,7 +144,10 @@ def test_task_means_are_marked_by_their_standard_errors() -> None:
 
     # two standard errors of a difference: 2 x hypot(0.03, 0.03) = 0.0849
     rows = rows_of(
-        mean("best", 0.70), mean("tie", 0.62), mean("far", 0.61), mean("long", 0.9, spent=9000)
+        mean("best", 0.70),
+        mean("tie", 0.62),
+        mean("far", 0.61),
+        mean("long", 0.9, spent=9000),
     )
     assert {name: row.mark["task_mean"] for name, row in rows.items()} == {
         "dense": None,
@@ -161,7 +166,9 @@ def test_task_means_are_marked_by_their_standard_errors() -> None:
 
 
 def test_seeds_are_averaged_in_log_perplexity() -> None:
-    row = rows_of(result("a", 3.0, seed=0, spent=200), result("a", 3.2, seed=1, spent=400))["a"]
+    row = rows_of(
+        result("a", 3.0, seed=0, spent=200), result("a", 3.2, seed=1, spent=400)
+    )["a"]
     found = row.perplexity["in_domain"]
     assert found.perplexity == pytest.approx(math.exp(3.1))
     # spread of 3.0 and 3.2 is 0.1414; over sqrt(2) that is 0.1
@@ -209,7 +216,9 @@ def test_markdown_marks_best_ties_budget_and_missing_seeds() -> None:
     ]
     text = markdown(build(result("dense", 3.0), results, 6.6), 6.6, [0, 1])
     lines = {
-        line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")
+        line.split("|")[1].strip(): line
+        for line in text.splitlines()
+        if line.startswith("|")
     }
     # exp(3.5) = 33.12, the same for both seeds
     assert "| 2, 1 | **33.12 ± 0.00** | **33.12 ± 0.00** |" in lines["best"]

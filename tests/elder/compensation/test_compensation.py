@@ -42,18 +42,32 @@ LATENT = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
 }
-GROUPS = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 2}
+GROUPS = {
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 2,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", COMMON),
     "gpt2": (
         "GPT2",
-        {"vocab_size": 257, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64},
+        {
+            "vocab_size": 257,
+            "n_embd": 32,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "n_positions": 64,
+        },
     ),
     "opt": ("OPT", OPT),
     "phi": ("Phi", COMMON),
     "gpt-neox": ("GPTNeoX", COMMON),
     "falcon": ("Falcon", SIZES),
-    "bloom": ("Bloom", {"vocab_size": 257, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4}),
+    "bloom": (
+        "Bloom",
+        {"vocab_size": 257, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4},
+    ),
     "granite": ("Granite", COMMON | {"residual_multiplier": 0.22}),
     "mixtral": ("Mixtral", COMMON | {"num_local_experts": 4, "num_key_value_heads": 4}),
     "qwen3-moe": (
@@ -87,7 +101,11 @@ def build(family: str) -> Any:
 
 
 def pruned(
-    dense: Any, removed: tuple[int, ...], blocks: torch.Tensor, method: str, **settings: Any
+    dense: Any,
+    removed: tuple[int, ...],
+    blocks: torch.Tensor,
+    method: str,
+    **settings: Any,
 ) -> Pruned[Any]:
     """Take layers out of a copy of a model, and say how to mend it."""
     model = copy.deepcopy(dense)
@@ -130,7 +148,11 @@ def test_none_does_nothing(llama: Callable, blocks: torch.Tensor) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_keeps_dtype_and_shapes_and_repeats_itself(
-    trained: Any, text_blocks: torch.Tensor, tmp_path: Path, method: str, dtype: torch.dtype
+    trained: Any,
+    text_blocks: torch.Tensor,
+    tmp_path: Path,
+    method: str,
+    dtype: torch.dtype,
 ) -> None:
     dense = trained
     for parameter in (
@@ -208,7 +230,9 @@ def test_layers_of_other_shapes_do_not_merge(blocks: torch.Tensor) -> None:
     )  # the first layer with experts
     job = pruned(dense, (index,), blocks, "merge")
     before = weights_digest(job.model)
-    sentence = f"layer {index} cannot be merged into layer {index - 1}: their weights differ"
+    sentence = (
+        f"layer {index} cannot be merged into layer {index - 1}: their weights differ"
+    )
     with pytest.raises(UserError, match=sentence):
         compensate("merge", job)
     assert weights_digest(job.model) == before
@@ -228,26 +252,35 @@ def test_alpha_is_the_ratio_of_mean_norms(llama: Callable, blocks: torch.Tensor)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - NORM_AFTER))
-def test_folding_alpha_equals_scaling_the_stream(family: str, blocks: torch.Tensor) -> None:
+def test_folding_alpha_equals_scaling_the_stream(
+    family: str, blocks: torch.Tensor
+) -> None:
     job = pruned(build(family), (0, 3), blocks, "magnitude")
     plain = copy.deepcopy(job.model)
     record = compensate("magnitude", job)
     scales = [gap["scale"] for gap in record["gaps"]]
     hooks = [  # without layers 0 and 3, layer 1 is the first, and layer 4 the third
-        find_layers(plain)[place].register_forward_pre_hook(scaling(scale), with_kwargs=True)
+        find_layers(plain)[place].register_forward_pre_hook(
+            scaling(scale), with_kwargs=True
+        )
         for place, scale in zip((0, 2), scales, strict=True)
     ]
     expected = logits_of(plain, blocks)
     for hook in hooks:
         hook.remove()
     assert torch.allclose(
-        logits_of(job.model, blocks), expected, rtol=1e-2, atol=1e-2 * expected.std().item()
+        logits_of(job.model, blocks),
+        expected,
+        rtol=1e-2,
+        atol=1e-2 * expected.std().item(),
     )
     assert (
         logits_of(plain, blocks) - expected
     ).std() > 0.1 * expected.std()  # it did make a difference
     for name in ("get_input_embeddings", "get_output_embeddings"):
-        assert torch.equal(getattr(job.model, name)().weight, getattr(plain, name)().weight)
+        assert torch.equal(
+            getattr(job.model, name)().weight, getattr(plain, name)().weight
+        )
 
 
 def scaling(scale: float) -> Callable:
@@ -270,13 +303,16 @@ def test_families_with_a_norm_after_the_projection_are_refused(
     job = pruned(build(family).to(dtype), (2, 3), blocks, method)
     before = weights_digest(job.model)
     with pytest.raises(
-        UserError, match=r"ForCausalLM cannot be compensated by .*; set compensate.method to"
+        UserError,
+        match=r"ForCausalLM cannot be compensated by .*; set compensate.method to",
     ):
         compensate(method, job)
     assert weights_digest(job.model) == before
 
 
-def test_a_model_without_a_last_norm_is_refused(llama: Callable, blocks: torch.Tensor) -> None:
+def test_a_model_without_a_last_norm_is_refused(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
     dense = llama(4)
     remove_layers(dense, (3,))
     job = pruned(dense, (1,), blocks, "magnitude")
@@ -291,7 +327,10 @@ def test_a_model_without_a_last_norm_is_refused(llama: Callable, blocks: torch.T
 def test_the_ridge_by_hand() -> None:
     # one dimension: A = 4, B = 2, and a pull of 1 x mean diagonal 4: (4 + 4) t = 2 + 4
     one = Moments(
-        torch.tensor([[4.0]]).double(), torch.tensor([[2.0]]).double(), rest=3.0, target=2.0
+        torch.tensor([[4.0]]).double(),
+        torch.tensor([[2.0]]).double(),
+        rest=3.0,
+        target=2.0,
     )
     assert solve(one, 1.0).item() == pytest.approx(0.75)
     assert solve(one, 1e-9).item() == pytest.approx(0.5)
@@ -334,7 +373,8 @@ def test_it_brings_the_states_and_the_loss_nearer(
     def error(model: Any, ids: torch.Tensor) -> float:
         """Return the distance of the state entering layer 2 from the dense one entering layer 4."""
         found, wanted = (
-            m(input_ids=ids, output_hidden_states=True).hidden_states for m in (model, trained)
+            m(input_ids=ids, output_hidden_states=True).hidden_states
+            for m in (model, trained)
         )
         return ((found[2] - wanted[4]).square().sum() / wanted[4].square().sum()).item()
 
@@ -351,7 +391,9 @@ def test_it_brings_the_states_and_the_loss_nearer(
     assert record["held_out_loss"]["after"] < record["held_out_loss"]["before"]
 
 
-def test_a_map_that_does_not_help_is_left_out(llama: Callable, blocks: torch.Tensor) -> None:
+def test_a_map_that_does_not_help_is_left_out(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
     job = pruned(
         llama(4), (1, 2), blocks, "linear", ridge=1e-6
     )  # random layers, and few tokens: learnt by heart
@@ -362,7 +404,9 @@ def test_a_map_that_does_not_help_is_left_out(llama: Callable, blocks: torch.Ten
     assert weights_digest(job.model) == before
 
 
-@pytest.mark.parametrize("module", [nn.Linear(3, 2), nn.Linear(3, 2, bias=False), Conv1D(2, 3)])
+@pytest.mark.parametrize(
+    "module", [nn.Linear(3, 2), nn.Linear(3, 2, bias=False), Conv1D(2, 3)]
+)
 def test_folding_maps_what_a_projection_puts_out(module: Any) -> None:
     x, matrix = torch.randn(5, 3), torch.tensor([[1.0, 2.0], [0.0, -1.0]]).double()
     expected = module(x) @ matrix.float()

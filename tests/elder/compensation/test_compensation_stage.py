@@ -74,7 +74,10 @@ def test_compress_compensates_and_records_it(
         for p, i in enumerate(found["kept"])
     ]
     assert same.count(False) > 0
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers
+        == 4
+    )
 
 
 def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(
@@ -102,7 +105,9 @@ def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(
         with monkeypatch.context() as patch:
             patch.setattr("elder.compression.compress.STAGES", cut_in(stage))
             assert "interrupted" in run(*arguments).stderr
-        assert {path.stem for path in (tmp_path / ".out.work").glob("*.json")} >= set(left)
+        assert {path.stem for path in (tmp_path / ".out.work").glob("*.json")} >= set(
+            left
+        )
     with monkeypatch.context() as patch:
         # it is done, and not done again
         patch.setattr("elder.compression.compress.STAGES", cut_in("compensate"))
@@ -114,7 +119,9 @@ def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(
     )
     assert found["sha256"] == whole["sha256"]
     assert found["compensation"] == whole["compensation"]
-    plain = json.loads(run(*arguments, "--compensate", "none", "--output", "plain").stdout)
+    plain = json.loads(
+        run(*arguments, "--compensate", "none", "--output", "plain").stdout
+    )
     assert plain["compensation"] is None
     assert (
         plain["curve"][0]["loss"] > found["curve"][0]["loss"]
@@ -127,7 +134,8 @@ def test_a_wrong_name_is_refused_before_any_work(
     done = run("--compensate", "magnitud")
     assert done.exit_code == 2
     assert (
-        "error: there is no compensation 'magnitud'; did you mean 'magnitude'?" in done.stderr
+        "error: there is no compensation 'magnitud'; did you mean 'magnitude'?"
+        in done.stderr
     )
     assert list(tmp_path.iterdir()) == []
 

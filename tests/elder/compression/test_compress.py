@@ -60,7 +60,9 @@ def test_select_prints_exactly_one_json_object(
     assert found["tokens"] == 16 * 32
     assert found["seconds"] > 0
     assert found["peak_memory_bytes"] > 0
-    assert [i for one in found["scores"]["rounds"] for i in one["removed"]] == found["removed"]
+    assert [i for one in found["scores"]["rounds"] for i in one["removed"]] == found[
+        "removed"
+    ]
     again = json.loads(elder("select", "--method", method, "--json").stdout)
     assert (again["removed"], again["scores"]) == (found["removed"], found["scores"])
     assert bytes_of(model_folder) == before
@@ -89,7 +91,13 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
     found = json.loads(done.stdout)
     out = here / "out"
     assert [path.name for path in here.iterdir()] == ["out"]
-    names = {"config.json", "model.safetensors", "tokenizer.json", "elder.json", "README.md"}
+    names = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "elder.json",
+        "README.md",
+    }
     assert names <= {path.name for path in out.iterdir()}
     record = json.loads((out / "elder.json").read_text())
     assert {key: found[key] for key in record if key != "model"} == {
@@ -121,11 +129,14 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
     assert (
-        f"Layers {found['removed'][0]}, {found['removed'][1]} of the dense model went" in card
+        f"Layers {found['removed'][0]}, {found['removed'][1]} of the dense model went"
+        in card
     )
 
 
-@pytest.mark.parametrize("recipe", [[], ["--method", "elder", "--set", "regularise.epochs=1"]])
+@pytest.mark.parametrize(
+    "recipe", [[], ["--method", "elder", "--set", "regularise.epochs=1"]]
+)
 def test_the_same_seed_gives_the_same_bytes(
     elder: Elder, here: Path, recipe: list[str]
 ) -> None:
@@ -143,7 +154,11 @@ def test_without_recovery_the_kept_layers_are_untouched(
     done = elder("compress", "--recover", "none", "--json")
     found = json.loads(done.stdout)
     # what learning the layer weights took, and no more
-    assert (found["optimizer_steps"], found["tokens_seen"], found["trainable_parameters"]) == (
+    assert (
+        found["optimizer_steps"],
+        found["tokens_seen"],
+        found["trainable_parameters"],
+    ) == (
         4,
         4 * 32,
         0,
@@ -180,7 +195,9 @@ def test_the_record_names_the_device_that_was_used(
     elder: Elder, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU that stands idle")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_name", lambda *_: "a GPU that stands idle"
+    )
     done = elder("compress", "--recover", "none", "--device", "cpu")
     assert done.exit_code == 0, done.stderr
     lineage = json.loads((here / "out" / "elder.json").read_text())["lineage"]
@@ -200,7 +217,9 @@ print(model.config.num_hidden_layers, cached.shape[1])
 """
 
 
-def test_the_model_loads_and_generates_where_elder_is_not(elder: Elder, here: Path) -> None:
+def test_the_model_loads_and_generates_where_elder_is_not(
+    elder: Elder, here: Path
+) -> None:
     assert elder("compress").exit_code == 0
     command = [sys.executable, "-I", "-c", ALONE, str(here / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -234,7 +253,9 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
     assert "Traceback" not in done.stderr
     assert "interrupted" in done.stderr
     assert not (here / "again").exists()
-    assert (here / ".again.work" / "learn.json").exists()  # what is done need not be done again
+    assert (
+        here / ".again.work" / "learn.json"
+    ).exists()  # what is done need not be done again
 
     with monkeypatch.context() as patch:
         done_before = replace(STAGES[0], run=never)
@@ -244,7 +265,8 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
     assert bytes_of(here / "again") == bytes_of(here / "whole")
     assert sorted(path.name for path in here.iterdir()) == ["again", "whole"]
     records = [
-        json.loads((here / name / "elder.json").read_text()) for name in ("again", "whole")
+        json.loads((here / name / "elder.json").read_text())
+        for name in ("again", "whole")
     ]
     for key in ("tokens_seen", "optimizer_steps", "curve", "search", "sha256"):
         assert records[0][key] == records[1][key]

@@ -64,7 +64,9 @@ def again(
         ran: list[str] = []
 
         def watched(stage: Stage) -> Stage:
-            return replace(stage, run=lambda job: (ran.append(stage.name), stage.run(job))[1])
+            return replace(
+                stage, run=lambda job: (ran.append(stage.name), stage.run(job))[1]
+            )
 
         stages = [watched(stage) for stage in STAGES]
         with open_job(work, settings, text_file, stages) as job:
@@ -177,7 +179,8 @@ def test_what_changed_is_named(
     with open_job(work, settings.model_copy(update={"recover": recover}), text, STAGES):
         left = sorted(path.name for path in work.iterdir())
     assert (
-        "another value of: calibration text, recover; starting anew" in capsys.readouterr().err
+        "another value of: calibration text, recover; starting anew"
+        in capsys.readouterr().err
     )
     assert left == ["key.json", "lock"]
 
@@ -221,17 +224,29 @@ def test_a_second_compression_of_one_output_is_refused_and_deletes_nothing(
         f"another process works in {str(work)!r}: wait for its end, or name another output"
     ]
     assert len(record.removed) == 2
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"]
+        == 4
+    )
 
 
 def test_two_processes_never_share_a_work_folder(
     settings: Params, text_file: Path, tmp_path: Path
 ) -> None:
     parameters = tmp_path / "params.yaml"
-    parameters.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
+    parameters.write_text(
+        yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8"
+    )
     command = [
         *(sys.executable, "-m", "elder", "compress", str(settings.model.name)),
-        *("--params", str(parameters), "--calibration", str(text_file), "--output", "out"),
+        *(
+            "--params",
+            str(parameters),
+            "--calibration",
+            str(text_file),
+            "--output",
+            "out",
+        ),
     ]
     work = tmp_path / ".out.work"
     with hold(work / "lock", "free at first"):  # as a stage of a flow would
@@ -255,10 +270,17 @@ def test_a_new_stage_is_one_line(
     def polish(job: Job) -> Trained:
         loaded = job.load(job.folder("remove"))
         job.keep("polish", loaded)
-        return Trained(spent=Spent(tokens_seen=5, optimizer_steps=3), peak_memory_bytes=1 << 50)
+        return Trained(
+            spent=Spent(tokens_seen=5, optimizer_steps=3), peak_memory_bytes=1 << 50
+        )
 
     longer = (*STAGES, Stage("polish", polish, section=None, result=Trained, joins=True))
-    assert processes(longer) == ["learn", "regularise", "remove,compensate", "recover,polish"]
+    assert processes(longer) == [
+        "learn",
+        "regularise",
+        "remove,compensate",
+        "recover,polish",
+    ]
     monkeypatch.setattr(compressing, "STAGES", longer)
     without = validate(
         settings.model_dump() | {"regularise": {"epochs": 0}, "recover": {"mode": "none"}}
@@ -273,7 +295,9 @@ def test_the_stages_and_their_processes() -> None:
     assert {stage.section for stage in STAGES if stage.section} == set(RECIPE)
     for stage in STAGES:
         assert issubclass(stage.result, StageResult)
-    with pytest.raises(UserError, match="there is no stage 'recove'; did you mean 'recover'"):
+    with pytest.raises(
+        UserError, match="there is no stage 'recove'; did you mean 'recover'"
+    ):
         get_stage(STAGES, "recove")
 
 
@@ -294,4 +318,6 @@ def test_a_record_says_what_all_stages_took(
     ]
     assert (record.optimizer_steps, record.tokens_seen) == (3, 2 * 8 * 32)
     assert record.tokens_generated == 8 * 32
-    assert record.seconds == pytest.approx(sum(result.seconds for result in results), abs=1e-3)
+    assert record.seconds == pytest.approx(
+        sum(result.seconds for result in results), abs=1e-3
+    )

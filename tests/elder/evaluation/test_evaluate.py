@@ -104,8 +104,12 @@ def test_an_infinite_perplexity_is_a_result(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double())
-    found = perplexity(loaded, torch.tensor([[1000, 0]]), batch=2)  # exp(1000) is too large
-    assert found == Perplexity(perplexity=math.inf, stderr=None, nll=1000.0, tokens=2, blocks=1)
+    found = perplexity(
+        loaded, torch.tensor([[1000, 0]]), batch=2
+    )  # exp(1000) is too large
+    assert found == Perplexity(
+        perplexity=math.inf, stderr=None, nll=1000.0, tokens=2, blocks=1
+    )
 
 
 def test_perplexity_of_text_counts_whole_blocks(loaded: Loaded, tmp_path: Path) -> None:
@@ -126,9 +130,9 @@ def accuracy_by_hand(loaded: Loaded, rows: list[dict]) -> float:
             logs = loaded.model(ids).logits[0, :-1].log_softmax(-1)
         return float(logs.gather(1, ids[0, 1:, None]).sum())
 
-    return sum(score(row["sentence_good"]) > score(row["sentence_bad"]) for row in rows) / len(
-        rows
-    )
+    return sum(
+        score(row["sentence_good"]) > score(row["sentence_bad"]) for row in rows
+    ) / len(rows)
 
 
 def test_tasks_match_a_count_by_hand_and_stay_silent(
@@ -150,7 +154,9 @@ def test_tasks_match_a_count_by_hand_and_stay_silent(
     assert task.value == pytest.approx(value)
     assert task.stderr == pytest.approx(math.sqrt(value * (1 - value) / 4))
     assert (task.metric, task.version, task.higher_is_better) == ("acc", 1.0, True)
-    assert run_tasks(loaded, ["blimp_passive_1"], TASKS, 5, 8) == {"blimp_passive_1": task}
+    assert run_tasks(loaded, ["blimp_passive_1"], TASKS, 5, 8) == {
+        "blimp_passive_1": task
+    }
 
 
 def test_a_built_in_task_reads_a_folder_named_like_its_dataset(
@@ -166,7 +172,9 @@ def test_a_built_in_task_reads_a_folder_named_like_its_dataset(
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = run_tasks(loaded, ["piqa"], tmp_path, None, 8)
     assert found["piqa"].metric == "acc"
-    assert found["piqa"].value == 0.5  # the labels alternate and the answers do not differ
+    assert (
+        found["piqa"].value == 0.5
+    )  # the labels alternate and the answers do not differ
     assert no_network == []
 
 
@@ -236,7 +244,11 @@ def test_the_headline_is_acc_or_the_first_with_an_error() -> None:
     )
     del texts["f1,x"], texts["f1_stderr,x"]
     assert headline(texts, {"word_perplexity": False}, 2.0) == TaskResult(
-        metric="word_perplexity", value=30.0, stderr=None, version=2.0, higher_is_better=False
+        metric="word_perplexity",
+        value=30.0,
+        stderr=None,
+        version=2.0,
+        higher_is_better=False,
     )
 
 
@@ -248,7 +260,9 @@ def test_protocol_changes_with_what_matters_only(loaded: Loaded, tmp_path: Path)
     texts = {"in_domain": str(text), "out_of_domain": str(text)}
     settings = Evaluate(tasks=("a",), task_data=str(data), **texts)
 
-    def digest(model: Loaded = loaded, chosen: Evaluate = settings, seq_len: int = 16) -> str:
+    def digest(
+        model: Loaded = loaded, chosen: Evaluate = settings, seq_len: int = 16
+    ) -> str:
         return protocol(chosen, model, seq_len).digest
 
     first = digest()

@@ -15,7 +15,10 @@ PROTOCOL = {"texts": {"out_of_domain": "c" * 64}, "limit": None, "device": "cpu"
 DENSE = {
     "name": "dense",
     "kind": "dense",
-    "perplexity": {"in_domain": {"perplexity": 20.0}, "out_of_domain": {"perplexity": 40.0}},
+    "perplexity": {
+        "in_domain": {"perplexity": 20.0},
+        "out_of_domain": {"perplexity": 40.0},
+    },
     "task_mean": {"value": 0.80, "stderr": 0.03},
     "tasks": {
         "agreement": {"metric": "acc", "value": 0.9, "stderr": 0.03},
@@ -28,7 +31,10 @@ DENSE = {
 GOOD = {
     "name": "good",
     "kind": "candidate",
-    "perplexity": {"in_domain": {"perplexity": 25.0}, "out_of_domain": {"perplexity": 50.0}},
+    "perplexity": {
+        "in_domain": {"perplexity": 25.0},
+        "out_of_domain": {"perplexity": 50.0},
+    },
     "task_mean": {"value": 0.75, "stderr": 0.04},
     "tasks": {
         "agreement": {"metric": "acc", "value": 0.75, "stderr": 0.04},
@@ -143,7 +149,11 @@ def test_a_bad_missing_or_odd_number_fails_its_rule_alone(
 @pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, None])
 def test_a_dense_perplexity_that_cannot_be_fails(value: float | None) -> None:
     verdict = judge(
-        Gate(), altered(DENSE, "perplexity.in_domain.perplexity", value), GOOD, SPEED, None
+        Gate(),
+        altered(DENSE, "perplexity.in_domain.perplexity", value),
+        GOOD,
+        SPEED,
+        None,
     )
     assert not rule_of(verdict, "perplexity in domain").passed
 
@@ -175,7 +185,10 @@ def test_a_task_that_the_candidate_was_not_given_is_the_worst() -> None:
     del fewer["tasks"]["islands"]
     rule = rule_of(judge(Gate(), DENSE, fewer, SPEED, None), "worst task")
     assert not rule.passed
-    assert "the worst task, islands, beyond its standard error was not measured" in rule.reason
+    assert (
+        "the worst task, islands, beyond its standard error was not measured"
+        in rule.reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,7 +269,10 @@ def test_unlike_protocols_are_not_compared_and_the_difference_is_named() -> None
             {"version": "3", "fault": "there is no record.json beside its weights"},
             "version 3: there is no record.json",
         ),
-        (CHAMPION | {"protocol_digest": None}, "the protocol of the champion is not known"),
+        (
+            CHAMPION | {"protocol_digest": None},
+            "the protocol of the champion is not known",
+        ),
         (CHAMPION | {"protocol_digest": "f" * 64}, "only the digests differ"),
         (CHAMPION | {"perplexity": {}}, "was not measured"),
         (
@@ -265,7 +281,9 @@ def test_unlike_protocols_are_not_compared_and_the_difference_is_named() -> None
         ),
     ],
 )
-def test_a_champion_that_cannot_be_compared_with_refuses(champion: dict, words: str) -> None:
+def test_a_champion_that_cannot_be_compared_with_refuses(
+    champion: dict, words: str
+) -> None:
     verdict = judge(Gate(), DENSE, GOOD, SPEED, champion)
     assert broken(verdict) == ["champion"]
     assert words in rule_of(verdict, "champion").reason
@@ -346,4 +364,6 @@ def test_a_protocol_that_is_not_known_never_passes(
     gate = Gate(max_champion_ratio=None)
     verdict = judge(gate, *rows, SPEED, None)
     assert broken(verdict) == ["protocol"]
-    assert f"the protocol of the {whose} is not known" in rule_of(verdict, "protocol").reason
+    assert (
+        f"the protocol of the {whose} is not known" in rule_of(verdict, "protocol").reason
+    )

@@ -74,7 +74,9 @@ def test_prompts_made_by_code_and_tags_and_single_split_datasets_work_too(
     write(tmp_path / "arc_challenge" / "test.jsonl", QUESTIONS)
     pair = {"sentence_good": "She sees it.", "sentence_bad": "She see it."}
     write(tmp_path / "blimp" / "causative.jsonl", [pair] * 3)
-    found = run_tasks(loaded, ["winogrande", "ai2_arc", "blimp_causative"], tmp_path, None, 4)
+    found = run_tasks(
+        loaded, ["winogrande", "ai2_arc", "blimp_causative"], tmp_path, None, 4
+    )
     assert set(found) == {"winogrande", "arc_easy", "arc_challenge", "blimp_causative"}
     assert found["arc_easy"].value == found["arc_challenge"].value
     assert {found[name].value for name in ("winogrande", "blimp_causative")} <= {

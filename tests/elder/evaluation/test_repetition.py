@@ -30,7 +30,9 @@ def test_repeated_share_by_hand() -> None:
 def test_a_model_that_loops_repeats_itself_and_a_sound_one_does_not(
     loaded: Loaded, text_file: Path
 ) -> None:
-    broken = Loaded(looping(loaded.model), loaded.tokenizer, "broken", None, torch.float32)
+    broken = Loaded(
+        looping(loaded.model), loaded.tokenizer, "broken", None, torch.float32
+    )
     found = repetition(loaded, broken, text_file, batch=16)
     assert found.dense < 0.1
     assert found.pruned > 0.3
@@ -47,7 +49,9 @@ def test_the_same_model_repeats_itself_as_much_whatever_else_was_drawn(
     assert repetition(loaded, loaded, text_file, batch=5) == first
 
 
-def test_a_model_without_finite_logits_is_no_crash(loaded: Loaded, text_file: Path) -> None:
+def test_a_model_without_finite_logits_is_no_crash(
+    loaded: Loaded, text_file: Path
+) -> None:
     broken = copy.deepcopy(loaded.model)
     broken.model.norm.weight.fill_(float("nan"))
     found = repetition(

@@ -80,7 +80,9 @@ def test_two_models_side_by_side_give_ratios_and_a_protocol_that_is_json() -> No
     result = measure_side_by_side(dense, pruned, SPEED)
     ratio, before, after = result.ratio, result.dense, result.pruned
     assert ratio.parameters == pytest.approx(after.parameters / before.parameters)
-    assert ratio.memory == pytest.approx(after.peak_memory_bytes / before.peak_memory_bytes)
+    assert ratio.memory == pytest.approx(
+        after.peak_memory_bytes / before.peak_memory_bytes
+    )
     assert ratio.memory < 1
     assert "activations are not counted" in result.protocol["memory"]
     json.dumps(plain(result), allow_nan=False)
@@ -196,7 +198,9 @@ def test_a_want_of_memory_does_not_count_as_wrong_generation(
         )
 
     monkeypatch.setattr("elder.evaluation.speed.generate", full)
-    with pytest.raises(UserError, match="the check of generation does not fit into memory"):
+    with pytest.raises(
+        UserError, match="the check of generation does not fit into memory"
+    ):
         generation_agrees(tiny(), new_tokens=16)
 
 
@@ -207,7 +211,9 @@ def test_generation_disagrees_when_a_layer_goes_without_its_index() -> None:
     assert not generation_agrees(loaded, new_tokens=16)
 
 
-def test_generation_disagrees_when_the_cache_is_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_disagrees_when_the_cache_is_spoilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from transformers.cache_utils import DynamicLayer
 
     update = DynamicLayer.update

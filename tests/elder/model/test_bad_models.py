@@ -27,7 +27,10 @@ SPEED = Speed(
 )
 # what a layer takes of so small a model's time is lost in the noise of a busy machine
 GATE = Gate(
-    max_task_mean_loss=None, max_task_loss=None, min_prompt_speedup=None, check_loads=False
+    max_task_mean_loss=None,
+    max_task_loss=None,
+    min_prompt_speedup=None,
+    check_loads=False,
 )
 TEXTS = {"perplexity in domain", "perplexity out of domain"}
 
@@ -40,7 +43,9 @@ def noise(model: LlamaForCausalLM) -> None:
     """Add noise as large as the weights themselves."""
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
-        weight.add_(torch.randn(weight.shape, generator=generator) * weight.std(correction=0))
+        weight.add_(
+            torch.randn(weight.shape, generator=generator) * weight.std(correction=0)
+        )
 
 
 def certainty(model: LlamaForCausalLM) -> None:

@@ -102,13 +102,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory, ids: torch.Tensor) -> Path:
         family.build().to(torch.bfloat16).save_pretrained(
             dense
         )  # that turns rotary frequencies, too, which loading
-        model = AutoModelForCausalLM.from_pretrained(dense, dtype="auto")  # keeps in float32
+        model = AutoModelForCausalLM.from_pretrained(
+            dense, dtype="auto"
+        )  # keeps in float32
         model.generation_config.repetition_penalty = 1.25
         remove_layers(model, GONE)
         model.save_pretrained(root / name)
         tokens = model.generate(ids[:1, :9], use_cache=True, **GREEDY)
         save_file({"ids": ids}, root / name / "ids.st")
-        save_file({"logits": logits(model, ids), "tokens": tokens}, root / name / "said.st")
+        save_file(
+            {"logits": logits(model, ids), "tokens": tokens}, root / name / "said.st"
+        )
     environment = os.environ | {
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "HF_HUB_OFFLINE": "1",
@@ -143,7 +147,11 @@ def test_generation_with_the_cache_equals_generation_without(
     model: Any, ids: torch.Tensor
 ) -> None:
     remove_layers(model, GONE)
-    options: dict[str, Any] = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
+    options: dict[str, Any] = {
+        "max_new_tokens": 16,
+        "min_new_tokens": 16,
+        "do_sample": False,
+    }
     cached = model.generate(ids[:1, :9], use_cache=True, **options)
     assert cached.shape == (1, 25)
     assert torch.equal(cached, model.generate(ids[:1, :9], use_cache=False, **options))
@@ -162,12 +170,16 @@ def test_another_process_reads_the_same_model(name: str, dense: Any, saved: Path
     )
 
 
-def test_the_saved_configuration_says_what_is_left(name: str, dense: Any, saved: Path) -> None:
+def test_the_saved_configuration_says_what_is_left(
+    name: str, dense: Any, saved: Path
+) -> None:
     config = json.loads((saved / name / "config.json").read_text())
     for key, value in FAMILIES[name].says.items():
         assert config[key] == value, key
     count = next(
-        k for k in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if k in config
+        k
+        for k in ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        if k in config
     )
     assert config[count] == len(KEPT)
     for key, old in vars(text_config(dense)).items():
@@ -199,7 +211,9 @@ def contradictions(config: dict[str, Any], count: int) -> list[str]:
         found += [key] if marks != full else []
     if spacing := config.get("no_rope_layer_interval"):
         by_spacing = [int((i + 1) % spacing != 0) for i in range(count)]
-        found += ["no_rope_layer_interval"] if by_spacing != config["no_rope_layers"] else []
+        found += (
+            ["no_rope_layer_interval"] if by_spacing != config["no_rope_layers"] else []
+        )
     if config.get("use_sliding_window") and "max_window_layers" in config:
         found += (
             ["max_window_layers"]
@@ -210,7 +224,8 @@ def contradictions(config: dict[str, Any], count: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, family in FAMILIES.items() if family.says and name != "llama4"]
+    "name",
+    [name for name, family in FAMILIES.items() if family.says and name != "llama4"],
 )
 def test_any_one_or_two_layers_can_go_without_contradiction(name: str) -> None:
     model = FAMILIES[name].build()
@@ -223,7 +238,9 @@ def test_any_one_or_two_layers_can_go_without_contradiction(name: str) -> None:
         assert contradictions(config, len(kept)) == [], gone
 
 
-def test_weights_in_either_place_steer_every_family(model: Any, ids: torch.Tensor) -> None:
+def test_weights_in_either_place_steer_every_family(
+    model: Any, ids: torch.Tensor
+) -> None:
     whole = logits(model, ids)
     with skipping(model, GONE):
         skipped = logits(model, ids)
@@ -251,7 +268,9 @@ def test_every_method_runs_on_every_family(name: str, ids: torch.Tensor) -> None
     for method in METHODS:
         quick = {"epochs": 1, "batch": 1, "lambda1": 0.005} if method == "elder" else {}
         settings = METHODS[method].settings(**quick)
-        problem = Problem(model, ids[:, :8], 2, frozenset(), settings, seed=0, forward_batch=8)
+        problem = Problem(
+            model, ids[:, :8], 2, frozenset(), settings, seed=0, forward_batch=8
+        )
         if method == "laco" and name in UNMERGEABLE:
             with pytest.raises(UserError, match="laco cannot take out 2 of 6 layers"):
                 get_method(method)(problem)
@@ -300,8 +319,12 @@ def test_too_few_removable_layers_are_refused_before_the_choice(
     ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(PARTLY["gpt2-inverse"].build(), None, "tiny", None, torch.float32)
-    settings = params.Params(select=params.Select(method="random", layers=2, protect=(5,)))
-    never = replace(METHODS["random"], function=lambda _: pytest.fail("a selection began"))
+    settings = params.Params(
+        select=params.Select(method="random", layers=2, protect=(5,))
+    )
+    never = replace(
+        METHODS["random"], function=lambda _: pytest.fail("a selection began")
+    )
     monkeypatch.setitem(METHODS.entries, "random", never)
     with pytest.raises(
         UserError,
@@ -326,7 +349,9 @@ def test_a_choice_that_cannot_be_said_is_refused_right_after_it(
 ) -> None:
     loaded = Loaded(PARTLY["jamba"].build(), None, "tiny", None, torch.float32)
     settings = params.Params(select=params.Select(method="random", layers=3))
-    chance = replace(METHODS["random"], function=lambda _: Selection((1, 3, 5), "chance", ()))
+    chance = replace(
+        METHODS["random"], function=lambda _: Selection((1, 3, 5), "chance", ())
+    )
     monkeypatch.setitem(METHODS.entries, "random", chance)
     with pytest.raises(
         UserError,
@@ -355,7 +380,8 @@ def test_the_docs_list_every_family() -> None:
     }
     expected = {family.family: "works" for family in FAMILIES.values()}
     expected |= {
-        family.family: expected.get(family.family, "in part") for family in PARTLY.values()
+        family.family: expected.get(family.family, "in part")
+        for family in PARTLY.values()
     }
     expected |= {family.family: "refused" for family, _ in REFUSED.values()}
     expected["T5, BART and other encoder-decoders"] = "refused"

@@ -83,13 +83,18 @@ def test_a_weight_that_is_nan_is_named_before_any_work(
     done = run(text_file, command, with_nan, *more.get(command, []))
     assert done.exit_code == 2
     said = " ".join(done.stderr.split())
-    assert f"error: weight {WEIGHT} of {str(with_nan)!r} holds nan or infinite values" in said
+    assert (
+        f"error: weight {WEIGHT} of {str(with_nan)!r} holds nan or infinite values"
+        in said
+    )
     assert "in float32; use another checkpoint" in said
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_weight_that_float16_cannot_hold_is_named(changed: Callable, text_file: Path) -> None:
+def test_a_weight_that_float16_cannot_hold_is_named(
+    changed: Callable, text_file: Path
+) -> None:
     folder = changed("huge", lambda weight: weight * (1e6 / weight.abs().max()))
     done = run(text_file, "select", folder, "--method", "random", "--dtype", "float16")
     assert done.exit_code == 2
@@ -98,7 +103,9 @@ def test_a_weight_that_float16_cannot_hold_is_named(changed: Callable, text_file
     assert run(text_file, "select", folder, "--method", "random").exit_code == 0
 
 
-@pytest.mark.parametrize("method", ["shortgpt", "sleb", "elder", "shortened-taylor", "last"])
+@pytest.mark.parametrize(
+    "method", ["shortgpt", "sleb", "elder", "shortened-taylor", "last"]
+)
 def test_a_state_that_float16_cannot_hold_is_named_and_float32_holds_it(
     method: str, too_large_for_float16: Path, text_file: Path
 ) -> None:
@@ -130,7 +137,9 @@ def test_every_method_refuses_a_state_that_is_nan_in_some_later_block(
     assert (blocks[:5] != rare).all()
     blocks[5, :] = rare
 
-    def overflow(_: Any, given: tuple[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+    def overflow(
+        _: Any, given: tuple[torch.Tensor], states: torch.Tensor
+    ) -> torch.Tensor:
         return states.masked_fill((given[0] == rare)[..., None], torch.inf)
 
     trained.get_input_embeddings().register_forward_hook(overflow)
@@ -139,7 +148,9 @@ def test_every_method_refuses_a_state_that_is_nan_in_some_later_block(
     if method in ("random", "last"):  # they look at nothing
         run_method(method, problem)
         return
-    with pytest.raises(NotFiniteError, match="what enters layer 0 came out nan or infinite"):
+    with pytest.raises(
+        NotFiniteError, match="what enters layer 0 came out nan or infinite"
+    ):
         run_method(method, problem)
 
 
@@ -159,13 +170,17 @@ def test_the_first_place_is_named(trained: Any, text_blocks: torch.Tensor) -> No
         refuse_broken_losses(trained, text_blocks[:2], losses)
     find_layers(trained)[4].mlp.down_proj.weight.data[0, 0] = torch.nan
     find_layers(trained)[1].self_attn.o_proj.weight.data[0, 0] = torch.inf
-    with pytest.raises(NotFiniteError, match="the output of layer 1 .* use another checkpoint"):
+    with pytest.raises(
+        NotFiniteError, match="the output of layer 1 .* use another checkpoint"
+    ):
         refuse_broken_states(trained, text_blocks[:2])
 
 
 def test_the_logits_are_looked_at_too(trained: Any, text_blocks: torch.Tensor) -> None:
     trained.model.norm.weight.data[0] = torch.nan
-    with pytest.raises(NotFiniteError, match="the logits, after the last layer, came out nan"):
+    with pytest.raises(
+        NotFiniteError, match="the logits, after the last layer, came out nan"
+    ):
         refuse_broken_states(trained, text_blocks[:1])
 
 

@@ -8,7 +8,13 @@ import torch
 import transformers
 
 from elder.errors import UserError
-from elder.model.layers import LayerControl, find_layers, hidden_of, remove_layers, skipping
+from elder.model.layers import (
+    LayerControl,
+    find_layers,
+    hidden_of,
+    remove_layers,
+    skipping,
+)
 from tests.elder.families import FAMILIES, logits
 
 
@@ -23,7 +29,9 @@ def ids() -> torch.Tensor:
     return torch.randint(5, 290, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
-def test_layers_removed_in_two_steps_equal_one(llama: Callable, blocks: torch.Tensor) -> None:
+def test_layers_removed_in_two_steps_equal_one(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
     once, twice = llama(6), llama(6)
     remove_layers(once, [1, 4])
     remove_layers(twice, [1])

@@ -57,7 +57,9 @@ def test_what_no_machine_could_build_is_refused_at_once(
 ) -> None:
     folder = configured(model_folder, tmp_path / "bad", **{field: value})
     started = time.monotonic()
-    with pytest.raises(UserError, match=f"asks for {field} = {value}; at most {limit} can be"):
+    with pytest.raises(
+        UserError, match=f"asks for {field} = {value}; at most {limit} can be"
+    ):
         load_model(Model(name=str(folder)))
     assert time.monotonic() - started < 5
 
@@ -70,7 +72,9 @@ def test_a_count_in_a_nested_configuration_is_looked_at_too(
         load_model(Model(name=str(folder)))
 
 
-def test_a_configuration_that_is_nested_too_deep(model_folder: Path, tmp_path: Path) -> None:
+def test_a_configuration_that_is_nested_too_deep(
+    model_folder: Path, tmp_path: Path
+) -> None:
     folder = configured(model_folder, tmp_path / "bad")
     (folder / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
     with pytest.raises(
@@ -99,7 +103,9 @@ def test_a_weight_beside_the_layers_that_nothing_asks_for_is_left_out(
     assert load_model(Model(name=str(folder))).num_layers == 6
 
 
-def test_an_adapter_left_beside_merged_weights(model_folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_left_beside_merged_weights(
+    model_folder: Path, tmp_path: Path
+) -> None:
     folder = configured(model_folder, tmp_path / "bad")
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds an adapter beside the weights"):

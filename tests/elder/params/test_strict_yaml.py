@@ -106,7 +106,18 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:
 
 
 def test_dumped_values_come_back_as_they_were() -> None:
-    for value in (0.1, 1e-7, 12, "off", "0123", "12:30", "2024-01-01", None, True, [1, "no"]):
+    for value in (
+        0.1,
+        1e-7,
+        12,
+        "off",
+        "0123",
+        "12:30",
+        "2024-01-01",
+        None,
+        True,
+        [1, "no"],
+    ):
         assert parse_yaml(yaml.safe_dump({"key": value})) == {"key": value}, value
 
 
@@ -115,8 +126,16 @@ def test_words_that_yaml_1_1_takes_for_booleans_mean_what_the_field_says(
     tmp_path: Path, word: str
 ) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(f"gate: {{mode: {word}, check_loads: off}}\nenergy: {{country: NO}}\n")
+    path.write_text(
+        f"gate: {{mode: {word}, check_loads: off}}\nenergy: {{country: NO}}\n"
+    )
     made = load_params(path)
-    assert (made.gate.mode, made.gate.check_loads, made.energy.country) == (word, False, "NO")
+    assert (made.gate.mode, made.gate.check_loads, made.energy.country) == (
+        word,
+        False,
+        "NO",
+    )
     assert load_params(None, [f"gate.mode={word}"]).gate.mode == word
-    assert load_params(None, ["model.trust_remote_code=yes"]).model.trust_remote_code is True
+    assert (
+        load_params(None, ["model.trust_remote_code=yes"]).model.trust_remote_code is True
+    )

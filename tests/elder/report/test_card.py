@@ -33,8 +33,12 @@ def test_front_matter_is_what_the_hub_reads(make):
         "text-generation",
         "apache-2.0",
     )
-    found = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results or []}
-    assert found.get(("held_out", "perplexity")) == (45.7 if make is make_record else None)
+    found = {
+        (r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results or []
+    }
+    assert found.get(("held_out", "perplexity")) == (
+        45.7 if make is make_record else None
+    )
     assert len(found) == (5 if make is make_record else 0)
 
 

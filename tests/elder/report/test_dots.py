@@ -3,7 +3,14 @@
 import pytest
 
 from elder.record import Row
-from elder.report.dots import RowValue, dot_plot, mean_values, task_values, ticks, whiskers
+from elder.report.dots import (
+    RowValue,
+    dot_plot,
+    mean_values,
+    task_values,
+    ticks,
+    whiskers,
+)
 from tests.elder.records import make_row
 
 

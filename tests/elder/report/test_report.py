@@ -130,7 +130,9 @@ def test_absent_sections_vanish_or_say_so(tmp_path):
         title in render(make_record(), tmp_path)
         for title in ("<h2>Scores", "<h2>Tasks", "<h2>Training", "<h2>Gate")
     )
-    page = render(compress_record() | {"scores": None, "curve": [], "search": []}, tmp_path)
+    page = render(
+        compress_record() | {"scores": None, "curve": [], "search": []}, tmp_path
+    )
     assert not any(
         title in page
         for title in ("<h2>Scores", "<h2>Tasks", "<h2>Speed", "<h2>Training", "<h2>Gate")
@@ -148,13 +150,18 @@ def test_absent_sections_vanish_or_say_so(tmp_path):
     page = render(record, tmp_path)
     assert all(
         said in page
-        for said in ("No task was evaluated", "Speed was not measured", "Gate switched off")
+        for said in (
+            "No task was evaluated",
+            "Speed was not measured",
+            "Gate switched off",
+        )
     )
     assert "best baseline" not in page
 
 
 @pytest.mark.parametrize(
-    ("mode", "passed", "badge"), [("on", False, "Gate refused"), ("dry-run", True, "dry run")]
+    ("mode", "passed", "badge"),
+    [("on", False, "Gate refused"), ("dry-run", True, "dry run")],
 )
 def test_badge(mode, passed, badge, tmp_path):
     record = make_record()
@@ -172,8 +179,13 @@ def test_eighty_layers(tmp_path):
 def test_values_that_are_not_finite_get_no_dot(tmp_path):
     record = make_record()
     record["rows"][2]["perplexity"]["out_of_domain"]["perplexity"] = float("inf")
-    record["rows"][3]["perplexity"]["in_domain"] |= {"perplexity": float("nan"), "stderr": None}
-    record["rows"][4]["perplexity"]["in_domain"]["perplexity"] = None  # what JSON makes of it
+    record["rows"][3]["perplexity"]["in_domain"] |= {
+        "perplexity": float("nan"),
+        "stderr": None,
+    }
+    record["rows"][4]["perplexity"]["in_domain"]["perplexity"] = (
+        None  # what JSON makes of it
+    )
     assert "∞" in render(record, tmp_path)
     assert render(record, tmp_path).count('class="dot"') == 5 * 6 - 3
     assert yaml.safe_load(model_card(typed(record)).split("---\n")[1])

@@ -28,7 +28,9 @@ def problem(
     **changes: Any,
 ) -> Problem[Any]:
     settings = METHODS[method].settings(**changes)
-    return Problem(model, blocks, count, frozenset(protect), settings, seed, forward_batch=8)
+    return Problem(
+        model, blocks, count, frozenset(protect), settings, seed, forward_batch=8
+    )
 
 
 @pytest.fixture
@@ -55,7 +57,9 @@ def literal_states(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
 def test_merged_weights_by_hand() -> None:
     base = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
     first = {"w": torch.tensor([[2.0, 2.0], [2.0, 2.0]])}  # differs by [[1, 0], [-1, -2]]
-    second = {"w": torch.tensor([[0.0, 1.0], [5.0, 10.0]])}  # differs by [[-1, -1], [2, 6]]
+    second = {
+        "w": torch.tensor([[0.0, 1.0], [5.0, 10.0]])
+    }  # differs by [[-1, -1], [2, 6]]
     # the differences sum to [[0, -1], [1, 4]]; differences to a base that moves on would give ``second`` itself
     assert merged_weights(base, [first, second])["w"].tolist() == [[1.0, 1.0], [4.0, 8.0]]
     assert merged_weights(base, [first])["w"].tolist() == first["w"].tolist()
@@ -103,7 +107,11 @@ def accept(_: frozenset[int]) -> float:
     ("walk", "wanted", "taken"),
     [
         # at 12 - 4 = 8: 9-11 go; 6 has but 2 layers above, so at 9 - 4 = 5: 6-8 go; at 6 - 4 = 2: two are left to go
-        (W(merge=4, lowest=1, highest=12, interval=2), 8, [(9, 10, 11), (6, 7, 8), (3, 4)]),
+        (
+            W(merge=4, lowest=1, highest=12, interval=2),
+            8,
+            [(9, 10, 11), (6, 7, 8), (3, 4)],
+        ),
         # at 8; at 8 - 4 = 4: 5-7 go; 4 - 4 = 0 is below the lowest
         (W(merge=4, lowest=1, highest=12, interval=4), 8, [(9, 10, 11), (5, 6, 7)]),
         # at 7 - 3 = 4: 5 and 6 go; at 4 - 3 = 1: 2 and 3 go
@@ -118,7 +126,9 @@ def test_the_walk_by_hand(walk: W, wanted: int, taken: list[tuple[int, ...]]) ->
     )  # above, not at, the threshold
 
 
-def test_a_merge_that_fails_is_tried_one_layer_lower_and_one_may_take_in_another() -> None:
+def test_a_merge_that_fails_is_tried_one_layer_lower_and_one_may_take_in_another() -> (
+    None
+):
     asked: list[list[int]] = []
 
     def similarity(removed: frozenset[int]) -> float:
@@ -127,14 +137,20 @@ def test_a_merge_that_fails_is_tried_one_layer_lower_and_one_may_take_in_another
 
     # at 6 - 3 = 3 it fails; at 2, layers 3 and 4 go; at 1, 2 (with what it took in) and 5 go
     merges = collapse(
-        W(merge=3, lowest=0, highest=6, interval=1), lambda _, __: True, 4, similarity, 0.5
+        W(merge=3, lowest=0, highest=6, interval=1),
+        lambda _, __: True,
+        4,
+        similarity,
+        0.5,
     )
     assert merges == [((3, 4), 1.0), ((2, 5), 1.0)]
     assert asked == [[4, 5], [3, 4], [2, 3, 4, 5]]
 
 
 @torch.no_grad()
-def literal_similarity(model: Any, blocks: torch.Tensor, groups: dict[int, list[int]]) -> float:
+def literal_similarity(
+    model: Any, blocks: torch.Tensor, groups: dict[int, list[int]]
+) -> float:
     """Merge each group into its layer, tensor by tensor, take the others out for good, and compare block by block."""
     cut = copy.deepcopy(model)
     for base, others in groups.items():
@@ -145,7 +161,10 @@ def literal_similarity(model: Any, blocks: torch.Tensor, groups: dict[int, list[
     remove_layers(cut, [index for others in groups.values() for index in others])
     cosines = []
     for ids in blocks:
-        a, b = literal_states(model, ids)[-1].double(), literal_states(cut, ids)[-1].double()
+        a, b = (
+            literal_states(model, ids)[-1].double(),
+            literal_states(cut, ids)[-1].double(),
+        )
         cosines.append((a @ b / (a.norm() * b.norm())).item())
     return sum(cosines) / len(cosines)
 
@@ -172,7 +191,9 @@ def literal_walk(
         others = kept[at + 1 : at + 1 + min(merge - 1, room)]
         while any(index in protect for index in others):
             others = others[:-1]
-        trial = {index: members for index, members in groups.items() if index not in others}
+        trial = {
+            index: members for index, members in groups.items() if index not in others
+        }
         trial[kept[at]] = (
             groups[kept[at]] + others + [i for index in others for i in groups[index]]
         )
@@ -225,7 +246,9 @@ def test_laco_equals_its_literal_transcription(
     settings = {"merge_layers": merge, "merge_interval": interval, "merge_samples": 5}
     found = get_method("laco")(problem(trained, sample, count, protect, **settings))
     layers = [list(one.removed) for one in found.rounds]
-    expected = next(merges for merges in allowed if [others for others, _ in merges] == layers)
+    expected = next(
+        merges for merges in allowed if [others for others, _ in merges] == layers
+    )
     for one, (others, value) in zip(found.rounds, expected, strict=True):
         assert [one.values[index] for index in others] == pytest.approx(
             [1 - value] * len(others), abs=1e-5
@@ -275,7 +298,9 @@ def test_shortened_ppl_equals_its_literal_transcription(
     assert [math.exp(value or 0) for value in found.rounds[0].values] == pytest.approx(
         perplexities, rel=1e-4
     )
-    assert list(found.removed) == sorted(range(6), key=lambda index: perplexities[index])[:3]
+    assert (
+        list(found.removed) == sorted(range(6), key=lambda index: perplexities[index])[:3]
+    )
     assert found.tokens_seen == 0
 
 
@@ -317,7 +342,9 @@ def test_shortened_taylor_keeps_the_first_four_and_the_last_two(
 ) -> None:
     model = llama(10)
     scores = literal_taylor(model, blocks)
-    found = get_method("shortened-taylor")(problem(model, blocks, 2, method="shortened-taylor"))
+    found = get_method("shortened-taylor")(
+        problem(model, blocks, 2, method="shortened-taylor")
+    )
     assert list(found.removed) == sorted(range(4, 8), key=lambda index: scores[index])[:2]
     assert [
         index for index, value in enumerate(found.rounds[0].values) if value is not None
@@ -398,7 +425,8 @@ def test_angular_passes_over_blocks_with_a_protected_layer(
         False,
     ]
     with pytest.raises(
-        UserError, match=r"removes 3 adjacent layers, but with \[1, 4\] protected no 3 of 6"
+        UserError,
+        match=r"removes 3 adjacent layers, but with \[1, 4\] protected no 3 of 6",
     ):
         get_method("angular")(problem(trained, sample, 3, protect=(1, 4)))
 
@@ -419,4 +447,8 @@ def test_last_takes_the_last_layers_that_are_not_protected(
     trained: Any, sample: torch.Tensor
 ) -> None:
     assert get_method("last")(problem(trained, sample, 3)).removed == (5, 4, 3)
-    assert get_method("last")(problem(trained, sample, 3, protect=(4,))).removed == (5, 3, 2)
+    assert get_method("last")(problem(trained, sample, 3, protect=(4,))).removed == (
+        5,
+        3,
+        2,
+    )

@@ -72,9 +72,12 @@ def literal_norm_ratio(
     )
     states = [*model(blocks, output_hidden_states=True).hidden_states[:-1], last[0]]
     hook.remove()
-    norms = [state.double().abs().pow(order).sum(dim=-1) ** (1 / order) for state in states]
+    norms = [
+        state.double().abs().pow(order).sum(dim=-1) ** (1 / order) for state in states
+    ]
     return [
-        (b / a).log().abs().mean().item() for a, b in zip(norms[:-1], norms[1:], strict=True)
+        (b / a).log().abs().mean().item()
+        for a, b in zip(norms[:-1], norms[1:], strict=True)
     ]
 
 
@@ -136,7 +139,12 @@ def test_the_worked_example_protects_layers_and_is_named_to_who_errs(
     example: str, model_folder: Path, text_file: Path
 ) -> None:
     done = select(
-        model_folder, text_file, "--method", example, "--set", "select.protect=[1, 2, 3, 4]"
+        model_folder,
+        text_file,
+        "--method",
+        example,
+        "--set",
+        "select.protect=[1, 2, 3, 4]",
     )
     assert sorted(json.loads(done.stdout)["removed"]) == [0, 5]
     done = select(model_folder, text_file, "--method", "norm-ration")
@@ -145,9 +153,9 @@ def test_the_worked_example_protects_layers_and_is_named_to_who_errs(
 
 
 def test_every_place_that_the_page_names_is_there() -> None:
-    places = set(re.findall(r"`((?:elder|tasks|flows|tests|data|docs)/[\w/.]*)`", PAGE)) - {
-        EXAMPLE
-    }
+    places = set(
+        re.findall(r"`((?:elder|tasks|flows|tests|data|docs)/[\w/.]*)`", PAGE)
+    ) - {EXAMPLE}
     assert len(places) > 12
     assert [place for place in sorted(places) if not (ROOT / place).exists()] == []
     named = re.findall(r"`(\w+)` (?:of|in) `(elder/[\w/]+\.py)`", PAGE)

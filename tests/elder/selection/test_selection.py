@@ -58,7 +58,10 @@ def literal_block_influence(model: Any, blocks: torch.Tensor) -> list[float]:
     )
     cosines: list[list[float]] = [[] for _ in find_layers(model)]
     for ids in blocks:
-        states = [*model(ids[None], output_hidden_states=True).hidden_states[:-1], last.pop()]
+        states = [
+            *model(ids[None], output_hidden_states=True).hidden_states[:-1],
+            last.pop(),
+        ]
         for index in range(len(cosines)):
             for token in range(len(ids)):
                 a, b = states[index][0, token], states[index + 1][0, token]
@@ -67,7 +70,9 @@ def literal_block_influence(model: Any, blocks: torch.Tensor) -> list[float]:
     return [1 - sum(values) / len(values) for values in cosines]
 
 
-def test_shortgpt_equals_its_literal_transcription(trained: Any, sample: torch.Tensor) -> None:
+def test_shortgpt_equals_its_literal_transcription(
+    trained: Any, sample: torch.Tensor
+) -> None:
     expected = literal_block_influence(trained, sample)
     found = get_method("shortgpt")(problem(trained, sample, 3))
     assert len(found.rounds) == 1
@@ -100,7 +105,9 @@ def literal_sleb(
     return gone, rounds
 
 
-def test_sleb_equals_its_literal_transcription(trained: Any, sample: torch.Tensor) -> None:
+def test_sleb_equals_its_literal_transcription(
+    trained: Any, sample: torch.Tensor
+) -> None:
     gone, rounds = literal_sleb(trained, sample, 3)
     found = get_method("sleb")(problem(trained, sample, 3))
     assert list(found.removed) == gone
@@ -123,7 +130,9 @@ def test_the_gradient_of_a_layer_weight_is_that_of_the_loss_over_all_positions(
     seen: list[torch.Tensor] = []
     real = LayerWeightSolver.step
     monkeypatch.setattr(
-        LayerWeightSolver, "step", lambda self, g: (seen.append(g.clone()), real(self, g))[1]
+        LayerWeightSolver,
+        "step",
+        lambda self, g: (seen.append(g.clone()), real(self, g))[1],
     )
     ten = problem(
         model, blocks, 1, place=place, batch=10, epochs=1.0
@@ -177,7 +186,9 @@ def test_both_solvers_reach_the_minimum_found_by_hand(proximal: bool) -> None:
     assert (weights[1].item() == 0.0) == proximal
 
 
-@pytest.mark.parametrize(("solver", "reaches"), [("proximal", True), ("subgradient", False)])
+@pytest.mark.parametrize(
+    ("solver", "reaches"), [("proximal", True), ("subgradient", False)]
+)
 def test_only_the_proximal_step_reaches_0_exactly(
     trained: Any, sample: torch.Tensor, solver: str, reaches: bool
 ) -> None:
@@ -193,7 +204,9 @@ def test_iterative_learns_from_1_in_each_round_with_the_chosen_bypassed(
     starts: list[list[float]] = []
     real = LayerWeightSolver.__init__
 
-    def spy(self: LayerWeightSolver, weights: torch.Tensor, *rest: Any, **options: Any) -> None:
+    def spy(
+        self: LayerWeightSolver, weights: torch.Tensor, *rest: Any, **options: Any
+    ) -> None:
         starts.append(weights.tolist())
         real(self, weights, *rest, **options)
 
@@ -207,7 +220,9 @@ def test_iterative_learns_from_1_in_each_round_with_the_chosen_bypassed(
         )
         offered = {i: value for i, value in enumerate(one.values) if value is not None}
         assert (
-            one.removed == (min(offered, key=lambda i: offered[i]),) == (found.removed[number],)
+            one.removed
+            == (min(offered, key=lambda i: offered[i]),)
+            == (found.removed[number],)
         )
     # round(3.0 / 3 rounds x 10 blocks / 4) = 2 steps a round, of 4 blocks of 48 tokens
     assert (found.optimizer_steps, found.tokens_seen) == (6, 6 * 4 * 48)
@@ -234,7 +249,9 @@ def test_no_step_of_a_threshold_is_longer_than_the_rate() -> None:
     assert weights.tolist() == pytest.approx([0.95, 0.95], abs=1e-6)
 
 
-def test_of_a_shortlist_the_least_missed_layer_goes(trained: Any, sample: torch.Tensor) -> None:
+def test_of_a_shortlist_the_least_missed_layer_goes(
+    trained: Any, sample: torch.Tensor
+) -> None:
     found = get_method("elder")(problem(trained, sample, 2, shortlist=3))
     gone: list[int] = []
     for one in found.rounds:
@@ -242,9 +259,9 @@ def test_of_a_shortlist_the_least_missed_layer_goes(trained: Any, sample: torch.
         inner = [
             layer for layer in weights if layer not in (0, 5)
         ]  # as SLEB, it never looks at the ends
-        assert [layer for layer, _ in one.checked] == sorted(inner, key=lambda i: weights[i])[
-            :3
-        ]
+        assert [layer for layer, _ in one.checked] == sorted(
+            inner, key=lambda i: weights[i]
+        )[:3]
         for layer, loss in one.checked:
             with skipping(trained, [*gone, layer]):
                 assert loss == pytest.approx(
@@ -258,7 +275,9 @@ def test_of_a_shortlist_the_least_missed_layer_goes(trained: Any, sample: torch.
 
 
 def test_the_ends_go_where_nothing_else_may(trained: Any, sample: torch.Tensor) -> None:
-    found = get_method("elder")(problem(trained, sample, 2, protect=(1, 2, 3, 4), shortlist=3))
+    found = get_method("elder")(
+        problem(trained, sample, 2, protect=(1, 2, 3, 4), shortlist=3)
+    )
     assert set(found.removed) == {0, 5}
 
 
@@ -282,7 +301,9 @@ def test_an_automatic_lambda1_is_the_best_on_held_out_blocks(
         i == losses.index(min(losses)) for i in range(3)
     ]
     assert (
-        found.tokens_seen == sum(trial.tokens for trial in found.search) == 3 * 2 * 2 * 4 * 48
+        found.tokens_seen
+        == sum(trial.tokens for trial in found.search)
+        == 3 * 2 * 2 * 4 * 48
     )
     best = LAMBDA1_GRID[losses.index(min(losses))]
     assert (
@@ -314,7 +335,9 @@ def test_a_method_keeps_what_is_protected_and_repeats_itself(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_too_much_protection_is_refused(name: str, trained: Any, sample: torch.Tensor) -> None:
+def test_too_much_protection_is_refused(
+    name: str, trained: Any, sample: torch.Tensor
+) -> None:
     with pytest.raises(UserError, match="3 layers should go, but with .* protected"):
         get_method(name)(problem(trained, sample, 3, (0, 1, 2, 3), name))
 
@@ -343,7 +366,11 @@ def test_the_lowest_come_first_and_of_equals_the_first() -> None:
 def test_elder_as_published() -> None:
     made = apply_method(Params(), "elder")
     learning = made.select.settings_of("elder")
-    assert (made.select.method, learning.place, learning.iterative) == ("elder", "output", True)
+    assert (made.select.method, learning.place, learning.iterative) == (
+        "elder",
+        "output",
+        True,
+    )
     assert (learning.lambda1, made.regularise.lambda2, made.regularise.lr) == (
         5e-3,
         1e-3,
@@ -376,7 +403,9 @@ def test_a_baseline_trains_nothing_and_the_default_is_what_is_set() -> None:
     ("asked", "count"),
     [({"ratio": 0.25}, 3), ({"layers": 5, "ratio": 0.1}, 5), ({"ratio": 0.3}, 4)],
 )
-def test_layers_win_over_the_ratio_which_is_rounded(asked: dict[str, Any], count: int) -> None:
+def test_layers_win_over_the_ratio_which_is_rounded(
+    asked: dict[str, Any], count: int
+) -> None:
     assert layers_to_remove(params.Select(**asked), 12) == count
 
 

@@ -17,7 +17,9 @@ from elder.training import checkpoint as checkpoints
 from elder.training.checkpoint import Schedule
 from elder.training.loop import TrainingRun, train
 
-PLAN = Schedule(6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
+PLAN = Schedule(
+    6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3
+)
 RUN = TrainingRun("test", 0, torch.float32)
 
 
@@ -87,12 +89,16 @@ def test_a_checkpoint_of_another_schedule_is_not_used(
     train(model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=checkpoint))
     other = Schedule(**{**asdict(PLAN), "seed": 4})
     with_it, without = llama(2), llama(2)
-    train(with_it, blocks, next_token(with_it), other, replace(RUN, checkpoint=checkpoint))
+    train(
+        with_it, blocks, next_token(with_it), other, replace(RUN, checkpoint=checkpoint)
+    )
     train(without, blocks, next_token(without), other, RUN)
     assert weights_digest(with_it) == weights_digest(without)
 
 
-@pytest.mark.parametrize("fault", ["empty", "truncated", "zeroed", "older", "smaller", "fewer"])
+@pytest.mark.parametrize(
+    "fault", ["empty", "truncated", "zeroed", "older", "smaller", "fewer"]
+)
 def test_a_checkpoint_that_cannot_be_used_is_none(
     fault: str,
     llama: Callable,
@@ -103,7 +109,9 @@ def test_a_checkpoint_that_cannot_be_used_is_none(
     monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
     path = tmp_path / "run.checkpoint"
     expected = llama(2)
-    whole = train(expected, blocks, next_token(expected), PLAN, replace(RUN, checkpoint=path))
+    whole = train(
+        expected, blocks, next_token(expected), PLAN, replace(RUN, checkpoint=path)
+    )
     spoil(path, fault)
     model = llama(2)
     spent = train(model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=path))

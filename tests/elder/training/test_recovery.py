@@ -108,7 +108,9 @@ def test_the_distilled_loss_by_hand(
         ).item()
     states = mismatch(trained, trained_model, ids, [0, 2, 3, 5])
     expected = (
-        0.75 * divergence + 0.25 * block_losses(trained, ids, 4).mean().item() + 2.0 * states
+        0.75 * divergence
+        + 0.25 * block_losses(trained, ids, 4).mean().item()
+        + 2.0 * states
     )
     assert divergence > 0.01
     assert states > 0.01
@@ -129,11 +131,20 @@ def test_matched_states_come_closer_to_the_dense_models(
     for hidden in (0.0, 1.0):
         student = copy.deepcopy(trained)
         settings = params.Recover(
-            epochs=3.0, batch=8, lr=2e-3, optimizer="adamw", distil=params.Distil(hidden=hidden)
+            epochs=3.0,
+            batch=8,
+            lr=2e-3,
+            optimizer="adamw",
+            distil=params.Distil(hidden=hidden),
         )
-        recover(student, trained_model, training_data(text_blocks[:64]), settings, RUN, [2, 4])
+        recover(
+            student, trained_model, training_data(text_blocks[:64]), settings, RUN, [2, 4]
+        )
         after.append(mismatch(student, trained_model, other, [0, 2, 4, 5]))
-        assert block_losses(student, other, 8).mean() < block_losses(trained, other, 8).mean()
+        assert (
+            block_losses(student, other, 8).mean()
+            < block_losses(trained, other, 8).mean()
+        )
         assert not any(
             "forward" in vars(layer)
             for layer in [*student.model.layers, *trained_model.model.layers]
@@ -170,7 +181,11 @@ def test_computing_each_layer_twice_changes_nothing(
 
 def test_a_compression_knows_which_states_to_match(elder: Callable) -> None:
     done = elder(
-        "compress", "--set", "recover.distil.hidden=1", "--set", "recover.distil.next_token=0.5"
+        "compress",
+        "--set",
+        "recover.distil.hidden=1",
+        "--set",
+        "recover.distil.next_token=0.5",
     )
     assert done.exit_code == 0, done.stderr
 
@@ -195,17 +210,23 @@ def test_adapters_train_and_merge_into_a_plain_model(
     }
     assert torch.equal(trained.model.embed_tokens.weight, embedding)
     assert not torch.equal(trained.model.layers[0].self_attn.q_proj.weight, query)
-    assert 0 < spent.trainable_parameters < sum(p.numel() for p in trained.parameters()) / 4
+    assert (
+        0 < spent.trainable_parameters < sum(p.numel() for p in trained.parameters()) / 4
+    )
     trained.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(text_blocks[:1]).logits, trained(text_blocks[:1]).logits)
 
 
-def test_an_automatic_rate_moves_adapters_too(trained: Any, text_blocks: torch.Tensor) -> None:
+def test_an_automatic_rate_moves_adapters_too(
+    trained: Any, text_blocks: torch.Tensor
+) -> None:
     pytest.importorskip("peft")
     remove_layers(trained, [3])
     before = block_losses(trained, text_blocks[-40:], 8).mean()
-    settings = params.Recover(epochs=4.0, batch=4, lr="auto", adapter_rank=4, mode="train")
+    settings = params.Recover(
+        epochs=4.0, batch=4, lr="auto", adapter_rank=4, mode="train"
+    )
     spent = recover(trained, None, training_data(text_blocks[:40]), settings, RUN)
     assert [plain(trial)["lr"] for trial in spent.search] == list(ADAPTER_LR_GRID)
     assert block_losses(trained, text_blocks[-40:], 8).mean() < before - 0.02
@@ -235,7 +256,10 @@ def test_the_dense_model_writes_on_from_calibration_text(
 
 
 def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
-    trained: Any, trained_model: Any, text_blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    trained: Any,
+    trained_model: Any,
+    text_blocks: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data: list[torch.Tensor] = []
     real = train
@@ -246,7 +270,9 @@ def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
     remove_layers(trained, [2])
     settings = params.Recover(epochs=2.0, batch=4, lr=1e-3)
     more = text_blocks[100:124]
-    spent = recover(trained, trained_model, training_data(text_blocks[:8], more), settings, RUN)
+    spent = recover(
+        trained, trained_model, training_data(text_blocks[:8], more), settings, RUN
+    )
     assert (
         spent.tokens_seen == 2 * 8 * 48
     )  # two passes over the calibration blocks, whatever stands beside them

@@ -38,7 +38,8 @@ def norms(model: Any, ids: torch.Tensor, settings: params.Regularise) -> list[fl
 
 
 @pytest.mark.parametrize(
-    ("norm", "relative", "lambda2"), [("l2", False, 1.0), ("l1", False, 0.1), ("l2", True, 5.0)]
+    ("norm", "relative", "lambda2"),
+    [("l2", False, 1.0), ("l1", False, 0.1), ("l2", True, 5.0)],
 )
 def test_regularisation_shrinks_the_selected_layers(
     trained: Any, text_blocks: torch.Tensor, norm: Any, relative: bool, lambda2: float
@@ -63,14 +64,18 @@ def test_regularisation_shrinks_the_selected_layers(
 def test_the_regularised_loss_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
     model = llama(3)
     settings = params.Regularise(epochs=0.1, batch=4, lr=1e-9, lambda2=0.3)
-    spent = regularise(model, [2, 0], training_data(blocks), settings, replace(RUN, seed=7))
+    spent = regularise(
+        model, [2, 0], training_data(blocks), settings, replace(RUN, seed=7)
+    )
     ids = blocks[batch_indices(10, 4, 0, 7)]
     terms = norms(model, ids, settings)
     expected = block_losses(model, ids, 4).mean().item() + 0.3 * (terms[0] + terms[2])
     assert [point.loss for point in spent.curve] == pytest.approx([expected], rel=1e-5)
 
 
-def test_regularisation_searches_both_values(trained: Any, text_blocks: torch.Tensor) -> None:
+def test_regularisation_searches_both_values(
+    trained: Any, text_blocks: torch.Tensor
+) -> None:
     ids = text_blocks[:16]
     spent = regularise(
         trained, [2], training_data(ids), params.Regularise(epochs=3.0, batch=4), RUN
@@ -98,7 +103,9 @@ def test_what_the_layers_add_fades_and_is_gone_at_the_end(
 ) -> None:
     model = llama(3)
     settings = params.Regularise(epochs=2.0, batch=4, lr=1e-12, lambda2=0.3, anneal=0.6)
-    spent = regularise(model, [2, 0], training_data(blocks), settings, replace(RUN, seed=7))
+    spent = regularise(
+        model, [2, 0], training_data(blocks), settings, replace(RUN, seed=7)
+    )
     batches = [blocks[batch_indices(10, 4, step, 7)] for step in range(5)]
     expected = []
     for ids, weight in zip(batches, [2 / 3, 1 / 3, 0, 0, 0], strict=True):
@@ -124,7 +131,9 @@ def test_fading_without_a_norm_moves_what_the_layers_know(
     after = []
     for anneal in (0.0, 0.6):
         model = copy.deepcopy(trained)
-        settings = params.Regularise(epochs=3.0, batch=4, lr=2e-3, lambda2=0.0, anneal=anneal)
+        settings = params.Regularise(
+            epochs=3.0, batch=4, lr=2e-3, lambda2=0.0, anneal=anneal
+        )
         regularise(model, [4, 1, 2], training_data(ids), settings, RUN)
         with skipping(model, [1, 2, 4]):
             after.append(block_losses(model, other, 8).mean())
@@ -224,4 +233,7 @@ def test_layers_that_fade_out_leave_nothing_to_compensate(elder: Callable) -> No
     ]
     done = elder("compress", *values)
     assert done.exit_code == 2
-    assert "regularise.anneal is 0.5: layers that fade out leave nothing to mend" in done.stderr
+    assert (
+        "regularise.anneal is 0.5: layers that fade out leave nothing to mend"
+        in done.stderr
+    )

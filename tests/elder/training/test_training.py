@@ -26,7 +26,9 @@ from elder.training.search import Snapshot, hold_out, search
 from elder.training.tune import LONGER_RUN, LR_GRID, Objective, lowered, tune
 from tests.elder.families import FAMILIES
 
-PLAN = Schedule(6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3)
+PLAN = Schedule(
+    6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3
+)
 FLOAT = torch.float32
 RUN = TrainingRun("test", 0, FLOAT)
 
@@ -65,7 +67,9 @@ def test_distillation_is_the_divergence_from_the_teacher_by_hand() -> None:
 def test_residual_norm_by_hand(norm: str, relative: bool, expected: float) -> None:
     entering = torch.tensor([[[0.0, 2.0], [1.0, 1.0]]])
     leaving = torch.tensor([[[3.0, -2.0], [1.0, 1.0]]])
-    assert residual_norm(entering, leaving, norm, relative).item() == pytest.approx(expected)
+    assert residual_norm(entering, leaving, norm, relative).item() == pytest.approx(
+        expected
+    )
 
 
 def test_state_mismatch_by_hand() -> None:
@@ -109,7 +113,9 @@ def test_a_relative_rate_is_a_share_of_each_weights_root_mean_square() -> None:
         model.weight.copy_(torch.tensor([[3.0, 3.0], [-3.0, 3.0]]))
         model.bias.zero_()
     (adamw,) = Optimizer(model, "adamw", 0.01, relative=True, weight_decay=0.1).parts
-    assert [group["peak"] for group in adamw.param_groups] == pytest.approx([0.03, 0.01 * 1e-3])
+    assert [group["peak"] for group in adamw.param_groups] == pytest.approx(
+        [0.03, 0.01 * 1e-3]
+    )
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
 
 
@@ -118,9 +124,13 @@ def test_muon_moves_the_matrices_inside_the_layers_by_their_share(
 ) -> None:
     model = llama(2)
     inside = {
-        n for n, p in model.named_parameters() if n.startswith("model.layers.") and p.ndim == 2
+        n
+        for n, p in model.named_parameters()
+        if n.startswith("model.layers.") and p.ndim == 2
     }
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters()
+    }
     optimizer = Optimizer(model, "muon", 0.05, relative=True, weight_decay=0.0)
     next_token(model)(blocks).backward()
     optimizer.step(0.5)
@@ -133,9 +143,9 @@ def test_muon_moves_the_matrices_inside_the_layers_by_their_share(
     for name in inside:
         change = model.get_parameter(name).detach() - before[name]
         # half of the peak rate of 5 % of a weight's size; Muon's iteration makes an update orthogonal only roughly
-        assert (change.square().mean() / before[name].square().mean()).sqrt() == pytest.approx(
-            0.025, rel=0.3
-        )
+        assert (
+            change.square().mean() / before[name].square().mean()
+        ).sqrt() == pytest.approx(0.025, rel=0.3)
         sizes = torch.linalg.svdvals(change)
         assert sizes[-1] > 0.1 * sizes[0]  # all directions move, and nearly alike
 
@@ -184,11 +194,16 @@ def test_each_step_is_told_what_share_of_the_run_it_ends(
 def test_a_layer_computed_twice_gives_the_same_bytes(blocks: torch.Tensor) -> None:
     results = []
     for wanted in (False, True):
-        model, calls = gpt2(), []  # has dropout: what it drops must be the same both times
+        model, calls = (
+            gpt2(),
+            [],
+        )  # has dropout: what it drops must be the same both times
         model.transformer.h[1].attn.register_forward_pre_hook(
             lambda *_, calls=calls: calls.append(1)
         )
-        settings = params.Training(epochs=2.0, batch=5, lr=1e-2, gradient_checkpointing=wanted)
+        settings = params.Training(
+            epochs=2.0, batch=5, lr=1e-2, gradient_checkpointing=wanted
+        )
         spent = tune(model, training_data(blocks), settings, objective(model), RUN)
         results.append((spent, weights_digest(model)))
         assert len(calls) == (8 if wanted else 4)  # four steps
@@ -253,7 +268,9 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     starts, schedules, data = [], [], []
     real = train
 
-    def spy(model: Any, given: torch.Tensor, loss: Any, plan: Schedule, *rest: Any) -> Spent:
+    def spy(
+        model: Any, given: torch.Tensor, loss: Any, plan: Schedule, *rest: Any
+    ) -> Spent:
         starts.append(weights_digest(model))
         schedules.append(plan)
         data.append(given)
@@ -264,7 +281,9 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     model = llama(2)
     before = weights_digest(model)
     settings = params.Training(epochs=epochs, batch=4, lr="auto")
-    spent = tune(model, training_data(many), settings, objective(model, {"lr": LR_GRID}), RUN)
+    spent = tune(
+        model, training_data(many), settings, objective(model, {"lr": LR_GRID}), RUN
+    )
     assert starts == [before] * 4  # three trials and the run start from the same weights
     held = many[-5:]  # an eighth of 40
     assert all(torch.equal(given, many[:-5]) for given in data[:3])
@@ -283,9 +302,13 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     losses = [trial.held_out_loss for trial in spent.search]
     best = plain(spent.search[losses.index(min(losses))])["lr"]
     assert (
-        schedules[3].lr == best * (schedules[0].steps / schedules[3].steps) ** LONGER_RUN < best
+        schedules[3].lr
+        == best * (schedules[0].steps / schedules[3].steps) ** LONGER_RUN
+        < best
     )
-    assert [trial.chosen for trial in spent.search].index(True) == losses.index(min(losses))
+    assert [trial.chosen for trial in spent.search].index(True) == losses.index(
+        min(losses)
+    )
     again = llama(2)
     real(again, many[:-5], next_token(again), schedules[0], RUN)
     assert losses[0] == pytest.approx(block_losses(again, held, 4).mean().item())
@@ -299,7 +322,9 @@ def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
     assert lowered(10, 1000, searched=False) == 1.0
 
 
-def test_nothing_automatic_spends_all_on_one_run(llama: Callable, blocks: torch.Tensor) -> None:
+def test_nothing_automatic_spends_all_on_one_run(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
     model = llama(2)
     settings = params.Training(epochs=2.0, batch=5, lr=1e-3)
     spent = tune(model, training_data(blocks), settings, objective(model), RUN)
@@ -312,6 +337,7 @@ def test_a_run_that_diverges_says_so(llama: Callable, blocks: torch.Tensor) -> N
     model = llama(2)
     settings = params.Training(epochs=2.0, batch=5, lr=1e30)
     with pytest.raises(
-        UserError, match=r"test diverged with a learning rate of 1e\+30: set test.lr lower"
+        UserError,
+        match=r"test diverged with a learning rate of 1e\+30: set test.lr lower",
     ):
         tune(model, training_data(blocks), settings, objective(model), RUN)

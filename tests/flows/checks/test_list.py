@@ -58,10 +58,17 @@ def test_a_run_stops_at_the_first_no_and_asks_nobody_else(
 def test_a_run_needs_nothing_that_only_schedules_need(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    checks = (says("a", elsewhere=True), refuses("worker", elsewhere=True, scheduled=True))
+    checks = (
+        says("a", elsewhere=True),
+        refuses("worker", elsewhere=True, scheduled=True),
+    )
     monkeypatch.setattr(doctor, "CHECKS", checks)
     require(Params(), tmp_path)
-    checks = (*checks, refuses("first", elsewhere=True), refuses("second", elsewhere=True))
+    checks = (
+        *checks,
+        refuses("first", elsewhere=True),
+        refuses("second", elsewhere=True),
+    )
     monkeypatch.setattr(doctor, "CHECKS", checks)
     with pytest.raises(UserError, match="first"):
         require(Params(), tmp_path)

@@ -28,7 +28,9 @@ def serve() -> Iterator[Serve]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                status, body = answers.get(self.path.partition("?")[0], (401, "Unauthorized"))
+                status, body = answers.get(
+                    self.path.partition("?")[0], (401, "Unauthorized")
+                )
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
@@ -76,7 +78,9 @@ def test_a_database_that_cannot_be_used(tmp_path: Path, uri: str, sentence: str)
     assert sentence in said(services.registry, tmp_path, **{"registry.tracking_uri": uri})
 
 
-def test_an_mlflow_server_that_does_not_know_the_user(serve: Serve, tmp_path: Path) -> None:
+def test_an_mlflow_server_that_does_not_know_the_user(
+    serve: Serve, tmp_path: Path
+) -> None:
     values = {"registry.tracking_uri": serve({}), "store.url": "s3://bucket/x"}
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said(
         services.registry, tmp_path, **values
@@ -88,8 +92,12 @@ def test_a_prefect_server_that_is_down_or_closed(serve: Serve, tmp_path: Path) -
         assert "does not answer; start it, or unset PREFECT_API_URL" in said(
             services.prefect_server, tmp_path
         )
-        assert "while the Prefect server does not answer" in said(services.worker, tmp_path)
-    with temporary_settings({PREFECT_API_URL: serve({"/api/health": (200, True)}) + "/api"}):
+        assert "while the Prefect server does not answer" in said(
+            services.worker, tmp_path
+        )
+    with temporary_settings(
+        {PREFECT_API_URL: serve({"/api/health": (200, True)}) + "/api"}
+    ):
         assert "lets nobody in without its PREFECT_API_AUTH_STRING; set it" in said(
             services.prefect_server, tmp_path
         )
@@ -107,7 +115,9 @@ def test_a_prefect_server_that_is_down_or_closed(serve: Serve, tmp_path: Path) -
         (None, "no work pool 'elder'"),
     ],
 )
-def test_the_work_pool(serve: Serve, tmp_path: Path, status: str | None, sentence: str) -> None:
+def test_the_work_pool(
+    serve: Serve, tmp_path: Path, status: str | None, sentence: str
+) -> None:
     ids = {
         name: f"00000000-0000-0000-0000-00000000000{i}"
         for i, name in enumerate(("id", "default_queue_id"))

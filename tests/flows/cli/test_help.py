@@ -60,7 +60,11 @@ def loaded_for(*arguments: str) -> tuple[list[str], str]:
         f"    print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return eval(done.stderr.splitlines()[-1]), done.stdout

@@ -36,12 +36,17 @@ def test_the_projects_own_deployments_are_read(monkeypatch: pytest.MonkeyPatch) 
     assert promotion.schedules == []
 
 
-def test_a_single_schedule_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_schedule_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     path = written(tmp_path, 'schedule: {cron: "5 3 * * *", timezone: Europe/Berlin}')
     (deployment,) = read_deployments(path)
     (found,) = deployment.schedules
-    assert (found.schedule.cron, found.schedule.timezone) == ("5 3 * * *", "Europe/Berlin")
+    assert (found.schedule.cron, found.schedule.timezone) == (
+        "5 3 * * *",
+        "Europe/Berlin",
+    )
 
 
 def test_an_interval_is_in_seconds() -> None:
@@ -85,7 +90,9 @@ def test_a_wrong_schedule_is_refused_by_name_and_value(
         ("a: [\n", "is not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_is_refused_in_a_sentence(
+    tmp_path: Path, text: str, said: str
+) -> None:
     path = tmp_path / "prefect.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=said):
@@ -93,12 +100,16 @@ def test_a_wrong_file_is_refused_in_a_sentence(tmp_path: Path, text: str, said: 
 
 
 def test_both_forms_of_schedules_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, 'schedule: {cron: "0 2 * * *"}', "schedules: [{interval: 60}]")
+    path = written(
+        tmp_path, 'schedule: {cron: "0 2 * * *"}', "schedules: [{interval: 60}]"
+    )
     with pytest.raises(UserError, match="'mine' has both schedule and schedules"):
         read_entries(path)[0].all_schedules()
 
 
-def test_the_deployments_of_workers_are_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deployments_of_workers_are_never_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pools = {"a/worker": "elder", "a/served": None}
 
     def read(name: str) -> SimpleNamespace:

@@ -21,7 +21,12 @@ from tasks.record import publish_folder
 from tasks.registry.client import Registry
 from tests.tasks.audit.published import TEXT, Version, md5, parameters, words
 
-PLAIN = {"trainable_parameters": 0, "tokens_seen": 0, "seconds": 1.0, "peak_memory_bytes": 0}
+PLAIN = {
+    "trainable_parameters": 0,
+    "tokens_seen": 0,
+    "seconds": 1.0,
+    "peak_memory_bytes": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,9 @@ def settings(root: Path) -> params.Params:
 
 
 @pytest.fixture(scope="module")
-def shallow(root: Path, settings: params.Params) -> tuple[LlamaForCausalLM, dict[str, Any]]:
+def shallow(
+    root: Path, settings: params.Params
+) -> tuple[LlamaForCausalLM, dict[str, Any]]:
     """Return the model without its middle layer, and a record of how that was done."""
     from elder.evaluation.perplexity import perplexity_of_text
     from elder.model.load import Loaded
@@ -118,14 +125,17 @@ def shallow(root: Path, settings: params.Params) -> tuple[LlamaForCausalLM, dict
         "scores": weights,
         "weights": weights,
         "curve": [
-            {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5} for step in (1, 2)
+            {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5}
+            for step in (1, 2)
         ],
         "parameters_before": before,
         "parameters_after": parameter_count(model),
         "rows": rows,
         "speed": speed,
         "champion": None,
-        "gate": plain(judge(settings.gate, *typed_rows, Speed.model_validate(speed), None)),
+        "gate": plain(
+            judge(settings.gate, *typed_rows, Speed.model_validate(speed), None)
+        ),
         "data": {"source": {}, "stages": {"evaluation": {"outs": outs}}},
         "lineage": lineage | {"params": settings.model_dump(mode="json")},
     }

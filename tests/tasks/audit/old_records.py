@@ -34,13 +34,17 @@ class OldVersion:
 
     @property
     def digest(self) -> str:
-        manifest = json.loads((self.published / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(
+            (self.published / "manifest.json").read_text(encoding="utf-8")
+        )
         return manifest["digest"]
 
     def lay_out(self, root: Path) -> None:
         """Put dense model, data, key and the published folder where a project has them."""
         shutil.copytree(self.place / "models", root / "models", dirs_exist_ok=True)
-        shutil.copytree(self.place / "data" / "md5", root / ".dvc" / "cache" / "files" / "md5")
+        shutil.copytree(
+            self.place / "data" / "md5", root / ".dvc" / "cache" / "files" / "md5"
+        )
         (root / "keys").mkdir()
         shutil.copy(self.place / "signing.pub.pem", root / "keys")
         shutil.copytree(self.published, root / "store" / "models" / NAME / self.digest)

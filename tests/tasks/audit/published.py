@@ -23,7 +23,9 @@ def md5() -> str:
 
 
 def words() -> PreTrainedTokenizerFast:
-    plain = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<unk>"))
+    plain = Tokenizer(
+        models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<unk>")
+    )
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
 

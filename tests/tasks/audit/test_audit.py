@@ -34,8 +34,12 @@ def test_a_run_that_publishes_again_publishes_the_same_bytes(
     model, record = shallow
     compressed = CompressionRecord.model_validate(record)
     save_with_record(model, words(), tmp_path / "model", compressed)
-    first = publish_folder(tmp_path / "model", Record.model_validate(record), settings, root)
-    second = publish_folder(tmp_path / "model", Record.model_validate(record), settings, root)
+    first = publish_folder(
+        tmp_path / "model", Record.model_validate(record), settings, root
+    )
+    second = publish_folder(
+        tmp_path / "model", Record.model_validate(record), settings, root
+    )
     assert (second.digest, second.uploaded_bytes) == (first.digest, 0)
     assert {"record.json", "bom.cdx.json", "model.sig", "README.md", "elder.json"} <= set(
         first.files

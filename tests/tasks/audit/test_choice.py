@@ -75,18 +75,54 @@ def test_honest_scores_lead_to_the_layers_that_went(score: str) -> None:
 
 FORGED: list[tuple[str, int, str, Any, str]] = [
     # the score of layer 3 is raised above that of layer 1: now 1 is the lowest
-    ("block influence", 0, "values.3", 0.3, r"round 1: by block influence layers \[1, 3\] go"),
-    ("block influence", 0, "values.0", 0.15, r"layers \[3, 0\] go, the record says \[3, 1\]"),
+    (
+        "block influence",
+        0,
+        "values.3",
+        0.3,
+        r"round 1: by block influence layers \[1, 3\] go",
+    ),
+    (
+        "block influence",
+        0,
+        "values.0",
+        0.15,
+        r"layers \[3, 0\] go, the record says \[3, 1\]",
+    ),
     ("loss without the layer", 1, "values.3", 4.25, r"round 2: .* layers \[3\] go"),
-    ("loss without the layer", 1, "values.2", 4.0, r"round 2: layers \[2\] went in an earlier"),
+    (
+        "loss without the layer",
+        1,
+        "values.2",
+        4.0,
+        r"round 2: layers \[2\] went in an earlier",
+    ),
     ("loss without the layer", 0, "values", [4.0], "1 layers have a score, .* has 5"),
     ("layer weight", 0, "checked.1.1", 5.75, "round 1: layer 3 was missed the least"),
     ("layer weight", 0, "values.2", 0.3, r"layers \[1, 3\] were tried, .* are \[2, 3\]"),
     ("layer weight", 1, "checked.1.0", 4, r"round 2: layers \[3, 4\] were tried"),
     ("layer weight", 0, "checked", [], r"round 1: by layer weight layers \[0\] go"),
-    ("angular distance of the block from here", 0, "values.1", 0.125, r"layers \[1, 2\] go"),
-    ("1 - similarity after the merge", 0, "values.4", 0.25, r"round 1: .* layers \[\] go"),
-    ("1 - similarity after the merge", 0, "values.4", None, r"round 1: .* layers \[3\] go"),
+    (
+        "angular distance of the block from here",
+        0,
+        "values.1",
+        0.125,
+        r"layers \[1, 2\] go",
+    ),
+    (
+        "1 - similarity after the merge",
+        0,
+        "values.4",
+        0.25,
+        r"round 1: .* layers \[\] go",
+    ),
+    (
+        "1 - similarity after the merge",
+        0,
+        "values.4",
+        None,
+        r"round 1: .* layers \[3\] go",
+    ),
 ]
 
 
@@ -105,7 +141,9 @@ def test_a_forged_value_is_named(
 
 
 def test_layers_that_no_round_took_out_are_named() -> None:
-    with pytest.raises(Broken, match=r"removed layers \[2, 1\], the record says \[1, 2\]"):
+    with pytest.raises(
+        Broken, match=r"removed layers \[2, 1\], the record says \[1, 2\]"
+    ):
         layer_weights(evidence("loss without the layer", GREEDY, removed=[1, 2]))
 
 

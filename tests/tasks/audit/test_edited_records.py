@@ -19,7 +19,9 @@ SLOW = {"signature", "source model"}  # they do not read what is edited here
 
 
 @pytest.fixture
-def evidence(settings: params.Params, root: Path, version: Version, tmp_path: Path) -> Evidence:
+def evidence(
+    settings: params.Params, root: Path, version: Version, tmp_path: Path
+) -> Evidence:
     (tmp_path / "place").mkdir()
     return gather(settings, root, f"shallow/{version.number}", None, tmp_path / "place")
 
@@ -38,7 +40,9 @@ def edited(evidence: Evidence, place: Path, content: bytes) -> Evidence:
 
 def faults(evidence: Evidence) -> dict[str, str]:
     findings = [
-        examine(name, check, evidence) for name, check in CHECKS.items() if name not in SLOW
+        examine(name, check, evidence)
+        for name, check in CHECKS.items()
+        if name not in SLOW
     ]
     return {one.name: one.detail for one in findings if one.ok is False}
 
@@ -46,7 +50,9 @@ def faults(evidence: Evidence) -> dict[str, str]:
 def test_any_value_in_any_place_is_named(evidence: Evidence, tmp_path: Path) -> None:
     """Each part is replaced at every key of the record and of what its lists and objects hold first."""
     tree = json.loads((evidence.folder / "record.json").read_text(encoding="utf-8"))
-    assert faults(edited(evidence, tmp_path / "same", json.dumps(tree).encode())).keys() <= {
+    assert faults(
+        edited(evidence, tmp_path / "same", json.dumps(tree).encode())
+    ).keys() <= {
         *("files", "digest", "bill of materials"),  # written in another way
     }
     tried = 0

@@ -107,7 +107,11 @@ def holds(result: Reproduction) -> None:
     assert comparison.same_layers
     assert comparison.same_weights or not comparison.same_machine
     assert comparison.ok, result
-    assert set(result.data) == {"calibration.safetensors", "in_domain.txt", "out_of_domain.txt"}
+    assert set(result.data) == {
+        "calibration.safetensors",
+        "in_domain.txt",
+        "out_of_domain.txt",
+    }
 
 
 def test_the_present_code_makes_an_old_version_again(
@@ -135,7 +139,15 @@ def test_its_own_commit_makes_an_old_version_again(
         "ELDER_SET", "select.layers=2 recover.epochs=0"
     )  # numbers are the record's
     clone = tmp_path / "clone"
-    command = ["git", "clone", "--quiet", "--shared", "--no-checkout", str(ROOT), str(clone)]
+    command = [
+        "git",
+        "clone",
+        "--quiet",
+        "--shared",
+        "--no-checkout",
+        str(ROOT),
+        str(clone),
+    ]
     subprocess.run(command, check=True)
     old.lay_out(clone)
     result = reproduce(settings, clone, f"{NAME}/{version}")

@@ -65,7 +65,9 @@ def test_on_the_same_machine_everything_must_be_the_same() -> None:
 
 
 def test_elsewhere_layers_must_be_the_same_and_perplexities_near() -> None:
-    other = copy.deepcopy(HERE) | {"packages": {"torch": "2.14.0", "transformers": "5.23.0"}}
+    other = copy.deepcopy(HERE) | {
+        "packages": {"torch": "2.14.0", "transformers": "5.23.0"}
+    }
     found = hold(found=101.5, sha256="b" * 64, lineage=other)
     assert (found.ok, found.same_weights, found.same_machine) == (True, False, False)
     assert found.notes == ["not as in the run: torch 2.14.0, was 2.13.0"]
@@ -87,7 +89,9 @@ def commit(root: Path, content: str, *flags: str) -> str:
     subprocess.run([*git, "init", "-q"], check=True)
     (root / "code.py").write_text(content)
     subprocess.run([*git, "add", "code.py"], check=True)
-    subprocess.run([*git, "commit", "-m", content, *flags], check=True, capture_output=True)
+    subprocess.run(
+        [*git, "commit", "-m", content, *flags], check=True, capture_output=True
+    )
     return subprocess.run(
         [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -104,11 +108,17 @@ def test_the_recorded_commit_is_run_in_a_worktree_that_goes_away(
     ).stdout.strip()
     commit(repository, "second")
     place = tmp_path / "code"
-    with code_of(repository, Lineage(git_commit=first, git_clean=True), place) as (code, notes):
+    with code_of(repository, Lineage(git_commit=first, git_clean=True), place) as (
+        code,
+        notes,
+    ):
         assert (code / "code.py").read_text() == "first"
         assert notes == []
     assert not place.exists()
-    with code_of(repository, Lineage(git_commit=first, git_clean=False), place) as (_, notes):
+    with code_of(repository, Lineage(git_commit=first, git_clean=False), place) as (
+        _,
+        notes,
+    ):
         assert notes == [
             "the run had changes that were not committed: its commit alone was run"
         ]
@@ -135,7 +145,9 @@ def test_without_the_commit_the_present_code_is_run_and_that_is_said(
             assert "the present code was run instead" in notes[0]
 
 
-def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(tmp_path: Path) -> None:
+def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(
+    tmp_path: Path,
+) -> None:
     root, remote = tmp_path / "project", tmp_path / "remote"
     (root / ".dvc").mkdir(parents=True)
     (root / ".dvc" / "config").write_text(
@@ -176,7 +188,9 @@ def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(tmp_path: P
     told = bring_data(rerun(), tmp_path / "data")
     assert {name: (tmp_path / "data" / name).read_bytes() for name in content} == content
     assert told["calibration.safetensors"] == "DVC's remote"
-    assert told["in_domain.txt"] == told["out_of_domain.txt"] == "build/data or DVC's cache"
+    assert (
+        told["in_domain.txt"] == told["out_of_domain.txt"] == "build/data or DVC's cache"
+    )
     assert not list((root / "build" / "reproduce").glob("*"))
 
     record["lineage"]["data"] = md5 | {"in_domain.txt": "0" * 32}

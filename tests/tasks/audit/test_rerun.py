@@ -26,7 +26,9 @@ def rerun(record: dict[str, Any], root: Path, code: Path) -> Rerun:
 def test_no_number_of_elder_set_reaches_the_code_that_runs_again(
     record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = "store.url=elsewhere select.ratio=0.5 select.elder.lambda1=0.3 notify.events=[]"
+    given = (
+        "store.url=elsewhere select.ratio=0.5 select.elder.lambda1=0.3 notify.events=[]"
+    )
     monkeypatch.setenv("ELDER_SET", given)
     monkeypatch.chdir(tmp_path)
     assert read_params(None, None, {}).select.ratio == 0.5  # outside, it holds

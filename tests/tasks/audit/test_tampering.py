@@ -73,7 +73,8 @@ def signed_by_another(version: Version) -> None:
 
 def bill_edited(version: Version) -> None:
     edit(
-        version.place / "bom.cdx.json", lambda bom: bom["components"][0].update(version="6.6.6")
+        version.place / "bom.cdx.json",
+        lambda bom: bom["components"][0].update(version="6.6.6"),
     )
     renew_manifest(version.place)
 
@@ -83,7 +84,9 @@ def artifact_edited(version: Version) -> None:
 
 
 def artifact_missing(version: Version) -> None:
-    (attached,) = (version.root / "mlartifacts").rglob(f"{version.run}/artifacts/record.json")
+    (attached,) = (version.root / "mlartifacts").rglob(
+        f"{version.run}/artifacts/record.json"
+    )
     attached.unlink()
 
 
@@ -131,7 +134,11 @@ TAMPERED: list[tuple[Callable[[Version], None], set[str], str]] = [
     (signed_by_another, COVERED - {"bill of materials"}, "does not hold"),
     (bill_edited, COVERED, "components"),
     (artifact_edited, {"record in MLflow"}, "curve"),
-    (artifact_missing, {"record in MLflow"}, "download artifacts from path 'record.json'"),
+    (
+        artifact_missing,
+        {"record in MLflow"},
+        "download artifacts from path 'record.json'",
+    ),
     (layer_weights_edited, {"layer weights"}, "layer_weights.json"),
     (manifest_edited, {"manifest"}, "manifest.json"),
 ]
@@ -171,6 +178,9 @@ def test_whoever_covers_all_tracks_but_has_no_key_is_found(
         change = "update model_versions set source = ?, storage_location = ? where name = 'shallow' and version = ?"
         database.execute(change, (str(moved), str(moved), int(version.number)))
     version.client.set_model_version_tag("shallow", version.number, "digest", new)
-    later = {"artifact": {"url": str(moved), "digest": new}, "model_version": version.number}
+    later = {
+        "artifact": {"url": str(moved), "digest": new},
+        "model_version": version.number,
+    }
     version.client.log_text(version.run, json.dumps(record | later), "record.json")
     assert set(broken(settings, root, version)) == {"signature"}

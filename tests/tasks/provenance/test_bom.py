@@ -16,7 +16,12 @@ from tasks.store.manifest import describe
 RECORD: dict[str, Any] = {
     "run_id": "20261124-021500-ab12cd34",
     "created": "2026-11-24T02:15:00+00:00",
-    "model": {"name": "models/tiny", "revision": None, "digest": "d" * 64, "num_layers": 3},
+    "model": {
+        "name": "models/tiny",
+        "revision": None,
+        "digest": "d" * 64,
+        "num_layers": 3,
+    },
     "method": "default",
     "removed": [1],
     "parameters_after": 4096,
@@ -114,7 +119,9 @@ def test_each_edit_is_named(model: Path) -> None:
         "it gives another sha256 for model.safetensors"
     ]
     fewer = {name: file for name, file in files.items() if name != "model.safetensors"}
-    assert faults(text, TYPED, fewer) == ["it lists model.safetensors, which is not there"]
+    assert faults(text, TYPED, fewer) == [
+        "it lists model.safetensors, which is not there"
+    ]
     changed = copy.deepcopy(RECORD)
     changed["rows"][0]["tasks"]["blimp"]["value"] = 0.8
     assert faults(text, Record.model_validate(changed), files) == [

@@ -28,7 +28,9 @@ def test_the_energy_of_killed_attempts_is_added(tmp_path: Path) -> None:
     first.keep(SimpleNamespace(**SEEN))
     again = Meter(path, Energy(measure=False, country="DEU"))
     again.keep(SimpleNamespace(**SEEN))
-    total = again.keep(SimpleNamespace(**SEEN | {"energy_consumed": 0.75, "duration": 20.0}))
+    total = again.keep(
+        SimpleNamespace(**SEEN | {"energy_consumed": 0.75, "duration": 20.0})
+    )
     # each look gives the sum of its own attempt: 0.5 + 0.75 kWh, 10 + 20 s, 0.125 + 0.125 kg
     assert (total["kwh"], total["seconds"], total["co2_kg"]) == (1.25, 30.0, 0.25)
     assert json.loads(path.read_text()) == total
@@ -53,7 +55,9 @@ def test_codecarbon_measures_and_prints_nothing(
         assert sum(number * number for number in range(300_000)) > 0
         total = meter.stop()
     assert total["kwh"] > 0
-    assert 0 < total["co2_kg"] < total["kwh"] * 2  # no country's electricity costs 2 kg a kWh
+    assert (
+        0 < total["co2_kg"] < total["kwh"] * 2
+    )  # no country's electricity costs 2 kg a kWh
     assert total["by"].startswith("codecarbon ")
     assert meter.stop() is None
     assert capfd.readouterr() == ("", "")

@@ -31,7 +31,9 @@ def upstream(folder: Path, key: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_upstream_tool_alone_verifies_and_refuses(model: Path, tmp_path: Path) -> None:
+def test_the_upstream_tool_alone_verifies_and_refuses(
+    model: Path, tmp_path: Path
+) -> None:
     assert sign(model, KEY, tmp_path)
     key = public_key(KEY, tmp_path)
     moved = tmp_path / "another name"
@@ -47,7 +49,10 @@ def test_the_upstream_tool_alone_verifies_and_refuses(model: Path, tmp_path: Pat
 
 def test_the_key_is_made_once_and_private(model: Path, tmp_path: Path) -> None:
     signing.check(KEY, tmp_path)
-    private, public = tmp_path / "keys" / "signing.pem", tmp_path / "keys" / "signing.pub.pem"
+    private, public = (
+        tmp_path / "keys" / "signing.pem",
+        tmp_path / "keys" / "signing.pub.pem",
+    )
     assert private.stat().st_mode & 0o777 == 0o600
     before = private.read_bytes(), public.read_bytes()
     sign(model, KEY, tmp_path)

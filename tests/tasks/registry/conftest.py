@@ -19,7 +19,9 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def settings(store: Store, tracking: str, request: pytest.FixtureRequest) -> params.Params:
+def settings(
+    store: Store, tracking: str, request: pytest.FixtureRequest
+) -> params.Params:
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     return settings_for(store.url, tracking, getattr(store, "endpoint", None), name)
 

@@ -10,16 +10,24 @@ from tests.tasks.registered import record, register
 
 
 def add(
-    settings: params.Params, root: Path, number: int, perplexity: float = 20.0, **more: str
+    settings: params.Params,
+    root: Path,
+    number: int,
+    perplexity: float = 20.0,
+    **more: str,
 ) -> str:
     """Register version ``number``."""
     gate = more.pop("gate", "passed")
-    version, _ = register(settings, root / f"model {number}", record(perplexity, **more), gate)
+    version, _ = register(
+        settings, root / f"model {number}", record(perplexity, **more), gate
+    )
     assert version == str(number)
     return version
 
 
-def promote(settings: params.Params, root: Path, version: str, force: bool = False) -> Entry:
+def promote(
+    settings: params.Params, root: Path, version: str, force: bool = False
+) -> Entry:
     plan = plan_promotion(settings, root, settings.registry.name, version, force)
     return carry_out(settings, root, plan, "anna@host", f"version {version} it is")
 

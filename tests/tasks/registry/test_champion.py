@@ -72,7 +72,9 @@ def test_a_record_that_is_not_what_was_published(
     published: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(published) / "record.json"
-    path.write_text(path.read_text(encoding="utf-8").replace("50.0", "99.0"), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("50.0", "99.0"), encoding="utf-8"
+    )
     found = champion_at(published, monkeypatch)
     fault = "its record.json is not what the manifest says"
     assert found == Champion(version="3", url=published, fault=fault)

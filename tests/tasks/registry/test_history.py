@@ -7,7 +7,11 @@ from tasks.registry.history import Entry, append, champions, read_log
 
 
 def entry(
-    number: int, action: str, version: str, previous: str | None = None, by: str = "anna@host"
+    number: int,
+    action: str,
+    version: str,
+    previous: str | None = None,
+    by: str = "anna@host",
 ) -> Entry:
     return Entry(
         number=number,

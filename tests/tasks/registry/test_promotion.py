@@ -39,7 +39,12 @@ def test_two_promotions_and_a_rollback_tell_the_true_story(settings, tmp_path):
     assert "archived_at" not in tags(settings, "2")
 
     back = roll_back(settings, tmp_path)
-    assert (back.number, back.action, back.version, back.previous) == (3, "rollback", "1", "2")
+    assert (back.number, back.action, back.version, back.previous) == (
+        3,
+        "rollback",
+        "1",
+        "2",
+    )
     assert champion(settings) == "1"
     assert "archived_at" not in tags(settings, "1")
     assert tags(settings, "1")["promoted_reason"] == "rollback: it failed"
@@ -49,7 +54,11 @@ def test_two_promotions_and_a_rollback_tell_the_true_story(settings, tmp_path):
 
     log, fault = history(settings, tmp_path, settings.registry.name)
     assert (log, fault) == ([first, second, back], "")
-    told = Registry(settings.registry).client.get_registered_model(settings.registry.name).tags
+    told = (
+        Registry(settings.registry)
+        .client.get_registered_model(settings.registry.name)
+        .tags
+    )
     assert sorted(told) == ["history/000001", "history/000002", "history/000003"]
     assert (
         told["history/000003"]
@@ -98,7 +107,9 @@ def test_worse_or_unlike_models_need_force_and_the_history_keeps_that(local, tmp
         Refused, match=r"is 1\.05, which exceeds the most allowed, 1\.02.*--force"
     ):  # 21 / 20
         promote(local, tmp_path, "2")
-    with pytest.raises(Refused, match=r"another protocol: evaluate\.text p \(candidate: q\)"):
+    with pytest.raises(
+        Refused, match=r"another protocol: evaluate\.text p \(candidate: q\)"
+    ):
         promote(local, tmp_path, "3")
     with pytest.raises(Refused, match=r"no record\.json"):
         promote(local, tmp_path, "4", force=True)

@@ -108,12 +108,16 @@ def model(tmp_path_factory) -> Path:
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     }
-    LlamaForCausalLM(LlamaConfig(vocab_size=4, num_hidden_layers=2, **size)).save_pretrained(
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=4, num_hidden_layers=2, **size)
+    ).save_pretrained(folder)
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(
         folder
     )
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
     return folder
 
 
@@ -130,14 +134,20 @@ def _load_elsewhere(
     """Load a registered model with transformers, in another process and another working directory."""
     command = [sys.executable, "-c", LOAD, settings.tracking_uri, uri]
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, **(env or {})}
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
 
 def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
-    record["lineage"]["params"]["registry"]["tracking_uri"] = f"postgresql://me:{SECRET}@db/x"
+    record["lineage"]["params"]["registry"]["tracking_uri"] = (
+        f"postgresql://me:{SECRET}@db/x"
+    )
     (tmp_path / "report.html").write_text("<html>")
     registry, typed = Registry(settings), Record.model_validate(record)
     run = registry.start_run(typed.run_id, {"started_by": "test"})
@@ -162,17 +172,21 @@ def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
     assert data.metrics["gate_limit/perplexity_ out of domain"] == 1.5
     assert data.metrics["gate_passed/perplexity_ out of domain"] == 1
     assert not any("protocol" in name or "peak" in name for name in data.metrics)
-    assert [(m.step, m.value) for m in client.get_metric_history(run, "recover/loss")] == [
+    assert [
+        (m.step, m.value) for m in client.get_metric_history(run, "recover/loss")
+    ] == [
         (1, 3.5),
         (2, 3.25),
     ]
-    assert [(m.step, m.value) for m in client.get_metric_history(run, "layer_weight/00")] == [
+    assert [
+        (m.step, m.value) for m in client.get_metric_history(run, "layer_weight/00")
+    ] == [
         (1, 0.9),
         (2, 0.7),
     ]
-    assert [(m.step, m.value) for m in client.get_metric_history(run, "layer_weight/01")] == [
-        (1, 0.1)
-    ]
+    assert [
+        (m.step, m.value) for m in client.get_metric_history(run, "layer_weight/01")
+    ] == [(1, 0.1)]
     assert (data.tags["run_id"], data.tags["started_by"]) == (record["run_id"], "test")
     assert (data.tags["gate"], data.tags["removed"], data.tags["git_commit"]) == (
         "passed",
@@ -203,7 +217,11 @@ def test_registered_version_loads_in_transformers(settings, record, model, tmp_p
     assert registry.register(run, typed, published) == version
 
     entry = registry.client.get_model_version_by_alias("tiny", "challenger")
-    assert (entry.version, entry.run_id, entry.source) == (int(version), run, published.url)
+    assert (entry.version, entry.run_id, entry.source) == (
+        int(version),
+        run,
+        published.url,
+    )
     assert entry.tags["digest"] == published.digest
     assert entry.tags["run_id"] == record["run_id"]
     assert entry.tags["gate"] == "passed"
@@ -214,7 +232,8 @@ def test_registered_version_loads_in_transformers(settings, record, model, tmp_p
     assert Registry(nobody).holder("champion") is None
     assert entry.tags["git_commit"] == "abc123"
     assert (
-        _load_elsewhere(settings, "models:/tiny@challenger", tmp_path) == "[[1, 2]] 2 (1, 2, 4)"
+        _load_elsewhere(settings, "models:/tiny@challenger", tmp_path)
+        == "[[1, 2]] 2 (1, 2, 4)"
     )
     assert store.verify(published.url) == []
 
@@ -242,8 +261,12 @@ def test_registered_version_in_s3_loads_in_transformers(
         boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(
             Bucket="models"
         )
-        kept = params.Store(url="s3://models/night", endpoint=endpoint, region="us-east-1")
-        published = open_store(kept.url, kept.endpoint, kept.region).publish(model, "tiny")
+        kept = params.Store(
+            url="s3://models/night", endpoint=endpoint, region="us-east-1"
+        )
+        published = open_store(kept.url, kept.endpoint, kept.region).publish(
+            model, "tiny"
+        )
         registry = Registry(settings)
         run = registry.start_run("s3")
         version = registry.register(run, Record.model_validate(record), published)
@@ -251,7 +274,9 @@ def test_registered_version_in_s3_loads_in_transformers(
         env = {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         assert _load_elsewhere(settings, uri, tmp_path, env) == "[[1, 2]] 2 (1, 2, 4)"
         folder = registry.fetch(uri, tmp_path / "copy", kept)
-        assert (folder / "config.json").read_bytes() == (model / "config.json").read_bytes()
+        assert (folder / "config.json").read_bytes() == (
+            model / "config.json"
+        ).read_bytes()
     finally:
         server.stop()
 
@@ -297,7 +322,12 @@ def test_a_failed_flow_leaves_no_running_run(settings):
 
 
 def test_bad_model_uris(settings, tmp_path):
-    for uri in ("models:/tiny", "models:/tiny/latest", "tiny@challenger", "models:/a/b/3"):
+    for uri in (
+        "models:/tiny",
+        "models:/tiny/latest",
+        "tiny@challenger",
+        "models:/a/b/3",
+    ):
         with pytest.raises(UserError, match="models:/name@alias or models:/name/3"):
             Registry(settings).fetch(uri, tmp_path / "x", params.Store())
     for uri in ("models:/absent@challenger", "models:/absent/1"):

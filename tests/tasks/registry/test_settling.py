@@ -14,12 +14,16 @@ from tasks.registry.promotion import Refused, carry_out, history, plan_promotion
 from tests.tasks.registry.decisions import add, champion, promote, roll_back, tags
 
 
-def test_of_two_who_decide_on_the_same_state_the_later_is_told_who_won(settings, tmp_path):
+def test_of_two_who_decide_on_the_same_state_the_later_is_told_who_won(
+    settings, tmp_path
+):
     for number in (1, 2, 3):
         add(settings, tmp_path, number)
     promote(settings, tmp_path, "1")
     name = settings.registry.name
-    mine, other = (plan_promotion(settings, tmp_path, name, version) for version in ("2", "3"))
+    mine, other = (
+        plan_promotion(settings, tmp_path, name, version) for version in ("2", "3")
+    )
     back = carry_out(settings, tmp_path, other, "ben@there", "urgent")
     with pytest.raises(Refused) as caught:
         carry_out(settings, tmp_path, mine, "anna@here", "better")
@@ -36,13 +40,17 @@ def test_many_at_once_make_one_champion(settings, tmp_path):
         add(settings, tmp_path, number)
     promote(settings, tmp_path, "1")
     name = settings.registry.name
-    plans = [plan_promotion(settings, tmp_path, name, version) for version in ("2", "3", "4")]
+    plans = [
+        plan_promotion(settings, tmp_path, name, version) for version in ("2", "3", "4")
+    ]
     ready, won, lost = threading.Barrier(len(plans)), [], []
 
     def decide(plan: promotion.Plan) -> None:
         ready.wait()
         try:
-            won.append(carry_out(settings, tmp_path, plan, f"user{plan.version}@host", "mine"))
+            won.append(
+                carry_out(settings, tmp_path, plan, f"user{plan.version}@host", "mine")
+            )
         except Refused as refusal:
             lost.append(str(refusal))
 
@@ -86,12 +94,17 @@ def test_a_crash_between_history_and_registry_is_mended_by_the_next_command(
     assert champion(local) == "2"
 
 
-def test_who_tells_an_older_decision_does_not_have_the_last_word(local, tmp_path, monkeypatch):
+def test_who_tells_an_older_decision_does_not_have_the_last_word(
+    local, tmp_path, monkeypatch
+):
     for number in (1, 2, 3):
         add(local, tmp_path, number)
     promote(local, tmp_path, "1")
     plan = plan_promotion(local, tmp_path, local.registry.name, "2")
-    store, tell = promotion.configured_store(local.store, tmp_path), promotion.write_history
+    store, tell = (
+        promotion.configured_store(local.store, tmp_path),
+        promotion.write_history,
+    )
 
     def overtaken(named: params.Registry, log: list[Entry]) -> None:
         """Let a newer decision be written and told while this one is being told."""
@@ -115,7 +128,9 @@ def test_who_tells_an_older_decision_does_not_have_the_last_word(local, tmp_path
     assert "archived_at" not in tags(local, "3")
 
 
-def test_a_decision_that_the_registry_could_not_be_told_stands(local, tmp_path, monkeypatch):
+def test_a_decision_that_the_registry_could_not_be_told_stands(
+    local, tmp_path, monkeypatch
+):
     add(local, tmp_path, 1)
     plan = plan_promotion(local, tmp_path, local.registry.name, "1")
 
@@ -125,11 +140,15 @@ def test_a_decision_that_the_registry_could_not_be_told_stands(local, tmp_path, 
     with monkeypatch.context() as patched:
         patched.setattr(promotion, "write_history", refuse)
         with pytest.raises(
-            UserError, match="the decision stands .*could not be told .it cannot be reached."
+            UserError,
+            match="the decision stands .*could not be told .it cannot be reached.",
         ):
             carry_out(local, tmp_path, plan, "anna@host", "better")
         log, fault = history(local, tmp_path, local.registry.name)
-        assert ([entry.version for entry in log], fault) == (["1"], "it cannot be reached")
+        assert ([entry.version for entry in log], fault) == (
+            ["1"],
+            "it cannot be reached",
+        )
     assert history(local, tmp_path, local.registry.name)[1] == ""
     assert champion(local) == "1"
 
@@ -170,7 +189,8 @@ def test_a_rollback_to_a_number_that_means_another_model_is_refused(local, tmp_p
     first = Entry.model_validate_json(path.read_text())
     path.write_text(first.model_copy(update={"digest": "f" * 64}).model_dump_json())
     with pytest.raises(
-        UserError, match="version 1 of .* is the model ffffffffffff..., in the registry it is"
+        UserError,
+        match="version 1 of .* is the model ffffffffffff..., in the registry it is",
     ):
         roll_back(local, tmp_path)
     assert champion(local) == "2"
@@ -205,7 +225,9 @@ def test_a_champion_that_was_deleted_can_be_followed_by_another(local, tmp_path)
     assert history(local, tmp_path, name)[1] == ""
 
 
-def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(local, tmp_path):
+def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(
+    local, tmp_path
+):
     for number in (1, 2, 3):
         add(local, tmp_path, number)
         promote(local, tmp_path, str(number))

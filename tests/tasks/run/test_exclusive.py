@@ -45,7 +45,9 @@ def test_the_next_waits_is_told_for_whom_and_goes_on_when_the_holder_is_killed(
         assert entered.wait(10)
         follower.join()
     assert len(told) == 1
-    assert told[0].startswith(f"run 20260101-020000-abcdef12 (process {holder.pid}, since 20")
+    assert told[0].startswith(
+        f"run 20260101-020000-abcdef12 (process {holder.pid}, since 20"
+    )
 
 
 def test_the_project_is_free_again_after_an_error(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_what_bears_on_no_result_starts_no_other_run() -> None:
     assert len({key, *others}) == 5
 
 
-def test_ids_of_one_second_differ_and_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_of_one_second_differ_and_sort_by_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Clock:
         second = 1
 
@@ -100,7 +102,9 @@ def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [Timeout("a lock of the run"), Busy("a lock of the run")])
+@pytest.mark.parametrize(
+    "error", [Timeout("a lock of the run"), Busy("a lock of the run")]
+)
 def test_errors_pass_through(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error), match="a lock of the run"), in_folder(tmp_path):
         raise error
@@ -114,7 +118,9 @@ def test_a_folder_that_another_run_holds_is_left_alone(tmp_path: Path) -> None:
             assert other.folder != first
 
 
-def test_the_parameters_with_their_password_are_for_the_owner_only(tmp_path: Path) -> None:
+def test_the_parameters_with_their_password_are_for_the_owner_only(
+    tmp_path: Path,
+) -> None:
     settings = validate({"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}})
     with in_folder(tmp_path, settings) as run:
         path = run.folder / "params.yaml"
@@ -135,9 +141,13 @@ def test_no_password_reaches_the_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["work", "data", "baselines", "lock", "org/model"])
-def test_the_model_has_a_folder_of_its_own_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_the_model_has_a_folder_of_its_own_whatever_its_name(
+    tmp_path: Path, name: str
+) -> None:
     settings = Params.model_construct(
-        registry=Params().registry.model_construct(name=name, tracking_uri="", experiment="e")
+        registry=Params().registry.model_construct(
+            name=name, tracking_uri="", experiment="e"
+        )
     )
     run = Run(tmp_path, tmp_path / "r", settings, "default", "models/tiny", None)
     taken = {run.work, run.data, run.baseline("sleb").parent, run.folder / "lock"}
@@ -187,7 +197,11 @@ def test_a_finished_run_keeps_no_work_folders(tmp_path: Path) -> None:
             (work / "remove").mkdir(parents=True)
         run.model.mkdir()
         close_run(run.folder, record_of(run))
-    assert {path.name for path in run.folder.iterdir()} >= {"model", "run.json", "baselines"}
+    assert {path.name for path in run.folder.iterdir()} >= {
+        "model",
+        "run.json",
+        "baselines",
+    }
     assert not list(run.folder.rglob("work"))
     # A run that was killed between its mark and its tidying is tidied by the next.
     (run.work / "remove").mkdir(parents=True)

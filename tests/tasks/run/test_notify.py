@@ -70,7 +70,9 @@ def test_a_busy_receiver_is_tried_again(receiver: Receiver) -> None:
     assert len(receiver.got) == 3
 
 
-@pytest.mark.parametrize(("status", "tries"), [(404, 1), (302, 1), (500, notify.ATTEMPTS)])
+@pytest.mark.parametrize(
+    ("status", "tries"), [(404, 1), (302, 1), (500, notify.ATTEMPTS)]
+)
 def test_a_receiver_that_refuses_is_named_without_its_secret(
     receiver: Receiver,
     status: int,
@@ -112,7 +114,8 @@ def test_only_what_is_wanted_is_told(
 
 
 @pytest.mark.parametrize(
-    "url", [f"ftp://host/{SECRET}", SECRET, f"https:///{SECRET}", f"http://host:{SECRET}/"]
+    "url",
+    [f"ftp://host/{SECRET}", SECRET, f"https:///{SECRET}", f"http://host:{SECRET}/"],
 )
 def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UserError, match="is no http:// or https:// address") as caught:

@@ -28,7 +28,9 @@ class Server:
 
     def add(self, name: str, state: StateType, parent: FlowRun | None = None) -> FlowRun:
         task_run = uuid4() if parent else None
-        run = FlowRun(flow_id=uuid4(), name=name, state_type=state, parent_task_run_id=task_run)
+        run = FlowRun(
+            flow_id=uuid4(), name=name, state_type=state, parent_task_run_id=task_run
+        )
         self.runs[run.id] = run
         if parent and task_run:
             self.task_runs[task_run] = parent.id
@@ -37,7 +39,9 @@ class Server:
     def read_flow_runs(self, flow_run_filter: Any) -> list[FlowRun]:
         names, states = flow_run_filter.name.any_, flow_run_filter.state.type.any_
         return [
-            run for run in self.runs.values() if run.name in names and run.state_type in states
+            run
+            for run in self.runs.values()
+            if run.name in names and run.state_type in states
         ]
 
     def read_flow_run(self, run: UUID) -> FlowRun:

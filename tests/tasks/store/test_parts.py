@@ -42,8 +42,12 @@ class Wire:
                 continue
             far = socket.create_connection(self.target)
             self.open += [near, far]
-            threading.Thread(target=self._relay, args=(near, far, True), daemon=True).start()
-            threading.Thread(target=self._relay, args=(far, near, False), daemon=True).start()
+            threading.Thread(
+                target=self._relay, args=(near, far, True), daemon=True
+            ).start()
+            threading.Thread(
+                target=self._relay, args=(far, near, False), daemon=True
+            ).start()
 
     def _relay(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
         try:
@@ -81,7 +85,9 @@ def wire(server: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def bucket(server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bucket(
+    server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Any:
     """Return boto3's client and a bucket; files are sent in parts of 5 MiB, one after the other."""
     monkeypatch.setattr(parts, "PART", SIZE)
     monkeypatch.setattr(s3, "PART", SIZE)
@@ -119,9 +125,9 @@ def test_a_cut_upload_goes_on_with_the_parts_that_arrived(
 
     store = open_store(f"s3://{name}/x", server, "us-east-1")
     (upload,) = unfinished(client, name)
-    there = client.list_parts(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])[
-        "Parts"
-    ]
+    there = client.list_parts(
+        Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"]
+    )["Parts"]
     assert [part["PartNumber"] for part in there] == [1, 2]
     url = upload["Key"].removeprefix("x/").removesuffix("/model.safetensors")
     assert store.paths(url) == {"config.json"}  # nobody sees any of the large file
@@ -141,7 +147,10 @@ def test_a_cut_upload_goes_on_with_the_parts_that_arrived(
 
 def test_parts_of_other_bytes_are_sent_again(server, bucket, model):
     client, name = bucket
-    store, source = open_store(f"s3://{name}", server, "us-east-1"), model / "model.safetensors"
+    store, source = (
+        open_store(f"s3://{name}", server, "us-east-1"),
+        model / "model.safetensors",
+    )
     at = {"Bucket": name, "Key": "models/big/file"}
     upload = client.create_multipart_upload(**at)["UploadId"]
     first = source.read_bytes()[:SIZE]
@@ -157,7 +166,10 @@ def test_parts_of_other_bytes_are_sent_again(server, bucket, model):
 
 def test_a_file_that_changes_on_the_way_is_not_stored(server, bucket, model):
     client, name = bucket
-    store, source = open_store(f"s3://{name}", server, "us-east-1"), model / "model.safetensors"
+    store, source = (
+        open_store(f"s3://{name}", server, "us-east-1"),
+        model / "model.safetensors",
+    )
     before = fingerprint(source)
     source.write_bytes(b"#" + source.read_bytes()[1:])
     with pytest.raises(UserError, match="changed while it was being stored"):
@@ -171,7 +183,10 @@ def test_an_upload_that_somebody_else_completed_is_no_failure(
 ):
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
     _, name = bucket
-    store, source = open_store(f"s3://{name}", server, "us-east-1"), model / "model.safetensors"
+    store, source = (
+        open_store(f"s3://{name}", server, "us-east-1"),
+        model / "model.safetensors",
+    )
     file, send = fingerprint(source), parts._send_part
 
     def overtaken(sender, here, number, data, md5):
@@ -190,7 +205,10 @@ def test_an_upload_that_somebody_else_completed_is_no_failure(
 
 def test_who_may_not_list_uploads_begins_anew(server, bucket, model, monkeypatch):
     client, name = bucket
-    store, source = open_store(f"s3://{name}", server, "us-east-1"), model / "model.safetensors"
+    store, source = (
+        open_store(f"s3://{name}", server, "us-east-1"),
+        model / "model.safetensors",
+    )
     client.create_multipart_upload(Bucket=name, Key="models/big/file")
     refuse(monkeypatch, store, "AccessDenied", {"ListMultipartUploads"})
     assert store._send(source, "models/big/file", fingerprint(source)) == 3 * SIZE + 7

@@ -51,9 +51,9 @@ def test_round_trip_and_layout(store, folder, tmp_path):
     manifest = json.loads(store.read(f"models/tiny/{published.digest}/manifest.json"))
     assert set(manifest["files"]) == {"config.json", "model.safetensors", "sub/extra.txt"}
     copy = store.fetch(published.url, tmp_path / "made" / "copy")
-    assert {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()} == set(
-        manifest["files"]
-    )
+    assert {
+        p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()
+    } == set(manifest["files"])
     assert (copy / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"
     ).read_bytes()
@@ -67,10 +67,16 @@ def test_publish_twice_moves_nothing(store, folder, monkeypatch):
     monkeypatch.setattr(store, "_write", None)
     second = store.publish(folder, "tiny")
     assert second.uploaded_bytes == 0
-    assert (second.url, second.digest, second.files) == (first.url, first.digest, first.files)
+    assert (second.url, second.digest, second.files) == (
+        first.url,
+        first.digest,
+        first.files,
+    )
 
 
-def test_interrupted_publish_is_invisible_and_resumes(store, folder, tmp_path, monkeypatch):
+def test_interrupted_publish_is_invisible_and_resumes(
+    store, folder, tmp_path, monkeypatch
+):
     send, sent = store._send, []
 
     def failing(source, key, file):
@@ -105,10 +111,14 @@ def _names(folder: Path) -> list[str]:
 
 
 def _file(path: Path) -> File:
-    return File(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+    return File(
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size
+    )
 
 
-def test_failure_while_a_file_is_written_leaves_nothing_of_it(folder, tmp_path, monkeypatch):
+def test_failure_while_a_file_is_written_leaves_nothing_of_it(
+    folder, tmp_path, monkeypatch
+):
     store = open_store(str(tmp_path / "store"))
 
     def full(descriptor):
@@ -166,9 +176,14 @@ def test_changed_manifest_is_refused(store, folder, tmp_path):
     key = f"models/tiny/{published.digest}/manifest.json"
     for path in ("../outside", "/etc/passwd", "other.json"):
         files = {path: File(sha256="0" * 64, bytes=0)}
-        content = {"digest": digest(files), "files": {path: {"sha256": "0" * 64, "bytes": 0}}}
+        content = {
+            "digest": digest(files),
+            "files": {path: {"sha256": "0" * 64, "bytes": 0}},
+        }
         _overwrite(store, key, json.dumps(content).encode())
-        with pytest.raises(UserError, match="outside the model|does not match its digest"):
+        with pytest.raises(
+            UserError, match="outside the model|does not match its digest"
+        ):
             store.fetch(published.url, tmp_path / "copy")
         assert len(store.verify(published.url)) == 1
     _overwrite(store, key, b'{"files": []}')
@@ -194,14 +209,18 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ids=["deep", "deep inside", "huge integer", "number", "list", "null", "no text"],
 )
 def test_a_manifest_of_any_content_is_refused_in_a_sentence(content: bytes) -> None:
-    with pytest.raises(UserError, match="store/x: manifest.json is not readable; publish"):
+    with pytest.raises(
+        UserError, match="store/x: manifest.json is not readable; publish"
+    ):
         parse(content, "store/x")
 
 
 def test_manifest_must_match_its_own_digest():
     files = {"a": {"sha256": "0" * 64, "bytes": 0}}
     with pytest.raises(UserError, match="does not match its digest"):
-        parse(json.dumps({"digest": "1" * 64, "files": files}).encode(), "s3://bucket/model")
+        parse(
+            json.dumps({"digest": "1" * 64, "files": files}).encode(), "s3://bucket/model"
+        )
 
 
 def test_fetch_repeats_but_never_overwrites(store, folder, tmp_path):
@@ -259,7 +278,9 @@ def test_create_trusts_what_is_there_more_than_the_answer(server, monkeypatch):
 
 def test_open_model_finds_the_store(store, folder, tmp_path):
     published = store.publish(folder, "tiny")
-    found, prefix = open_model(published.url, getattr(store, "endpoint", None), "us-east-1")
+    found, prefix = open_model(
+        published.url, getattr(store, "endpoint", None), "us-east-1"
+    )
     assert (found.url, prefix) == (store.url, f"models/tiny/{published.digest}")
     assert found.fetch(prefix, tmp_path / "copy").is_dir()
 

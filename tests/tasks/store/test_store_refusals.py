@@ -35,7 +35,8 @@ def test_bad_urls(url, said):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["localhost:9000", f"http://test:{SECRET}@localhost:9000", "ftp://localhost"]
+    "endpoint",
+    ["localhost:9000", f"http://test:{SECRET}@localhost:9000", "ftp://localhost"],
 )
 def test_bad_endpoints(endpoint):
     with pytest.raises(UserError, match="http://host:port") as caught:
@@ -87,7 +88,9 @@ def test_check_proves_that_writing_is_allowed(server, monkeypatch):
 def test_only_what_the_network_did_is_worth_another_try(server, folder, monkeypatch):
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
     with pytest.raises(Unreachable):
-        open_store("s3://bucket/x", "http://127.0.0.1:9", "us-east-1").publish(folder, "tiny")
+        open_store("s3://bucket/x", "http://127.0.0.1:9", "us-east-1").publish(
+            folder, "tiny"
+        )
     with pytest.raises(UserError) as caught:
         open_store("s3://absent-bucket/x", server, "us-east-1").publish(folder, "tiny")
     assert not isinstance(caught.value, Unreachable)
