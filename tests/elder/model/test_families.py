@@ -30,17 +30,8 @@ from elder.model.layers import (
 from elder.model.load import Loaded
 from elder.model.removal import outline, shortened_fields
 from elder.selection import METHODS, Problem, Selection, get_method
-from tests.elder.families import (
-    COMMONLY,
-    COUNT,
-    FAMILIES,
-    FULL,
-    GONE,
-    KEPT,
-    PARTLY,
-    REFUSED,
-    logits,
-)
+from tests.elder.families import COMMONLY, COUNT, FULL, GONE, KEPT, logits
+from tests.elder.families_others import FAMILIES, PARTLY, REFUSED
 
 DOCS = Path(__file__).parents[3] / "docs" / "families.md"
 UNMERGEABLE = {

@@ -15,7 +15,8 @@ from elder.model.layers import (
     remove_layers,
     skipping,
 )
-from tests.elder.families import FAMILIES, logits
+from tests.elder.families import logits
+from tests.elder.families_others import FAMILIES
 
 
 # one whose layers return the hidden state, and those that return tuples, lists and pairs

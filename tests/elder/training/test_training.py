@@ -24,7 +24,7 @@ from elder.training.losses import distillation_loss, residual_norm, state_mismat
 from elder.training.optim import Optimizer
 from elder.training.search import Snapshot, hold_out, search
 from elder.training.tune import LONGER_RUN, LR_GRID, Objective, lowered, tune
-from tests.elder.families import FAMILIES
+from tests.elder.families_others import FAMILIES
 
 PLAN = Schedule(
     6, 4, "adamw", lr=1e-2, relative=False, warmup=0.0, weight_decay=0.1, seed=3
