@@ -137,52 +137,52 @@ def learn(
     """Learn layer weights with one lambda1, in as many rounds as the settings ask for."""
     layers = find_layers(problem.model)
     settings = problem.settings
-    rounds_wanted, a_round = (
-        (problem.count, 1) if settings.iterative else (1, problem.count)
-    )
-    steps = max(
-        1, int(settings.epochs / rounds_wanted * len(blocks) / settings.batch)
-    )  # never over the budget
+    rounds_wanted = problem.count if settings.iterative else 1
+    passes = settings.epochs / rounds_wanted
+    steps = max(1, int(passes * len(blocks) / settings.batch))  # never over the budget
     rounds: list[Round] = []
     gone: set[int] = set()
-    for parameter in problem.model.parameters():
-        parameter.requires_grad_(False)
+    problem.model.requires_grad_(False)
+    label = f"layer weights, lambda1 {lambda1:g}"
     with (
         LayerControl(layers) as control,
-        meter(f"layer weights, lambda1 {lambda1:g}", rounds_wanted * steps) as step,
+        meter(label, rounds_wanted * steps) as step,
     ):
         control.place = settings.place
         for number in range(rounds_wanted):
             alive = offered(problem, len(layers), gone)
             control.bypassed = gone
-            weights = learn_round(
-                problem, control, blocks, lambda1, steps, problem.seed + number, step
-            )
-            values = [
-                abs(weights[i].item()) if i in alive else None for i in range(len(layers))
-            ]
-            removed = lowest(values, a_round)
-            checked: tuple[tuple[int, float], ...] = ()
-            if settings.iterative and settings.shortlist > 1:
-                inner = [
-                    value if 0 < i < len(layers) - 1 else None
-                    for i, value in enumerate(values)
-                ]
-                light = lowest(inner, settings.shortlist) or removed
-                checked = check(problem, control, blocks, light, gone)
-                removed = (min(checked, key=lambda pair: pair[1])[0],)
-            gone = gone | set(removed)
-            rounds.append(Round(removed, tuple(values), checked))
+            seed = problem.seed + number
+            weights = learn_round(problem, control, blocks, lambda1, steps, seed, step)
+            values: list[float | None] = [None] * len(layers)
+            for index in alive:
+                values[index] = abs(weights[index].item())
+            chosen = choose(problem, control, blocks, values, gone)
+            gone = gone | set(chosen.removed)
+            rounds.append(chosen)
     taken = rounds_wanted * steps
     tokens = taken * settings.batch * blocks.shape[1]
-    return Selection(
-        tuple(i for r in rounds for i in r.removed),
-        "layer weight",
-        tuple(rounds),
-        tokens,
-        taken,
-        learnt=True,
-    )
+    removed = tuple(index for one in rounds for index in one.removed)
+    return Selection(removed, "layer weight", tuple(rounds), tokens, taken, learnt=True)
+
+
+def choose(
+    problem: Problem[LayerWeightSettings],
+    control: LayerControl,
+    blocks: torch.Tensor,
+    values: list[float | None],
+    gone: set[int],
+) -> Round:
+    """Return a round: the lightest layer goes, or of the shortlist the one missed the least; in one shot, all go."""
+    settings = problem.settings
+    removed = lowest(values, 1 if settings.iterative else problem.count)
+    if not settings.iterative or settings.shortlist == 1:
+        return Round(removed, tuple(values))
+    inner = [None, *values[1:-1], None]
+    light = lowest(inner, settings.shortlist) or removed
+    checked = check(problem, control, blocks, light, gone)
+    least_missed, _ = min(checked, key=lambda pair: pair[1])
+    return Round((least_missed,), tuple(values), checked)
 
 
 def learn_round(

@@ -33,6 +33,7 @@ from tasks.registry.versions import (
 from tasks.store.base import Store
 from tasks.store.open import configured_store, open_model
 
+BEGINS = "It was the champion already, in the registry; the history begins with it."
 LONGEST_REASON = 1000  # characters; the registry's tags take a few thousand
 
 
@@ -73,11 +74,7 @@ def plan_promotion(
     """
     registry, store = _open(settings, root, name)
     log, gone = _settle(registry, store)
-    version_found = find_version(registry, version)
-    if version_found.gate.rpartition(" ")[2] != "passed":
-        raise Refused(
-            f"version {version} of {name} did not pass the gate (gate: {version_found.gate}): promote another"
-        )
+    version_found = _passed_version(registry, version)
     if gone:
         champion: Champion | None = Champion(version=log[-1].version, fault=gone)
     else:
@@ -86,13 +83,8 @@ def plan_promotion(
     if itself and log:
         raise UserError(f"version {version} of {name} is the champion already")
     record = _record(name, version_found, settings.store)
-    if (
-        itself
-    ):  # and no decision is known: the history was lost with its store, or never was
-        champion = None
-        compared = (
-            "It was the champion already, in the registry; the history begins with it."
-        )
+    if itself:  # no decision is known: the history was lost with its store, or never was
+        champion, compared = None, BEGINS
     else:
         title = f"version {version} of {name}"
         compared = _compare(settings.gate, record.candidate, champion, force, title)
@@ -110,6 +102,15 @@ def plan_promotion(
         compared=compared,
         measured=measured,
     )
+
+
+def _passed_version(registry: Registry, version: str) -> Version:
+    found = find_version(registry, version)
+    if found.gate.rpartition(" ")[2] != "passed":
+        raise Refused(
+            f"version {version} of {registry.name} did not pass the gate (gate: {found.gate}): promote another"
+        )
+    return found
 
 
 def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:
