@@ -1,4 +1,4 @@
-"""Running a model on blocks of tokens: losses, mixed precision, determinism and peak memory, in one place."""
+"""Running a model on blocks of tokens: losses, mixed precision, sampling and determinism, in one place."""
 
 import os
 from collections.abc import Iterable
