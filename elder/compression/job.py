@@ -222,8 +222,8 @@ def open_job(
         UserError: if another process works in the folder; nothing is changed then.
     """
     refusal = f"another process works in {str(work)!r}: wait for its end, or name another output"
+    wanted = job_fingerprint(settings, calibration, stages)  # refuses before anything is made
     with hold(work / LOCK, refusal, patience):
-        wanted = job_fingerprint(settings, calibration, stages)
         before = _read_key(work / KEY)
         if before is None or before.digest != wanted.digest:
             if before is not None:
