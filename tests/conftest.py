@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ QUIET = {
 }
 HOME = pytest.StashKey[str]()
 TESTS = Path(__file__).parent
+SERVICES = "tests/infra/"
 SLOWEST = (
     "infra",
     "flows",
@@ -36,18 +38,28 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep a file's tests in one process of pytest-xdist, and those of the services all together."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    def place(item: pytest.Item) -> tuple[str, ...]:
-        return item.path.relative_to(TESTS).parts
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return SERVICES if file.startswith(SERVICES) else file
 
-    for item in items:
-        shared = "infra" if place(item)[0] == "infra" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(shared))
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest start first."""
     rank = {name: number for number, name in enumerate(SLOWEST)}
-    items.sort(key=lambda item: rank.get(place(item)[0], len(rank)))
+    items.sort(key=lambda item: rank.get(folder_of(item), len(rank)))
+
+
+def folder_of(item: pytest.Item) -> str:
+    """Return the folder below tests/ that a test lies in."""
+    return item.path.relative_to(TESTS).parts[0]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

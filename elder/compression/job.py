@@ -222,18 +222,30 @@ def open_job(
         UserError: if another process works in the folder; nothing is changed then.
     """
     refusal = f"another process works in {str(work)!r}: wait for its end, or name another output"
-    wanted = job_fingerprint(settings, calibration, stages)  # refuses before anything is made
+    wanted = job_fingerprint(
+        settings, calibration, stages
+    )  # refuses before anything is made
     with hold(work / LOCK, refusal, patience):
-        before = _read_key(work / KEY)
-        if before is None or before.digest != wanted.digest:
-            if before is not None:
-                changed = ", ".join(before.differences(wanted))
-                say(
-                    f"{str(work)!r} was made with another value of: {changed}; starting anew"
-                )
-            _empty(work)
-        write_json(work / KEY, {"digest": wanted.digest, "parts": dict(wanted.parts)})
-        yield Job(work, settings, calibration, stages)
+        job = Job(work, settings, calibration, stages)
+        _drop_other_work(job, wanted)
+        yield job
+
+
+def _drop_other_work(job: Job, wanted: Fingerprint) -> None:
+    """Leave in a work folder what was made with the same inputs; begin it anew, with its key, where it was not."""
+    before = _read_key(job.work / KEY)
+    if before is not None and before.digest == wanted.digest:
+        return
+    if before is not None:
+        changed = ", ".join(before.differences(wanted))
+        say(f"{str(job.work)!r} was made with another value of: {changed}; starting anew")
+    _empty(job.work)
+    key = {"digest": wanted.digest, "parts": dict(wanted.parts)}
+    try:
+        write_json(job.work / KEY, key)
+    except OSError:  # a full disk: nothing was begun
+        remove_work(job)
+        raise
 
 
 def job_fingerprint(
