@@ -21,10 +21,8 @@ PEAKS = {
 }
 # how often the work of one forward pass is done: (matrix products with weights, attention's own products)
 FORWARD = (1, 1)
-FROZEN = (
-    2,
-    3,
-)  # forward and backward to the states alone: frozen weights have no gradient
+# forward and backward to the states alone: frozen weights have no gradient
+FROZEN = (2, 3)
 TRAINED = (3, 3)
 FORMULA = (
     "MFU: model FLOPs over seconds over the card's dense bf16 peak. Model FLOPs of one token, forward: 2 for each "
@@ -64,7 +62,8 @@ def flops_per_token(
     narrow = config.num_key_value_heads * config.head_dim
     layer = config.hidden_size * (2 * width + 2 * narrow + 3 * config.intermediate_size)
     linear = 2 * (layers * layer + heads * config.hidden_size * config.vocab_size)
-    attention = 2 * layers * seq_len * width  # 2 products of 2 FLOPs, half of them masked
+    # 2 products of 2 FLOPs, half of them masked
+    attention = 2 * layers * seq_len * width
     return times[0] * linear + times[1] * attention
 
 
@@ -161,10 +160,10 @@ def _stage_row(name: str, record: dict[str, Any]) -> str:
     if "blocks" in record:
         scaled = record["blocks"] < record["blocks_in_all"]
         blocks = f"{record['blocks']} of {record['blocks_in_all']}"
-        whole = (
-            f"{record['seconds_for_all_blocks']:.1f}{' (extrapolated)' if scaled else ''}"
-        )
-    return f"| {name} | {blocks} | {record['seconds']:.1f} | {whole} | {memory} | {mfu} |"
+        whole = f"{record['seconds_for_all_blocks']:.1f}{' (extrapolated)' if scaled else ''}"
+    return (
+        f"| {name} | {blocks} | {record['seconds']:.1f} | {whole} | {memory} | {mfu} |"
+    )
 
 
 def _speed_rows(record: dict[str, Any]) -> list[str]:
@@ -174,10 +173,10 @@ def _speed_rows(record: dict[str, Any]) -> list[str]:
     share = f"{record['removed']} of {record['layers']}"
 
     def row(what: str, key: str, scale: float, value: float, said: float | None) -> str:
-        numbers = f"{dense[key] * scale:,.1f} | {pruned[key] * scale:,.1f} | {value:.2f}x"
-        return (
-            f"| {share} | {what} | {numbers} | {'' if said is None else f'{said:.2f}x'} |"
+        numbers = (
+            f"{dense[key] * scale:,.1f} | {pruned[key] * scale:,.1f} | {value:.2f}x"
         )
+        return f"| {share} | {what} | {numbers} | {'' if said is None else f'{said:.2f}x'} |"
 
     return [
         row(

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_report import FORWARD, FROZEN, TRAINED, flops_per_token, peak_flops, sleb_passes
+from gpu_report import (
+    FORWARD,
+    FROZEN,
+    TRAINED,
+    flops_per_token,
+    peak_flops,
+    sleb_passes,
+)
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from elder import params
@@ -160,7 +167,9 @@ class Bench:
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return 1.2 * FULL_BYTES * trained <= memory
 
-    def measure(self, run: Callable[[torch.Tensor], float], unit: int) -> dict[str, Any]:
+    def measure(
+        self, run: Callable[[torch.Tensor], float], unit: int
+    ) -> dict[str, Any]:
         """Time a stage that takes so much for each block.
 
         Args:
@@ -231,10 +240,11 @@ class Bench:
         def run(blocks: torch.Tensor) -> float:
             record = select_layers(loaded, blocks, params.Params(select=chosen))
             removed, learnt = record.removed, record.spent.tokens_seen
-            if (
-                learnt
-            ):  # one round for each layer that goes: L, L - 1, ... layers are passed
-                return self.flops(learnt, self.layers - (len(removed) - 1) / 2, 1, FROZEN)
+            # one round for each layer that goes: L, L - 1, ... layers are passed
+            if learnt:
+                return self.flops(
+                    learnt, self.layers - (len(removed) - 1) / 2, 1, FROZEN
+                )
             passes = (
                 sleb_passes(self.layers, removed)
                 if method == "sleb"
@@ -266,7 +276,9 @@ class Bench:
         dense = self.build().requires_grad_(False)
         student = self.build(WEIGHTS if rank else torch.float32)
         remove_layers(student, self.spread(0.25))
-        settings = params.Recover(mode="distil", epochs=6, lr=1e-5, **self._common(rank))
+        settings = params.Recover(
+            mode="distil", epochs=6, lr=1e-5, **self._common(rank)
+        )
 
         def run(blocks: torch.Tensor) -> float:
             plan = TrainingRun("recover", SEED, WEIGHTS)

@@ -99,7 +99,9 @@ def write_texts(books: Path) -> None:
 
 def write_paradigm(source: Path, folder: Path) -> None:
     """Write a seeded choice of pairs, in their original order, and the task definition beside it."""
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()
+    ]
     chosen = sorted(
         random.Random(f"{SEED} {source.stem}").sample(range(len(rows)), PAIRS)
     )

@@ -144,7 +144,9 @@ def choose_blocks(
     seen = 0
     for block in _blocks(path, tokenizer, seq_len):
         slot = (
-            seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+            seen
+            if seen < samples
+            else int(torch.randint(seen + 1, (1,), generator=rng))
         )
         seen += 1
         if slot >= samples:

@@ -18,18 +18,10 @@ from elder.files import file_digest
 from elder.params import Params
 from elder.record import Json
 
-RECIPE = (
-    "select",
-    "regularise",
-    "compensate",
-    "recover",
-)  # the sections that say how a model is made shallower
-READING = (
-    "seq_len",
-    "max_tokens",
-    "tasks",
-    "limit",
-)  # of ``evaluate``: how much of what is read; batches do not count
+# the sections that say how a model is made shallower
+RECIPE = ("select", "regularise", "compensate", "recover")
+# of ``evaluate``: how much of what is read; batches do not count
+READING = ("seq_len", "max_tokens", "tasks", "limit")
 VERSIONS = ("elder", "torch", "transformers")  # numbers may change with each of them
 SHORT = 12  # characters of a digest that tell the results in one folder apart
 CACHES = re.compile(r"(^|/)(\.|__pycache__/)")
@@ -120,7 +112,8 @@ def protocol_parts(settings: Params, root: Path = Path()) -> dict[str, Json]:
     """
     chosen = settings.evaluate
     reading = chosen.model_dump(mode="json", include=set(READING))
-    reading["calibration.seq_len"] = settings.calibration.seq_len  # what ``auto`` follows
+    # what ``auto`` follows
+    reading["calibration.seq_len"] = settings.calibration.seq_len
     parts: dict[str, Json] = {
         "text in domain": text_digest(root / chosen.in_domain),
         "text out of domain": text_digest(root / chosen.out_of_domain),

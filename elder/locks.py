@@ -6,6 +6,8 @@ from pathlib import Path
 
 from elder.errors import UserError
 
+FOR_EVER = -1  # a patience that waits as long as it takes
+
 
 class Busy(UserError):
     """Another process holds the lock."""
@@ -20,7 +22,7 @@ def hold(path: Path, sentence: str, patience: float = 0) -> Iterator[None]:
     Args:
         path: of the lock's file; its folder is made if it is absent.
         sentence: what is said where another process, or another block of this one, holds it.
-        patience: seconds to wait for it; below 0 for as long as it takes.
+        patience: seconds to wait for it; `FOR_EVER` for as long as it takes.
 
     Raises:
         Busy: with the sentence.
@@ -34,10 +36,8 @@ def hold(path: Path, sentence: str, patience: float = 0) -> Iterator[None]:
         lock.acquire(timeout=patience)
     except Timeout:
         raise Busy(sentence) from None
-    except (
-        OSError,
-        NotImplementedError,
-    ) as error:  # the latter: a file system without locks
+    except (OSError, NotImplementedError) as error:
+        # the latter: no locks in this file system
         raise UserError(f"the lock {str(path)!r} cannot be taken: {error}") from None
     try:
         yield

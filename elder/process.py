@@ -7,7 +7,10 @@ import warnings
 # For processes that work on a CPU; a user's own values win. glibc would give every large tensor back to the system and
 # ask for it again. GNU OpenMP's threads would spin while they wait for each other, which takes from one another what a
 # busy machine has left. `benchmarks/cpu.py` measures both. Other libraries do not look at these.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
 
 
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "1000"}

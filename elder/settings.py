@@ -31,7 +31,13 @@ from elder.record import Json
 
 DEFAULT = "default"  # the name of the recipe that the parameters are as they stand
 ELDER_SET = "ELDER_SET"
-MACHINE = ("store", "registry", "notify", "signing")  # sections that no number depends on
+# sections that no number depends on
+MACHINE = (
+    "store",
+    "registry",
+    "notify",
+    "signing",
+)
 MOST_FAULTS = 20  # that one message lists
 LONGEST_WORD = 80  # characters of a key that a message shows
 
@@ -215,7 +221,9 @@ def validate(tree: Mapping[str, Json]) -> Params:
     try:
         made = Params.model_validate(present)
     except ValidationError as error:
-        faults += [_fault(fault, Params, ()) for fault in error.errors(include_url=False)]
+        faults += [
+            _fault(fault, Params, ()) for fault in error.errors(include_url=False)
+        ]
     if faults:
         raise UserError(_all_faults(faults))
     return made
@@ -265,8 +273,12 @@ def _fault(fault: Json, model: type[BaseModel], place: tuple[str, ...]) -> str:
     if fault["type"] == "extra_forbidden":
         return _unknown(key, model.model_fields)
     if fault["type"] == "model_type":
-        return f"{_cut(key)} = {_short.repr(fault['input'])}: should hold keys and values"
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        return (
+            f"{_cut(key)} = {_short.repr(fault['input'])}: should hold keys and values"
+        )
+    message = (
+        fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    )
     return f"{_cut(key)} = {_short.repr(fault['input'])}: {message}"
 
 
@@ -301,7 +313,9 @@ def _read_sections(path: Path) -> dict[str, Json]:
     return {str(key): {} if value is None else value for key, value in tree.items()}
 
 
-def _lay_overrides(tree: dict[str, Json], overrides: Iterable[str], source: str) -> None:
+def _lay_overrides(
+    tree: dict[str, Json], overrides: Iterable[str], source: str
+) -> None:
     for text in overrides:
         lay_override(tree, *read_override(text, source))
 

@@ -11,7 +11,15 @@ from elder.record import Record
 from tasks.baseline import baselines
 from tasks.data import prepare_data
 from tasks.provenance.energy import Meter
-from tasks.record import Findings, judge, publish, register, report, settle, with_outcome
+from tasks.record import (
+    Findings,
+    judge,
+    publish,
+    register,
+    report,
+    settle,
+    with_outcome,
+)
 from tasks.registry.champion import present_champion
 from tasks.rows import candidate_row, dense_fingerprint, dense_row
 from tasks.run.folder import close_run, unfinished_runs

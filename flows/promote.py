@@ -72,9 +72,8 @@ def promote(
                 name="Declined",
                 message=f"{answer.by}: {answer.reason}; nothing was changed",
             )
-        check_promotion(
-            settings, root, name, str(version), force
-        )  # the bytes once more: the answer may have taken a day
+        # the bytes once more: the answer may have taken a day
+        check_promotion(settings, root, name, str(version), force)
         entry = decide(settings, root, plan, answer.by, answer.reason)
     except Refused as refusal:
         return Completed(name="Refused", message=str(refusal))

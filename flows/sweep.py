@@ -69,13 +69,17 @@ def sweep(
     """Run a grid as `run_sweep` does; the state says what became of it, and is a failure if that of any cell was."""
     root = project_root()
     prepare_environment()
-    rows = run_sweep(Path(file), Path(params) if params else None, overrides, root, again)
+    rows = run_sweep(
+        Path(file), Path(params) if params else None, overrides, root, again
+    )
     failed = [f"{label(row['cell'])}: {row['error']}" for row in rows if row["error"]]
     if failed:
         message = f"{len(failed)} of {len(rows)} cells failed: {'; '.join(failed)}"
         return Failed(message=message, data=rows)
     passed = sum(bool(row["gate_passed"]) for row in rows)
-    return Completed(message=f"{passed} of {len(rows)} cells passed the gate", data=rows)
+    return Completed(
+        message=f"{passed} of {len(rows)} cells passed the gate", data=rows
+    )
 
 
 def run_sweep(

@@ -9,10 +9,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-BUCKETS = (
-    "elder",
-    "elder-mlflow",
-)  # models and data of this project; artifacts of MLflow's runs
+# models and data of this project; artifacts of MLflow's runs
+BUCKETS = ("elder", "elder-mlflow")
 
 
 def main(endpoint: str) -> None:

@@ -154,7 +154,9 @@ class StoredModel:
     number: int
 
 
-def _same_numbers(registry: Registry, versions: dict[str, str], log: list[Entry]) -> None:
+def _same_numbers(
+    registry: Registry, versions: dict[str, str], log: list[Entry]
+) -> None:
     """Refuse a registry that has given a number of the history to another model."""
     digests = {version: digest for digest, version in versions.items()}
     for entry in log:
@@ -194,7 +196,9 @@ def _fill(registry: Registry, model: StoredModel) -> str | None:
     version = model.version or _register(registry, run, model)
     if RECORD not in registry.attached(run):
         artifact = model.published.model_dump(exclude={"uploaded_bytes"})
-        whole = record.model_copy(update={"artifact": artifact, "model_version": version})
+        whole = record.model_copy(
+            update={"artifact": artifact, "model_version": version}
+        )
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.html"
             write_report(whole, report)
@@ -217,9 +221,7 @@ def _ending(registry: Registry, log: list[Entry]) -> str:
     """Say what is known of the champion."""
     name, holder = registry.name, registry.holder(CHAMPION)
     if log:
-        return (
-            f"champion: version {log[-1].version}, by decision {len(log)} of the history"
-        )
+        return f"champion: version {log[-1].version}, by decision {len(log)} of the history"
     if holder:
         return (
             f"champion: version {holder[0]}, by the registry alone: the store has no history of {name};"
@@ -231,7 +233,8 @@ def _ending(registry: Registry, log: list[Entry]) -> str:
 def main(
     name: Annotated[str, typer.Argument(help="The registered model's name.")],
     folder: Annotated[
-        list[Path] | None, typer.Option(help="Model folder to publish first; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Model folder to publish first; repeatable."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -85,7 +85,12 @@ def next_token_loss(
 
 @torch.no_grad()
 def perplexity(
-    model, tokens: torch.Tensor, context: int, device, autocast, blocks: int | None = None
+    model,
+    tokens: torch.Tensor,
+    context: int,
+    device,
+    autocast,
+    blocks: int | None = None,
 ) -> float:
     """Return the perplexity in separate blocks of `context` tokens, weighting each block the same."""
     model.eval()
@@ -203,7 +208,11 @@ def main() -> None:
     args = parser.parse_args()
     config = json.loads(args.config.read_text())
     data, recipe = config["data"], config["recipe"]
-    steps, context, seed = args.steps or recipe["steps"], data["context"], recipe["seed"]
+    steps, context, seed = (
+        args.steps or recipe["steps"],
+        data["context"],
+        recipe["seed"],
+    )
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
 
@@ -228,7 +237,9 @@ def main() -> None:
 
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(
-            vocab_size=len(tokenizer), max_position_embeddings=context, **config["model"]
+            vocab_size=len(tokenizer),
+            max_position_embeddings=context,
+            **config["model"],
         ),
         dtype=torch.float32,
     ).to(args.device)
@@ -259,7 +270,9 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
         if step % 20 == 0:
             speed = (step + 1 - start) * batch * context / (time.time() - began)
-            print(f"step {step} loss {loss.item():.3f} {speed:,.0f} tokens/s", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} {speed:,.0f} tokens/s", flush=True
+            )
         if (step + 1) % recipe["evaluate_every"] == 0 or step + 1 == steps:
             blocks = None if step + 1 == steps else 128
             value = perplexity(model, held, context, args.device, autocast, blocks)

@@ -77,9 +77,8 @@ def baseline(key: str, name: str, run: Run) -> dict[str, Json]:
         and own.select == run.settings.select
         and not run.settings.regularise.epochs
     ):
-        work = (
-            run.work
-        )  # the baseline is what the candidate was before its own compensation
+        # the baseline is what the candidate was before its own compensation
+        work = run.work
     else:
         work = _compress_by(own, name, run)
     folder = work / ("compensate" if mended else "remove")

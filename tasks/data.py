@@ -17,22 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from filelock import FileLock
 from prefect import task
 
 from elder.errors import UserError
 from elder.fingerprint import Fingerprint
+from elder.locks import FOR_EVER, hold
 from elder.params import Params
 from elder.record import DataFacts, Json
 from tasks.errors import without_secrets
 from tasks.run.run import Run
 
 PLACE = "build/data"
-DATA = (
-    "calibration.safetensors",
-    "in_domain.txt",
-    "out_of_domain.txt",
-)  # what the stages of a run read
+# what the stages of a run read
+DATA = ("calibration.safetensors", "in_domain.txt", "out_of_domain.txt")
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,9 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         RuntimeError: if DVC failed otherwise.
     """
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    with FileLock(
-        root / ".dvc" / "tmp" / "elder.lock", mode=0o644
-    ):  # two at once can fail on DVC's own lock
+    lock = root / ".dvc" / "tmp" / "elder.lock"
+    # two at once can fail on DVC's own lock
+    with hold(lock, "DVC is at work", FOR_EVER):
         pipeline, place = Path("dvc.yaml"), PLACE
         wanted = used_params(params, stages)
         if wanted != stated_params(root / "params.yaml", wanted):
@@ -87,8 +84,8 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         run_dvc(["repro", pipeline.as_posix()], root)
         if remote_name(root):
             push(pipeline, root)
-        lock = (root / pipeline).with_name("dvc.lock")
-        made = yaml.safe_load(lock.read_text())["stages"]
+        told = (root / pipeline).with_name("dvc.lock")
+        made = yaml.safe_load(told.read_text())["stages"]
         outs = [out for stage in made.values() for out in stage["outs"]]
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -103,8 +100,8 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
                 (root / place / "source.json").read_text(encoding="utf-8")
             ),
             "stages": made,
-            "dvc_lock": str(lock),
-            "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+            "dvc_lock": str(told),
+            "dvc_lock_sha256": hashlib.sha256(told.read_bytes()).hexdigest(),
         }
 
 

@@ -26,7 +26,9 @@ from tasks import sources
 
 CONTEXT = 2048  # tokens of a block where nothing else limits it
 CHARACTERS_PER_TOKEN = 5
-SLACK = 4  # read this many times the text that the blocks need, so that there is a choice
+SLACK = (
+    4  # read this many times the text that the blocks need, so that there is a choice
+)
 CHUNK = 1 << 20
 EVALUATION = ("in_domain", "out_of_domain")
 
@@ -37,7 +39,8 @@ def pin(params: Params, folder: Path) -> None:
         "text": sources.pin(params.calibration),
         "tokenizer": sources.pin_tokenizer(params.model.name, params.model.revision),
         "evaluation": {
-            name: sources.pin_text(getattr(params.evaluate, name)) for name in EVALUATION
+            name: sources.pin_text(getattr(params.evaluate, name))
+            for name in EVALUATION
         },
     }
     for name, pinned in pins.items():
@@ -60,7 +63,10 @@ def text(params: Params, folder: Path) -> None:
             "split": calibration.split,
             "column": calibration.column,
         }
-    record = pinned | {"characters": characters, "text_sha256": sources.digest([target])}
+    record = pinned | {
+        "characters": characters,
+        "text_sha256": sources.digest([target]),
+    }
     write_json(folder / "source.json", record)
 
 
@@ -74,7 +80,9 @@ def blocks(params: Params, folder: Path) -> None:
     pinned = json.loads((folder / "pins" / "tokenizer.json").read_text())
     calibration, source = params.calibration, folder / "calibration.txt"
     tokenizer, seq_len = load_tokenizer(params, pinned)
-    ids = choose_blocks(source, tokenizer, calibration.samples, seq_len, calibration.seed)
+    ids = choose_blocks(
+        source, tokenizer, calibration.samples, seq_len, calibration.seed
+    )
     made = {
         "tokenizer": pinned.get("revision") or pinned["sha256"],
         "text_sha256": sources.digest([source]),
@@ -110,7 +118,10 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
         "trust_remote_code": params.model.trust_remote_code,
         "revision": pinned.get("revision"),
     }
-    name, seq_len = str(Path(params.model.name).expanduser()), params.calibration.seq_len
+    name, seq_len = (
+        str(Path(params.model.name).expanduser()),
+        params.calibration.seq_len,
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if seq_len == "auto":
@@ -128,7 +139,9 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
 def character_budget(params: Params) -> int:
     """Return how many characters of a dataset are read: enough for the blocks, several times over."""
     seq_len = params.calibration.seq_len
-    tokens = params.calibration.samples * (CONTEXT if seq_len == "auto" else int(seq_len))
+    tokens = params.calibration.samples * (
+        CONTEXT if seq_len == "auto" else int(seq_len)
+    )
     return tokens * CHARACTERS_PER_TOKEN * SLACK
 
 

@@ -103,7 +103,8 @@ def put_together(
         findings: what was measured and decided.
     """
     tree = plain(made)
-    tree["model"]["name"] = run.settings.model.name  # not the folder that it was found in
+    # not the folder that it was found in
+    tree["model"]["name"] = run.settings.model.name
     tree["lineage"] |= plain(origin)
     tree["lineage"]["params"] = run.settings.model_dump(mode="json")
     champion, verdict = findings.champion, findings.verdict
@@ -146,7 +147,9 @@ def publish_folder(
     write_record(record, folder / RECORD)
     write_bom(folder, record, leave_out=(SIGNATURE,))
     sign(folder, settings.signing, root)
-    return configured_store(settings.store, root).publish(folder, settings.registry.name)
+    return configured_store(settings.store, root).publish(
+        folder, settings.registry.name
+    )
 
 
 @task(name="register", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)

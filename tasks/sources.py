@@ -106,7 +106,9 @@ def pin_text(source: str) -> dict[str, Json]:
 
 def similar(path: Path) -> str:
     """Go on with a sentence about a missing file: the name that was probably meant, or just a full stop."""
-    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    beside = (
+        [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    )
     close = get_close_matches(path.name, beside, n=1)
     return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else "."
 
@@ -262,9 +264,8 @@ def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
             splits = datasets.load_dataset(
                 source, calibration.config, revision=pinned["revision"], streaming=True
             )
-    except (
-        Exception
-    ) as error:  # builders raise many kinds; each means that this is no readable dataset
+    except Exception as error:
+        # builders raise many kinds; each means that this is no readable dataset
         raise UserError(
             f"the dataset {source!r} cannot be read: {one_line(error)}"
         ) from None

@@ -50,9 +50,7 @@ def run_stage(*arguments: str | Path) -> None:
 def _how(status: int) -> str:
     """Say how a stage ended, and what may help."""
     if status == -signal.SIGKILL:
-        return (
-            f"was killed (SIGKILL), as the system does where memory runs out: {NEED_LESS}"
-        )
+        return f"was killed (SIGKILL), as the system does where memory runs out: {NEED_LESS}"
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"failed with exit status {status}, for the reason shown above"
@@ -78,7 +76,9 @@ def save(run: Run) -> CompressionRecord:
 
 
 @task(name="evaluate", task_run_name="evaluate {name}")
-def evaluate(name: str, model: str | Path, params: Path, result: Path) -> dict[str, Json]:
+def evaluate(
+    name: str, model: str | Path, params: Path, result: Path
+) -> dict[str, Json]:
     """Evaluate a model of a run."""
     run_stage("evaluate", model, "--params", params, "--result", result)
     return _read(result)

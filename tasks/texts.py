@@ -43,8 +43,7 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
     path = folder / f"{readable}-{key.short}.txt"
     if not path.is_file():
         documents = sources.documents(wanted, pinned)
-        with whole_file(
-            path, shared=True
-        ) as new:  # several processes may ask for the same text
+        # several processes may ask for the same text
+        with whole_file(path, shared=True) as new:
             write_text(new, within_budget(documents, budget or 1 << 40), name)
     return path

@@ -22,11 +22,8 @@ QUIET = {
 HOME = pytest.StashKey[str]()
 TESTS = Path(__file__).parent
 SERVICES = "tests/infra/"
-SLOWEST = (
-    "infra",
-    "flows",
-    "tasks",
-)  # folders, first to start where several processes share the tests
+# folders, first to start where several processes share the tests
+SLOWEST = ("infra", "flows", "tasks")
 
 
 def pytest_configure(config: pytest.Config) -> None:

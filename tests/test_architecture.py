@@ -49,7 +49,9 @@ def test_every_line_has_its_module() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    sorted({word.strip("`:,;.") for word in PAGE.split() if word.startswith("`elder/")}),
+    sorted(
+        {word.strip("`:,;.") for word in PAGE.split() if word.startswith("`elder/")}
+    ),
 )
 def test_every_place_that_is_named_is_there(word: str) -> None:
     assert (ROOT / word.partition(":")[0]).exists()

@@ -21,7 +21,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def python_files(*folders: str) -> dict[Path, str]:
     """Return {file: text} of what belongs to the project: what services install below hidden folders does not."""
-    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths = [
+        path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
     own = [
         path
         for path in paths
@@ -87,7 +89,9 @@ def test_no_file_is_too_long(files: dict[Path, str], what: str) -> None:
 def test_no_folder_holds_too_many_modules() -> None:
     folders = [path.parent for path in (*FILES, *TESTS)]
     assert {
-        str(one.relative_to(ROOT)) for one in folders if folders.count(one) > MOST_MODULES
+        str(one.relative_to(ROOT))
+        for one in folders
+        if folders.count(one) > MOST_MODULES
     } == set()
 
 

@@ -42,7 +42,8 @@ class CompareOptions:
         typer.Option(help="Folder, Hub id, s3:// prefix or models:/name@alias."),
     ] = None
     ratios: Annotated[
-        str | None, typer.Option(help="Shares of the layers to remove, such as 0.25,0.5.")
+        str | None,
+        typer.Option(help="Shares of the layers to remove, such as 0.25,0.5."),
     ] = None
     layers: Annotated[
         str | None, typer.Option(help="Numbers of layers to remove, such as 3,6.")
@@ -64,7 +65,8 @@ class CompareOptions:
         str | None, typer.Option(help="Parameters of a published protocol: paper.")
     ] = None
     output: Annotated[
-        Path, typer.Option(help="Folder for table, charts and rows; work goes on there.")
+        Path,
+        typer.Option(help="Folder for table, charts and rows; work goes on there."),
     ] = Path("build/compare")
 
 

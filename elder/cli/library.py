@@ -73,7 +73,9 @@ class EvaluationOptions:
         str | None, typer.Option(help="lm-eval tasks or groups, separated by commas.")
     ] = None
     task_data: TaskData = None
-    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None
+    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = (
+        None
+    )
 
 
 def select(
@@ -196,7 +198,9 @@ def _perplexity(
 
     default = settings.evaluate
     length = block_length(seq_len or default.seq_len, loaded.model)
-    measured = perplexity_of_text(loaded, text, length, default.max_tokens, default.batch)
+    measured = perplexity_of_text(
+        loaded, text, length, default.max_tokens, default.batch
+    )
     return plain(measured)
 
 
@@ -250,6 +254,8 @@ def _speed_against(name: str, loaded: "Loaded", settings: Params) -> dict[str, J
     from elder.evaluation.speed import measure_side_by_side
     from elder.model.load import load_model
 
-    other = load_model(settings.model.model_copy(update={"name": name, "revision": None}))
+    other = load_model(
+        settings.model.model_copy(update={"name": name, "revision": None})
+    )
     both = plain(measure_side_by_side(other, loaded, settings.speed))
     return both["pruned"] | {"ratio": both["ratio"], "protocol": both["protocol"]}

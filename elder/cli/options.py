@@ -86,7 +86,9 @@ class CommonOptions(ParameterOptions):
 class PlaceOptions:
     """Where a model computes, and in which dtype."""
 
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = (
+        None
+    )
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16.")
     ] = None

@@ -17,9 +17,8 @@ LINE_ENDS = {
     "Zl",
     "Zp",
 }  # Unicode's control characters, and its separators of lines and paragraphs
-REORDERING = set(
-    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-)  # they show text in another order
+# they show text in another order
+REORDERING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def show(

@@ -9,10 +9,8 @@ import typer
 from elder.errors import UserError
 from elder.params import Params
 
-STORED = (
-    "s3:",
-    "models:",
-)  # how a model's name begins that only the pipeline can bring here
+# how a model's name begins that only the pipeline can bring here
+STORED = ("s3:", "models:")
 INSTALL = "pip install 'elder[pipeline]'"
 
 

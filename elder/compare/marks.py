@@ -43,7 +43,9 @@ def mark_task_means(means: Mapping[str, Mean]) -> dict[str, Mark]:
     Args:
         means: {row: its mean} of the rows within the budget.
     """
-    values = {name: mean.value for name, mean in means.items() if mean.value is not None}
+    values = {
+        name: mean.value for name, mean in means.items() if mean.value is not None
+    }
     if not values:
         return {}
     best = max(values, key=lambda name: values[name])

@@ -73,7 +73,8 @@ def _compress(one: Measurement, folder: Path) -> tuple[Loaded, dict[str, Json]]:
         record = plain(describe(job, one.row, settings.model.name))
         loaded = job.load(job.last_folder(), DTYPES[job.learnt.dtype])
     made = {
-        key: record[key] for key in ("removed", "num_layers", "tokens", "search", *BUDGET)
+        key: record[key]
+        for key in ("removed", "num_layers", "tokens", "search", *BUDGET)
     }
     return loaded, made
 

@@ -16,12 +16,8 @@ from elder.fingerprint import (
 from elder.params import Params
 
 DENSE = "dense"
-COUNTED = (
-    "seq_len",
-    "max_tokens",
-    "tasks",
-    "limit",
-)  # of the section evaluate; texts count by their content
+# of the section evaluate; texts count by their content
+COUNTED = ("seq_len", "max_tokens", "tasks", "limit")
 
 
 @dataclass(frozen=True)

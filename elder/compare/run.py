@@ -133,7 +133,8 @@ def _attempt(one: Measurement, folder: Path) -> str | None:
             measure(one, folder)
         except UserError as error:
             return str(error)
-        except Exception as error:  # one broken row must not cost the hours of the others
+        except Exception as error:
+            # one broken row must not cost the hours of the others
             if is_out_of_memory(error):
                 return str(out_of_memory(error, f"the row {one.row}"))
             traceback.print_exc()
@@ -158,9 +159,8 @@ def _in_own_process(one: Measurement, folder: Path) -> str | None:
             return pool.submit(_attempt, one, folder).result()
         except BrokenProcessPool:
             return KILLED
-        except (
-            BaseException
-        ):  # an interruption, which must not wait for the end of the measurement
+        except BaseException:
+            # an interruption, which must not wait for the end of the measurement
             for child in active_children():
                 child.terminate()
             raise

@@ -71,9 +71,8 @@ def _name(row: TableRow, seeds: int) -> str:
     name = row.name
     if row.over_budget:
         name += " (over budget)"
-    if (
-        row.kind != "dense" and len(row.seeds) < seeds
-    ):  # the others are under way, or failed
+    # the others are under way, or failed
+    if row.kind != "dense" and len(row.seeds) < seeds:
         name += f" ({len(row.seeds)} of {seeds} seeds)"
     return name
 

@@ -124,9 +124,8 @@ def moments(
     """Add up the normal equations batch by batch, so that no more than one batch of states is in memory."""
     sums: Moments | None = None
     for ids in blocks.split(pruned.batch):
-        state, written = run_to(
-            pruned.model, site.index, ids, site.module
-        )  # (tokens, hidden) each
+        # (tokens, hidden) each
+        state, written = run_to(pruned.model, site.index, ids, site.module)
         target, _ = run_to(pruned.dense, gap.stop - 1, ids)
         m = site.gain * written
         rest = target - (state - m)
@@ -152,15 +151,16 @@ def solve(sums: Moments, ridge: float) -> torch.Tensor:
     strength = max(
         ridge * sums.a.diagonal().mean().item(), torch.finfo(torch.float64).tiny
     )
-    return torch.linalg.solve(sums.a + strength * identity, sums.b + strength * identity)
+    return torch.linalg.solve(
+        sums.a + strength * identity, sums.b + strength * identity
+    )
 
 
 @torch.no_grad()
 def fold(module: Any, matrix: torch.Tensor) -> None:
     """Make a projection put out y T in place of y; computed in float64, kept in the weight's own dtype."""
-    weight = (
-        module.weight.T if isinstance(module, nn.Linear) else module.weight
-    )  # (in, out); Conv1D keeps it so
+    # (in, out); Conv1D keeps it so
+    weight = module.weight.T if isinstance(module, nn.Linear) else module.weight
     weight.copy_(weight.double() @ matrix)
     if module.bias is not None:
         module.bias.copy_(module.bias.double() @ matrix)

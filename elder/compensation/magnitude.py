@@ -51,7 +51,8 @@ def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     found = gaps(pruned.removed, len(find_layers(pruned.dense)))
     scales = measure(pruned.dense, found, pruned.blocks, pruned.batch)
     fold(
-        pruned.model, {gap.place: scale for gap, scale in zip(found, scales, strict=True)}
+        pruned.model,
+        {gap.place: scale for gap, scale in zip(found, scales, strict=True)},
     )
     return {
         "gaps": [
@@ -77,7 +78,10 @@ def measure(
         for sums, state in ((before, entering), (after, leaving)):
             if index in sums:
                 sums[index] += (
-                    torch.linalg.vector_norm(state.float(), dim=-1).double().sum().item()
+                    torch.linalg.vector_norm(state.float(), dim=-1)
+                    .double()
+                    .sum()
+                    .item()
                 )
 
     with LayerControl(layers) as control:

@@ -29,7 +29,9 @@ def merge(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     """
     layers, kept = find_layers(pruned.dense), find_layers(pruned.model)
     weights = [dict(layer.named_parameters()) for layer in layers]
-    shapes = [{name: weight.shape for name, weight in layer.items()} for layer in weights]
+    shapes = [
+        {name: weight.shape for name, weight in layer.items()} for layer in weights
+    ]
     found = gaps(pruned.removed, len(layers))
     for gap in found:
         for index in gap.layers if gap.place else ():
@@ -47,7 +49,8 @@ def merge(pruned: Pruned[NoSettings]) -> dict[str, Json]:
                 parameter.copy_(merged[name])
     return {
         "gaps": [
-            {"removed": g.layers, "into": g.start - 1 if g.place else None} for g in found
+            {"removed": g.layers, "into": g.start - 1 if g.place else None}
+            for g in found
         ],
         "tokens": 0,
     }

@@ -15,7 +15,15 @@ from elder.files import check_output, whole_folder, write_json
 from elder.fingerprint import recipe_of
 from elder.model.load import DTYPES
 from elder.model.save import write_checkpoint
-from elder.record import CompressionRecord, Json, Lineage, ModelFacts, Point, Trial, plain
+from elder.record import (
+    CompressionRecord,
+    Json,
+    Lineage,
+    ModelFacts,
+    Point,
+    Trial,
+    plain,
+)
 from elder.report.card import model_card
 from elder.settings import DEFAULT
 
@@ -52,7 +60,8 @@ def compress(
             check_output(output)  # another process may have come to its end meanwhile
             job.run_all()
         except (UserError, OSError):
-            if not job.marker(STAGES[0].name).exists():  # there is nothing to go on from
+            # there is nothing to go on from
+            if not job.marker(STAGES[0].name).exists():
                 remove_work(job)
             raise
         record = finish(job, output, method, model_name)
@@ -158,7 +167,9 @@ def _sums(results: dict[str, StageResult]) -> dict[str, Json]:
     for name, result in results.items():
         search += result.spent.search
         for point in result.spent.curve:
-            curve.append(Point(stage=name, step=point.step, loss=point.loss, lr=point.lr))
+            curve.append(
+                Point(stage=name, step=point.step, loss=point.loss, lr=point.lr)
+            )
     spent = [result.spent for result in results.values()]
     return {
         "curve": curve,
@@ -168,5 +179,7 @@ def _sums(results: dict[str, StageResult]) -> dict[str, Json]:
         "optimizer_steps": sum(one.optimizer_steps for one in spent),
         "trainable_parameters": max(one.trainable_parameters for one in spent),
         "seconds": round(sum(result.seconds for result in results.values()), 3),
-        "peak_memory_bytes": max(result.peak_memory_bytes for result in results.values()),
+        "peak_memory_bytes": max(
+            result.peak_memory_bytes for result in results.values()
+        ),
     }

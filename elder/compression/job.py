@@ -222,9 +222,8 @@ def open_job(
         UserError: if another process works in the folder; nothing is changed then.
     """
     refusal = f"another process works in {str(work)!r}: wait for its end, or name another output"
-    wanted = job_fingerprint(
-        settings, calibration, stages
-    )  # refuses before anything is made
+    # refuses before anything is made
+    wanted = job_fingerprint(settings, calibration, stages)
     with hold(work / LOCK, refusal, patience):
         job = Job(work, settings, calibration, stages)
         _drop_other_work(job, wanted)
@@ -238,7 +237,9 @@ def _drop_other_work(job: Job, wanted: Fingerprint) -> None:
         return
     if before is not None:
         changed = ", ".join(before.differences(wanted))
-        say(f"{str(job.work)!r} was made with another value of: {changed}; starting anew")
+        say(
+            f"{str(job.work)!r} was made with another value of: {changed}; starting anew"
+        )
     _empty(job.work)
     key = {"digest": wanted.digest, "parts": dict(wanted.parts)}
     try:

@@ -14,13 +14,7 @@ from torch import nn
 from elder import params
 from elder.compensation import COMPENSATIONS, NONE, Pruned, compensate
 from elder.compression.job import Job, Stage
-from elder.compression.results import (
-    Chosen,
-    Compensated,
-    Learnt,
-    Removed,
-    Trained,
-)
+from elder.compression.results import Chosen, Compensated, Learnt, Removed, Trained
 from elder.device import peak_memory_bytes
 from elder.errors import UserError
 from elder.files import file_digest
@@ -52,7 +46,9 @@ def layers_to_remove(settings: params.Select, count: int) -> int:
             f"cannot protect layer {wrong[0]}: the model has layers 0 to {count - 1}"
         )
     wanted = (
-        settings.layers if settings.layers is not None else round(settings.ratio * count)
+        settings.layers
+        if settings.layers is not None
+        else round(settings.ratio * count)
     )
     if not 0 < wanted < count:
         asked = (
@@ -212,9 +208,8 @@ def _compensate(job: Job) -> Compensated:
         return Compensated(compensation=None)
     dtype = _kept_dtype(job)
     shallow = job.load(job.folder("remove"), dtype)
-    before = job.load(
-        job.folder("regularise"), dtype
-    )  # what the layers were taken out of
+    # what the layers were taken out of
+    before = job.load(job.folder("regularise"), dtype)
     removed = tuple(job.learnt.removed)
     pruned = Pruned(
         model=shallow.model,
@@ -238,9 +233,8 @@ def _recover(job: Job) -> Trained:
     shallow = job.folder("compensate") or job.folder("remove")
     dense = job.load() if settings.mode == "distil" else None
     written = None
-    if (
-        dense is not None and settings.distil.synthetic
-    ):  # before the student takes its memory
+    # before the student takes its memory
+    if dense is not None and settings.distil.synthetic:
         written = _written_text(job, dense)
     student = job.load(shallow, torch.float32)
     data = training_data(job.blocks(student), written)

@@ -28,7 +28,11 @@ CURE = "Measure as the champion was measured, or set gate.max_champion_ratio to 
 
 
 def judge(
-    gate: Gate, dense: Row, candidate: Row, speed: Speed | None, champion: Champion | None
+    gate: Gate,
+    dense: Row,
+    candidate: Row,
+    speed: Speed | None,
+    champion: Champion | None,
 ) -> Verdict:
     """Judge a candidate against the dense model, and against the champion where there is one.
 
@@ -90,7 +94,9 @@ def _same_protocol(dense: Row, candidate: Row) -> Rule | None:
     return Rule(rule="protocol", value=None, limit=None, passed=False, reason=reason)
 
 
-def _perplexity(limit: Limit, dense: Row, candidate: Row, domain: Domain) -> Rule | None:
+def _perplexity(
+    limit: Limit, dense: Row, candidate: Row, domain: Domain
+) -> Rule | None:
     label = DOMAINS[domain]
     value = perplexity_ratio(candidate, dense, domain)
     return at_most(
@@ -148,9 +154,7 @@ def _generation(agrees: bool | None) -> Rule:
 
 def _loads(trial: LoadTrial | None) -> Rule:
     if trial is None:
-        reason = (
-            "Loading in plain transformers was not tried, and nothing passes unmeasured."
-        )
+        reason = "Loading in plain transformers was not tried, and nothing passes unmeasured."
     elif trial.ok:
         reason = (
             "The saved model loads in plain transformers, in a process of its own, "
@@ -179,12 +183,16 @@ def beside_champion(
         return None
     if champion is None:
         reason = "There is no champion yet that the candidate could be worse than."
-        return Rule(rule="champion", value=None, limit=limit, passed=True, reason=reason)
+        return Rule(
+            rule="champion", value=None, limit=limit, passed=True, reason=reason
+        )
     name = f"the champion, version {champion.version}"
     fault = champion.fault or no_comparison(champion, candidate, "champion")
     if fault:
         reason = f"There is no comparison with {name}: {fault}. {CURE}"
-        return Rule(rule="champion", value=None, limit=limit, passed=False, reason=reason)
+        return Rule(
+            rule="champion", value=None, limit=limit, passed=False, reason=reason
+        )
     value = perplexity_ratio(candidate, champion, "out_of_domain")
     return at_most(
         "champion", value, limit, f"perplexity out of domain over that of {name},"

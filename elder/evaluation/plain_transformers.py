@@ -45,5 +45,7 @@ def load_in_plain_transformers(
     if done.returncode == 0:
         return LoadTrial(ok=True, fault=None)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    fault = lines[-1][:LONGEST] if lines else f"the process ended with {done.returncode}"
+    fault = (
+        lines[-1][:LONGEST] if lines else f"the process ended with {done.returncode}"
+    )
     return LoadTrial(ok=False, fault=fault)

@@ -60,7 +60,9 @@ def at_most(name: str, value: Number | None, limit: Limit, what: str) -> Rule | 
         return _without_number(name, value, limit, what)
     passed = value <= limit
     relation = "is within" if passed else "exceeds"
-    reason = f"The {what} is {value:.5g}, which {relation} the most allowed, {limit:.4g}."
+    reason = (
+        f"The {what} is {value:.5g}, which {relation} the most allowed, {limit:.4g}."
+    )
     return Rule(rule=name, value=value, limit=limit, passed=passed, reason=reason)
 
 
@@ -80,9 +82,7 @@ def at_least(name: str, value: Number | None, limit: Limit, what: str) -> Rule |
 
 def _without_number(name: str, value: Number | None, limit: float, what: str) -> Rule:
     if value is None:
-        reason = (
-            f"The {what} was not measured: measure it, or switch this rule off with null."
-        )
+        reason = f"The {what} was not measured: measure it, or switch this rule off with null."
     else:
         reason = f"The {what} is {value}, which is not a finite number."
     return Rule(rule=name, value=None, limit=limit, passed=False, reason=reason)

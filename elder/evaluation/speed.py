@@ -41,7 +41,9 @@ def measure(loaded: Loaded, settings: params.Speed) -> SpeedFacts:
     return jobs[0].facts()
 
 
-def measure_side_by_side(dense: Loaded, pruned: Loaded, settings: params.Speed) -> Speed:
+def measure_side_by_side(
+    dense: Loaded, pruned: Loaded, settings: params.Speed
+) -> Speed:
     """Measure two models in turns.
 
     Returns:
@@ -156,9 +158,8 @@ def generation_agrees(
     try:
         cached = generate(model, starts, new_tokens, use_cache=True)
         uncached = generate(model, starts, new_tokens, use_cache=False)
-    except (
-        Exception
-    ) as error:  # a wrong layer index fails in as many ways as there are caches
+    except Exception as error:
+        # a wrong layer index fails in as many ways as there are caches
         if is_out_of_memory(error):
             raise out_of_memory(error, "the check of generation") from None
         say(f"generation fails: {type(error).__name__}: {error}")

@@ -92,7 +92,9 @@ def headline(
         higher_is_better: {metric: whether more of it is better}.
         version: of the task.
     """
-    keys = [key for key in metrics if "," in key and not _metric(key).endswith("_stderr")]
+    keys = [
+        key for key in metrics if "," in key and not _metric(key).endswith("_stderr")
+    ]
     best = min(
         keys, key=lambda key: (_metric(key) != "acc", _error(metrics, key) is None)
     )

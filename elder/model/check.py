@@ -134,7 +134,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_code(source: str, fields: Mapping[str, Any], trust_remote_code: bool) -> None:
+def _check_code(
+    source: str, fields: Mapping[str, Any], trust_remote_code: bool
+) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if trust_remote_code or not fields.get("auto_map"):

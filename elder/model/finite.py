@@ -38,7 +38,9 @@ def refuse_broken_weights(model: nn.Module, title: str) -> None:
         )
 
 
-def refuse_broken_states(model: nn.Module, blocks: torch.Tensor, batch: int = 1) -> None:
+def refuse_broken_states(
+    model: nn.Module, blocks: torch.Tensor, batch: int = 1
+) -> None:
     """Run a model over blocks, and refuse it where a state is nan or infinite.
 
     Args:

@@ -10,11 +10,8 @@ from torch import nn
 from elder.errors import UserError
 from elder.model.removal import layer_kind, plan_removal, text_config
 
-LAYER_LISTS = (
-    "layers",
-    "h",
-    "blocks",
-)  # where families keep their layers, below get_decoder()
+# where families keep their layers, below get_decoder()
+LAYER_LISTS = ("layers", "h", "blocks")
 # Fields of a configuration that, where set, tie layers to one another, and how.
 TIES = {
     "num_kv_shared_layers": "its last layers read the keys and values of earlier ones",

@@ -18,7 +18,11 @@ from elder.model.layers import LAYER_LISTS, find_layers
 from elder.model.removal import BEYOND, text_config
 from elder.names import split_revision
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 LAYER_OF_WEIGHT = re.compile(rf"\.(?:{'|'.join(LAYER_LISTS)})\.(\d+)\.")
 
 

@@ -203,10 +203,8 @@ def _spacing(value: Any, marks: list[bool]) -> Any:
     """Return the spacing that marks just these places: the old one if it still does, else another, else 0."""
     if isinstance(value, str):
         return _letters(value, marks)
-    for step in (
-        value,
-        *range(1, len(marks) + 2),
-    ):  # one more than there are layers marks none
+    # one more than there are layers marks none
+    for step in (value, *range(1, len(marks) + 2)):
         if _every(step, len(marks)) == marks:
             return step
     return 0
@@ -234,10 +232,8 @@ def _sparse_step(config: Any, kept: list[int], dense: list[int]) -> dict[str, An
     """
     step = config.decoder_sparse_step
     listed = getattr(config, "mlp_only_layers", None) or []
-    wanted, present = (
-        [],
-        [],
-    )  # which places have experts: those that must, and those that the old step gives
+    # which places have experts: those that must, and those that the old step gives
+    wanted, present = ([], [])
     for place, index in enumerate(kept):
         wanted.append(index not in listed and (index + 1) % step == 0)
         present.append(place not in dense and (place + 1) % step == 0)
@@ -262,7 +258,8 @@ def _rebuilt(model: nn.Module, fields: dict[str, Any]) -> nn.Module:
         again._attn_implementation = config._attn_implementation  # type: ignore[union-attr]
         with torch.device("meta"):
             return kind(again)
-    except Exception as error:  # each family's configuration checks itself in its own way
+    except Exception as error:
+        # each family's configuration checks itself in its own way
         raise UserError(
             f"a {kind.__name__} cannot be configured so: {_first_line(error)}"
         ) from None

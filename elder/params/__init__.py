@@ -6,7 +6,14 @@ brings its own settings along: `elder.params.catalogue`.
 
 from elder.params.inputs import Calibration, Model
 from elder.params.measure import Evaluate, Gate, Speed
-from elder.params.recipe import Compensate, Distil, Recover, Regularise, Select, Training
+from elder.params.recipe import (
+    Compensate,
+    Distil,
+    Recover,
+    Regularise,
+    Select,
+    Training,
+)
 from elder.params.section import Auto, Choice, Rate, Section, Strength
 from elder.params.services import Energy, Notify, Registry, Signing, Store
 

@@ -36,11 +36,14 @@ class Speed(Section):
     """How latency and throughput are measured."""
 
     prompt_tokens: int | Auto = Field(
-        "auto", description="prompt length; auto: 2048, or the model's context if shorter"
+        "auto",
+        description="prompt length; auto: 2048, or the model's context if shorter",
     )
     prompt_iterations: int = Field(20, ge=1, description="timed prompts, batch 1")
     batch: int = Field(16, ge=1, description="sequences generated at once")
-    generate_prompt: int = Field(64, ge=1, description="prompt tokens before generation")
+    generate_prompt: int = Field(
+        64, ge=1, description="prompt tokens before generation"
+    )
     new_tokens: int = Field(64, ge=1, description="tokens generated for each sequence")
     generate_iterations: int = Field(3, ge=1, description="timed generations")
 
@@ -76,7 +79,8 @@ class Gate(Section):
         True, description="greedy generation with and without the cache must agree"
     )
     check_loads: bool = Field(
-        True, description="must load and run in plain transformers, without this project"
+        True,
+        description="must load and run in plain transformers, without this project",
     )
     max_champion_ratio: float | None = Field(
         1.02, gt=0, description="perplexity out of domain over the present champion's"

@@ -16,7 +16,9 @@ class Select(Choice):
     method: str = Field(
         "elder", description="a selection method; an unknown name lists them all"
     )
-    layers: int | None = Field(None, ge=1, description="remove exactly this many layers")
+    layers: int | None = Field(
+        None, ge=1, description="remove exactly this many layers"
+    )
     ratio: float = Field(
         0.25, gt=0, lt=1, description="remove round(ratio x layers) layers"
     )
@@ -94,7 +96,9 @@ class Distil(Section):
         0.0, description="weight of the match of the kept layers' hidden states"
     )
     synthetic: int = Field(
-        4, ge=0, description="blocks that the dense model writes for each of calibration"
+        4,
+        ge=0,
+        description="blocks that the dense model writes for each of calibration",
     )
 
 

@@ -63,7 +63,9 @@ class Choice(Section):
 
     def own(self) -> dict[str, Any]:
         """Return all that the chosen entry depends on, as plain values: the shared keys, and its own settings."""
-        shared = self.model_dump(mode="json", exclude=set(self.__pydantic_extra__ or {}))
+        shared = self.model_dump(
+            mode="json", exclude=set(self.__pydantic_extra__ or {})
+        )
         if self.method == self.catalogue.nothing:
             return shared
         settings = self.settings_of(self.method).model_dump(mode="json")

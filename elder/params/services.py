@@ -12,7 +12,9 @@ class Store(Section):
     """Where the bytes go."""
 
     url: str = Field("store", description="local folder or s3://bucket/prefix")
-    endpoint: str | None = Field(None, description="endpoint of an S3-compatible server")
+    endpoint: str | None = Field(
+        None, description="endpoint of an S3-compatible server"
+    )
     region: str | None = Field(None, description="region of the bucket")
 
 
@@ -44,10 +46,12 @@ class Signing(Section):
         False, description="sign with an identity, through Sigstore, instead of the key"
     )
     identity: str | None = Field(
-        None, description="who must have signed, such as ci@example.org (keyless, audit)"
+        None,
+        description="who must have signed, such as ci@example.org (keyless, audit)",
     )
     issuer: str | None = Field(
-        None, description="who vouches for that: URL of its OIDC issuer (keyless, audit)"
+        None,
+        description="who vouches for that: URL of its OIDC issuer (keyless, audit)",
     )
 
 

@@ -71,7 +71,9 @@ StrictLoader.yaml_implicit_resolvers.setdefault("", []).extend(
 _resolve("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
 _resolve("int", rf"[-+]?(?:0|[1-9][0-9]{{0,{LONGEST_NUMBER - 1}}})", "-+0123456789")
 _resolve(
-    "float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?", "-+.0123456789"
+    "float",
+    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?",
+    "-+.0123456789",
 )
 _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 

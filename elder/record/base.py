@@ -6,11 +6,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Number = int | float
-Json = (
-    Any  # what foreign libraries and users' settings put into a record: plain JSON values
-)
+Json = Any  # what foreign libraries and users' settings put into a record: plain JSON values
 Domain = Literal["in_domain", "out_of_domain"]
-DOMAINS: dict[Domain, str] = {"in_domain": "in domain", "out_of_domain": "out of domain"}
+DOMAINS: dict[Domain, str] = {
+    "in_domain": "in domain",
+    "out_of_domain": "out of domain",
+}
 CANDIDATE, DENSE, BASELINE = "candidate", "dense", "baseline"
 
 

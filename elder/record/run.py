@@ -152,7 +152,9 @@ class Record(CompressionRecord):
         for row in self.rows:
             if row.kind == kind:
                 return row
-        raise UserError(f"the record of run {self.run_id} has no row of the {kind} model")
+        raise UserError(
+            f"the record of run {self.run_id} has no row of the {kind} model"
+        )
 
 
 def read_record(tree: Json, place: str) -> Record:

@@ -94,7 +94,9 @@ def _results(record: CompressionRecord, candidate: Row) -> "list[EvalResult]":
     return results
 
 
-def _result(dataset: str, metric: str, label: str, value: Number | None) -> "EvalResult":
+def _result(
+    dataset: str, metric: str, label: str, value: Number | None
+) -> "EvalResult":
     from huggingface_hub import EvalResult
 
     return EvalResult(

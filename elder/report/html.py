@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elder.record import DOMAINS, CompressionRecord, Row
-from elder.report.dots import Plot, dot_plot, mean_values, perplexity_values, task_values
+from elder.report.dots import (
+    Plot,
+    dot_plot,
+    mean_values,
+    perplexity_values,
+    task_values,
+)
 from elder.report.summary import summary
 from elder.report.words import as_yaml, compact, duration, number, plus_minus, size
 

@@ -19,4 +19,12 @@ from elder.selection.base import (
 )
 
 __all__ = ["METHODS", "Problem", "Round", "Selection", "get_method", "run_method"]
-__all__ += ["angular", "floors", "laco", "layer_weights", "shortened", "shortgpt", "sleb"]
+__all__ += [
+    "angular",
+    "floors",
+    "laco",
+    "layer_weights",
+    "shortened",
+    "shortgpt",
+    "sleb",
+]

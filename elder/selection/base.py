@@ -96,9 +96,8 @@ def run_method(name: str, problem: Problem[Any]) -> Selection:
         UserError: for an unknown name, for states or scores that are not finite, and whatever the method refuses.
     """
     method = get_method(name)
-    refuse_broken_states(
-        problem.model, problem.blocks[:1]
-    )  # at once, not after all the work
+    # at once, not after all the work
+    refuse_broken_states(problem.model, problem.blocks[:1])
     try:
         return method(problem)
     except NotFiniteError:

@@ -34,7 +34,9 @@ Merge = tuple[
 class LacoSettings(Section):
     """What a walk down the layers depends on."""
 
-    merge_layers: int = Field(4, ge=2, description="layers that become one in a merge, C")
+    merge_layers: int = Field(
+        4, ge=2, description="layers that become one in a merge, C"
+    )
     merge_range: tuple[int, int] | None = Field(
         None, description="merges stay within [L, H); null: [1, layers)"
     )
@@ -70,7 +72,9 @@ def select(problem: Problem[LacoSettings]) -> Selection:
 
     walk = reachable(problem.settings, len(layers), fits, problem.count)
     with torch.no_grad(), LayerControl(layers) as control:
-        merges = search_threshold(walk, fits, problem.count, Similarity(problem, control))
+        merges = search_threshold(
+            walk, fits, problem.count, Similarity(problem, control)
+        )
     rounds = []
     for taken, value in merges:
         values = tuple(

@@ -31,11 +31,8 @@ from elder.selection.base import Problem, Round, Selection, lowest, offered, reg
 from elder.selection.candidates import candidate_losses
 from elder.training.search import hold_out, search
 
-LAMBDA1_GRID = (
-    0.005,
-    0.05,
-    0.2,
-)  # the published value, and those at which |S| and the loss begin to balance
+# the published value, and those at which |S| and the loss begin to balance
+LAMBDA1_GRID = (0.005, 0.05, 0.2)
 
 
 class LayerWeightSettings(Section):
@@ -57,7 +54,9 @@ class LayerWeightSettings(Section):
     epochs: float = Field(
         0.3, gt=0, description="passes over the calibration blocks, all rounds together"
     )
-    batch: int = Field(1, ge=1, description="blocks in a batch where weights are learnt")
+    batch: int = Field(
+        1, ge=1, description="blocks in a batch where weights are learnt"
+    )
     shortlist: int = Field(
         4,
         ge=1,
@@ -114,7 +113,9 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
     def trial(values: dict[str, float]) -> tuple[float, Spent]:
         selection = found[values["lambda1"]] = learn(problem, fit, values["lambda1"])
         with skipping(problem.model, selection.removed):
-            loss = block_losses(problem.model, held, problem.forward_batch).mean().item()
+            loss = (
+                block_losses(problem.model, held, problem.forward_batch).mean().item()
+            )
         spent = Spent(
             tokens_seen=selection.tokens_seen, optimizer_steps=selection.optimizer_steps
         )
@@ -144,10 +145,7 @@ def learn(
     gone: set[int] = set()
     problem.model.requires_grad_(False)
     label = f"layer weights, lambda1 {lambda1:g}"
-    with (
-        LayerControl(layers) as control,
-        meter(label, rounds_wanted * steps) as step,
-    ):
+    with LayerControl(layers) as control, meter(label, rounds_wanted * steps) as step:
         control.place = settings.place
         for number in range(rounds_wanted):
             alive = offered(problem, len(layers), gone)
@@ -180,7 +178,7 @@ def choose(
         return Round(removed, tuple(values))
     inner = [None, *values[1:-1], None]
     light = lowest(inner, settings.shortlist) or removed
-    checked = check(problem, control, blocks, light, gone)
+    checked = losses_without(problem, control, blocks, light, gone)
     least_missed, _ = min(checked, key=lambda pair: pair[1])
     return Round((least_missed,), tuple(values), checked)
 
@@ -216,7 +214,7 @@ def learn_round(
 
 
 @torch.no_grad()
-def check(
+def losses_without(
     problem: Problem[LayerWeightSettings],
     control: LayerControl,
     blocks: torch.Tensor,
@@ -264,6 +262,8 @@ class LayerWeightSolver:
             self.weights.copy_(soft_threshold(self.weights, size * self.lambda1))
 
 
-def soft_threshold(values: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
+def soft_threshold(
+    values: torch.Tensor, threshold: torch.Tensor | float
+) -> torch.Tensor:
     """Return sign(x) max(|x| - t, 0), the proximal operator of t |x|."""
     return values.sign() * (values.abs() - threshold).clamp(min=0)

@@ -36,13 +36,17 @@ def select_by_perplexity(problem: Problem[NoSettings]) -> Selection:
         losses = candidate_losses(problem.model, control, alive, set(), batches, step)
     values = [losses.get(index) for index in range(len(layers))]
     removed = lowest(values, problem.count)
-    return Selection(removed, "loss without the layer", (Round(removed, tuple(values)),))
+    return Selection(
+        removed, "loss without the layer", (Round(removed, tuple(values)),)
+    )
 
 
 class TaylorSettings(Section):
     """What the Taylor score depends on."""
 
-    batch: int = Field(1, ge=1, description="blocks in a batch where gradients are taken")
+    batch: int = Field(
+        1, ge=1, description="blocks in a batch where gradients are taken"
+    )
 
 
 @register("shortened-taylor", settings=TaylorSettings, paper="arXiv 2402.02834")
@@ -94,9 +98,8 @@ def taylor(
         i: [p for p in layer.parameters() if p.ndim > 1] for i, layer in layers.items()
     }
     weights = [weight for group in matrices.values() for weight in group]
-    products = dict.fromkeys(
-        weights, 0.0
-    )  # sum w * dL/dw is linear in L: a number a matrix is all to keep
+    # sum w * dL/dw is linear in L: a number a matrix is all to keep
+    products = dict.fromkeys(weights, 0.0)
 
     def add(weight: nn.Parameter) -> None:
         assert weight.grad is not None
@@ -110,9 +113,9 @@ def taylor(
         hooks = [weight.register_post_accumulate_grad_hook(add) for weight in weights]
         try:
             for ids in track(batches, "Taylor importance", len(batches)):
-                loss = next_token_losses(logits_of(problem.model, ids), ids).sum() / len(
-                    problem.blocks
-                )
+                loss = next_token_losses(
+                    logits_of(problem.model, ids), ids
+                ).sum() / len(problem.blocks)
                 loss.backward()
         finally:
             for hook in hooks:

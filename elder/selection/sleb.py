@@ -31,7 +31,9 @@ def select(problem: Problem[NoSettings]) -> Selection:
     ):
         for _ in range(problem.count):
             alive = offered(problem, len(layers), gone)
-            totals = candidate_losses(problem.model, control, alive, gone, batches, step)
+            totals = candidate_losses(
+                problem.model, control, alive, gone, batches, step
+            )
             values = [totals.get(index) for index in range(len(layers))]
             removed = lowest(values, 1)
             gone |= set(removed)

@@ -78,12 +78,13 @@ def train(
     model.train()
     with meter(run.label, schedule.steps) as progress:
         for step in range(spent.optimizer_steps, schedule.steps):
-            torch.manual_seed(
-                schedule.seed * 100_003 + step
-            )  # a resumed run drops out the same
+            # a resumed run drops out the same
+            torch.manual_seed(schedule.seed * 100_003 + step)
             if run.at_step:
                 run.at_step((step + 1) / schedule.steps)
-            ids = blocks[batch_indices(len(blocks), schedule.batch, step, schedule.seed)]
+            ids = blocks[
+                batch_indices(len(blocks), schedule.batch, step, schedule.seed)
+            ]
             factor = rate(step, schedule)
             loss = _gradients(model, ids, loss_of, run.compute)
             optimizer.step(factor)

@@ -47,7 +47,9 @@ def state_mismatch(student: Tensor, teacher: Tensor) -> Tensor:
     return shares.mean()
 
 
-def residual_norm(entering: Tensor, leaving: Tensor, norm: str, relative: bool) -> Tensor:
+def residual_norm(
+    entering: Tensor, leaving: Tensor, norm: str, relative: bool
+) -> Tensor:
     """Return how much one layer changes the hidden state: || f(h) - h ||_q, the mean over tokens.
 
     Args:

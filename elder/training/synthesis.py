@@ -45,7 +45,9 @@ def synthetic_blocks(
     prompts = choose_prompts(blocks, count, seed)
     written = []
     with meter("dense model writes", count) as step:
-        for number, batch in enumerate(prompts.split(max(1, TOKENS_AT_ONCE // seq_len))):
+        for number, batch in enumerate(
+            prompts.split(max(1, TOKENS_AT_ONCE // seq_len))
+        ):
             torch.manual_seed(seed * 100_003 + number)
             written.append(continue_texts(dense, batch, seq_len, temperature=1.0))
             step(steps=len(batch))

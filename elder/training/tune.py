@@ -28,7 +28,9 @@ LR_GRID = (0.005, 0.01, 0.02)  # relative to the root mean square of each weight
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LONGER_RUN = 0.32  # the best learning rate falls with the steps of a run to this power (arXiv 2409.19913)
-Grids = Mapping[str, tuple[float, ...]]  # {name of a value that is ``auto``: what to try}
+Grids = Mapping[
+    str, tuple[float, ...]
+]  # {name of a value that is ``auto``: what to try}
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ def checkpointing(model: Any) -> Any:
     """
     # the older names, all that transformers 5.17 has, warn in newer versions
     name = (
-        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        "activation"
+        if hasattr(model, "activation_checkpointing_enable")
+        else "gradient"
     )
     try:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})

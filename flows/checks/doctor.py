@@ -62,7 +62,8 @@ def examine(settings: Params, root: Path) -> list[dict[str, Json]]:
     """Make every check; returns [{name, ok, detail}]."""
     found = look_at(CHECKS, settings, root)
     return [
-        {"name": one.name, "ok": one.fault is None, "detail": one.detail} for one in found
+        {"name": one.name, "ok": one.fault is None, "detail": one.detail}
+        for one in found
     ]
 
 
@@ -88,7 +89,9 @@ def look_at(checks: Sequence[Check], settings: Params, root: Path) -> list[Findi
         for check in checks:
             if check.elsewhere:
                 context = copy_context()  # Prefect's settings are those of the caller
-                asked[check.name] = pool.submit(context.run, _look, check, settings, root)
+                asked[check.name] = pool.submit(
+                    context.run, _look, check, settings, root
+                )
         seen = []
         for check in checks:
             if check.elsewhere:

@@ -125,7 +125,7 @@ def key(settings: Params, root: Path) -> str:
     """Look for the key that signs; where there is none yet, whether it can be made."""
     chosen = settings.signing
     if chosen.keyless or chosen.private_key is None:
-        signing.check(chosen, root)
+        signing.check_key(chosen, root)
         return (
             "keyless, through Sigstore"
             if chosen.keyless
@@ -133,7 +133,7 @@ def key(settings: Params, root: Path) -> str:
         )
     path = root / chosen.private_key
     if path.exists():
-        signing.check(chosen, root)
+        signing.check_key(chosen, root)
         return chosen.private_key
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):

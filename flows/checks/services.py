@@ -35,9 +35,9 @@ def registry(settings: Params, _: Path) -> str:
 
 def webhook(settings: Params, _: Path) -> str:
     """Look whether the webhook's address can be one; nothing is sent."""
-    from tasks.run.notify import check, receiver
+    from tasks.run.notify import check_webhook, receiver
 
-    check(settings.notify)
+    check_webhook(settings.notify)
     return receiver(settings.notify) or "none: nobody is told how a run ends"
 
 
@@ -166,9 +166,8 @@ def data_remote(_: Params, root: Path) -> str:
         raise UserError(
             f"DVC remote {name!r}: {place} is closed to these credentials; set the AWS variables"
         ) from None
-    except (
-        Exception
-    ) as error:  # what a file system raises where nothing answers is its own
+    except Exception as error:
+        # what a file system raises where nothing answers is its own
         raise UserError(
             f"DVC remote {name!r}: nothing answers ({type(error).__name__}); start it, or correct url and endpointurl"
         ) from None

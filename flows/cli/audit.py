@@ -58,7 +58,8 @@ def reproduce(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the model that is made again.")
+        Path | None,
+        typer.Option(help="Folder that keeps the model that is made again."),
     ] = None,
     common: CommonOptions,
 ) -> None:

@@ -52,7 +52,11 @@ def table(rows: "Sequence[CellRow]") -> list[str]:
         line = [str(row["cell"][key]) for key in keys]
         ppl = row["perplexity"] or {"dense": None, "pruned": None}
         line += [_number(ppl["dense"]), _number(ppl["pruned"])]
-        line += [_gate(row), row["version"] or "-", row["error"] or row["run_id"] or "-"]
+        line += [
+            _gate(row),
+            row["version"] or "-",
+            row["error"] or row["run_id"] or "-",
+        ]
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]

@@ -37,9 +37,7 @@ def layer_weights(evidence: Evidence) -> str:
         )
     if evidence.attached(WEIGHTS_FILE) != evidence.record_tree["weights"]:
         raise Broken(f"{WEIGHTS_FILE} of the MLflow run differs from the stored record")
-    return (
-        f"layer weights of {rounds} lead to layers {', '.join(map(str, record.removed))}"
-    )
+    return f"layer weights of {rounds} lead to layers {', '.join(map(str, record.removed))}"
 
 
 def _follow(record: Record, scores: Scores) -> None:
@@ -121,7 +119,9 @@ def _checked_wrongly(one: Round, values: Values) -> str | None:
         return f"layers {sorted(losses)} were tried, the lightest are {sorted(light)}"
     missed_least = min(losses, key=lambda layer: losses[layer])
     if one.removed != [missed_least]:
-        return f"layer {missed_least} was missed the least, the record says {one.removed}"
+        return (
+            f"layer {missed_least} was missed the least, the record says {one.removed}"
+        )
     return None
 
 

@@ -59,7 +59,9 @@ class Evidence:
     def files(self) -> Files:
         """Fingerprint all files but the manifest, as they are."""
         return {
-            path: file for path, file in describe(self.folder).items() if path != MANIFEST
+            path: file
+            for path, file in describe(self.folder).items()
+            if path != MANIFEST
         }
 
     @property

@@ -27,7 +27,9 @@ def attached_record(evidence: Evidence) -> str:
         differing += _wrong_outcome(attached, evidence)
     if differing:
         names = some(differing)
-        raise Broken(f"{RECORD} of the MLflow run differs from the stored one in {names}")
+        raise Broken(
+            f"{RECORD} of the MLflow run differs from the stored one in {names}"
+        )
     run = evidence.run.info.run_id
     return f"{RECORD} of MLflow run {run} says the same as the stored one"
 
@@ -70,7 +72,9 @@ def version_tags(evidence: Evidence) -> str:
     for title, tags in (("version", evidence.tags), ("run", evidence.run.data.tags)):
         differing = [key for key, value in own.items() if tags.get(key) != value]
         if differing:
-            raise Broken(f"tags of the {title} differ from the record: {some(differing)}")
+            raise Broken(
+                f"tags of the {title} differ from the record: {some(differing)}"
+            )
     return f"{len(own)} tags of version and run follow from the record"
 
 

@@ -25,7 +25,9 @@ def gate(evidence: Evidence) -> str:
     if judged.refused:
         faults.append("it refuses this model, which is registered all the same")
     if faults:
-        raise Broken(f"the verdict does not follow from the numbers: {'; '.join(faults)}")
+        raise Broken(
+            f"the verdict does not follow from the numbers: {'; '.join(faults)}"
+        )
     verdict = "passed" if judged.passed else "refused"
     return f"{len(judged.rules)} rules judged again: {verdict}, mode {judged.mode}"
 
@@ -43,7 +45,9 @@ def source_model(evidence: Evidence) -> str:
     digest = weights_digest(load_model(_own(recorded, folder, evidence)).model)
     if digest != model.digest:
         told = f"{model.digest[:12]}..." if model.digest else "none"
-        raise Broken(f"{model.name} has weights {digest[:12]}..., the record says {told}")
+        raise Broken(
+            f"{model.name} has weights {digest[:12]}..., the record says {told}"
+        )
     return f"{model.name} has the weights that the record names, {digest[:12]}..."
 
 
@@ -102,7 +106,9 @@ def commit(evidence: Evidence) -> str:
                 f"this clone is shallow and lacks commit {wanted[:12]}; git fetch --unshallow brings it"
             )
         raise Broken(f"commit {wanted} is not known to this repository")
-    changed = "" if lineage.git_clean else "; the run had changes that were not committed"
+    changed = (
+        "" if lineage.git_clean else "; the run had changes that were not committed"
+    )
     return f"commit {wanted[:12]} is known{changed}"
 
 

@@ -122,7 +122,9 @@ def reproduce(
         comparison = compare_with_record(record, again, perplexities)
         if output is not None:
             shutil.copytree(place / "model", output, dirs_exist_ok=True)
-    whose = "the present code" if code == root else f"commit {record.lineage.git_commit}"
+    whose = (
+        "the present code" if code == root else f"commit {record.lineage.git_commit}"
+    )
     return Reproduction(
         name=evidence.name,
         version=evidence.version,

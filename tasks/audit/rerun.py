@@ -181,7 +181,9 @@ def _made(rerun: Rerun, lacking: Digests) -> Paths:
     say(f"making again with DVC: {', '.join(lacking)}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        path.write_text(yaml.safe_dump(rerun.params(), sort_keys=False), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(rerun.params(), sort_keys=False), encoding="utf-8"
+        )
         rerun.python("-c", MAKE_DATA, path)
     return _below(rerun.code, lacking)
 

@@ -31,7 +31,14 @@ CHECKS: dict[str, Check] = {
 }
 MEASURE: dict[str, Check] = {"perplexity": measured_again}
 # What a value of a free part of the record, such as the parameters, may lead to where somebody edited it.
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+UNREADABLE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+)
 
 
 class Finding(BaseModel):

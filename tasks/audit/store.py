@@ -68,7 +68,9 @@ def signature(evidence: Evidence) -> str:
             "signing.private_key is null, so no key is known; name one with --public-key"
         )
     if key is not None and evidence.public_key is None and not key.is_file():
-        raise Unknown(f"there is no public key {str(key)!r}; name one with --public-key")
+        raise Unknown(
+            f"there is no public key {str(key)!r}; name one with --public-key"
+        )
     if key is None and not (settings.identity and settings.issuer):
         raise Unknown(
             "who must have signed is not said; set signing.identity and signing.issuer"
@@ -101,7 +103,9 @@ def layers(evidence: Evidence) -> str:
     record = evidence.record
     before, after = record.num_layers, record.parameters_after
     if before is None or after is None:
-        raise Broken("the record does not say how many layers and parameters there were")
+        raise Broken(
+            "the record does not say how many layers and parameters there were"
+        )
     try:
         config = AutoConfig.from_pretrained(evidence.folder, local_files_only=True)
     except Exception as error:  # each family complains in its own way
@@ -117,7 +121,9 @@ def layers(evidence: Evidence) -> str:
         )
     stored = parameters_stored(evidence.folder)
     if stored not in (after, after + _saved_buffers(config)):
-        raise Broken(f"the weights hold {stored:,} parameters, the record says {after:,}")
+        raise Broken(
+            f"the weights hold {stored:,} parameters, the record says {after:,}"
+        )
     return f"{count} layers and {stored:,} parameters, as the record says"
 
 

@@ -51,7 +51,9 @@ def write_bom(folder: Path, record: Record, leave_out: tuple[str, ...] = ()) -> 
         leave_out: files that the bill cannot know, such as the signature over it.
     """
     unknown = (BOM, *leave_out)
-    files = {name: file for name, file in describe(folder).items() if name not in unknown}
+    files = {
+        name: file for name, file in describe(folder).items() if name not in unknown
+    }
     (folder / BOM).write_text(bom(record, files), encoding="utf-8")
 
 
@@ -149,7 +151,9 @@ def model_card(record: Record) -> dict[str, Json]:
             "outputs": [{"format": "text"}],
         },
         "quantitativeAnalysis": {"performanceMetrics": list(_metrics(record))},
-        "properties": [{"name": name, "value": value} for name, value in _facts(record)],
+        "properties": [
+            {"name": name, "value": value} for name, value in _facts(record)
+        ],
     }
 
 
@@ -245,4 +249,7 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     }
     for name, value in facts.items():
         if value is not None:
-            yield f"elder:{name}", value if isinstance(value, str) else json.dumps(value)
+            yield (
+                f"elder:{name}",
+                value if isinstance(value, str) else json.dumps(value),
+            )

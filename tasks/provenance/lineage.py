@@ -39,9 +39,8 @@ def git(root: Path, *arguments: str) -> str | None:
 
 def has_commit(root: Path, commit: str | None) -> bool:
     """Say whether a repository knows a commit, named in full."""
-    named = re.fullmatch(
-        "[0-9a-f]{40}|[0-9a-f]{64}", commit or ""
-    )  # a record may hold anything, such as an option
+    # a record may hold anything, such as an option
+    named = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", commit or "")
     return (
         named is not None
         and git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None

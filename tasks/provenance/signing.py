@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SIGNATURE = "model.sig"
 
 
-def check(settings: params.Signing, root: Path) -> None:
+def check_key(settings: params.Signing, root: Path) -> None:
     """Refuse settings with which nothing could be signed, before any work is done; the key is made where it lacks.
 
     Raises:
@@ -50,7 +50,7 @@ def sign(folder: Path, settings: params.Signing, root: Path) -> bool:
     """
     if not settings.keyless and settings.private_key is None:
         return False
-    check(settings, root)
+    check_key(settings, root)
     with suppress(UserError):  # nobody knows whose signature is there
         if fault(folder, settings, public_key(settings, root)) is None:
             return True
@@ -61,9 +61,8 @@ def sign(folder: Path, settings: params.Signing, root: Path) -> bool:
             _signer(folder, settings, root).sign(folder, new)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # Sigstore and its HTTP client each raise their own types
+        except Exception as error:
+            # Sigstore and its HTTP client each raise their own types
             if not settings.keyless:
                 raise
             raise UserError(
@@ -162,7 +161,9 @@ def _private_key(path: Path) -> Path:
             f"{str(path)!r} holds no elliptic-curve key in PEM without a password; set signing.private_key"
         )
     public = path.with_suffix(".pub.pem")
-    text = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    text = key.public_key().public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
     with plain_errors(public):
         if not public.exists():
             _create(public, text, 0o644)

@@ -259,7 +259,9 @@ class Registry:
         if version is None:
             return None
         with self.refusals():
-            return version, str(self.client.get_model_version(self.name, version).source)
+            return version, str(
+                self.client.get_model_version(self.name, version).source
+            )
 
     def aliases_and_tags(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the aliases (version by name) and the tags of the model; none, where there is no such model."""

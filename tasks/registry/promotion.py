@@ -83,7 +83,8 @@ def plan_promotion(
     if itself and log:
         raise UserError(f"version {version} of {name} is the champion already")
     record = _record(name, version_found, settings.store)
-    if itself:  # no decision is known: the history was lost with its store, or never was
+    # no decision is known: the history was lost with its store, or never was
+    if itself:
         champion, compared = None, BEGINS
     else:
         title = f"version {version} of {name}"
@@ -91,7 +92,9 @@ def plan_promotion(
     _check_bytes(name, version_found, settings.store)
     measured = {version: _numbers(record)}
     if champion and champion.url and not champion.fault:
-        measured[champion.version] = _numbers(stored_record(champion.url, settings.store))
+        measured[champion.version] = _numbers(
+            stored_record(champion.url, settings.store)
+        )
     return Plan(
         action="promote",
         name=name,
@@ -193,9 +196,8 @@ def settle(registry: Registry, store: Store, whole: bool = False) -> list[Entry]
         log = read_log(store, registry.name)
         if not log:
             return log
-        trusted = (
-            told == log[-1] if told else not whole
-        )  # that all tags but the last are there
+        # that all tags but the last are there
+        trusted = told == log[-1] if told else not whole
         if trusted and is_told(registry, log[-1]):
             return log
         write_history(registry, log)

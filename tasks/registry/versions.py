@@ -54,7 +54,9 @@ def by_digest(registry: Registry) -> dict[str, str]:
     return numbers
 
 
-def same_model(registry: Registry, version: str, digest: str | None, wanted: str) -> None:
+def same_model(
+    registry: Registry, version: str, digest: str | None, wanted: str
+) -> None:
     """Refuse a version that is another model than the one that the history means by its number.
 
     Raises:
@@ -111,7 +113,9 @@ def write_history(registry: Registry, log: list[Entry]) -> None:
         for entry in log:
             _tag_model(registry, told, entry)
         if aliases.get(CHAMPION) != champion:
-            registry.client.set_registered_model_alias(registry.name, CHAMPION, champion)
+            registry.client.set_registered_model_alias(
+                registry.name, CHAMPION, champion
+            )
 
 
 def _tag_version(

@@ -7,14 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from elder.files import write_json
-from elder.locks import Busy, hold
+from elder.locks import FOR_EVER, Busy, hold
 from elder.progress import say
 from tasks.run.marks import read_mark
 
-LOCK, HOLDER = (
-    ".turn",
-    ".turn.json",
-)  # below runs/; earlier versions take turns by these, too
+# below runs/; earlier versions take turns by these, too
+LOCK, HOLDER = (".turn", ".turn.json")
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def exclusive(root: Path) -> Iterator[Callable[[str], None]]:
             say(
                 f"{_holder(runs)} is at work in this project; this one starts when it has ended, Ctrl-C gives up"
             )
-            held.enter_context(hold(runs / LOCK, "", patience=-1))
+            held.enter_context(hold(runs / LOCK, "", patience=FOR_EVER))
         _write_holder(runs, None)
         yield lambda run_id: _write_holder(runs, run_id)
 

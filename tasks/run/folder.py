@@ -25,11 +25,8 @@ OPENED = {LOCK, PARAMS, START, "data", INPUTS, "energy.json"}
 # Sections that change nothing of what a run makes.
 BESIDE_THE_POINT = ("notify", "energy")
 KEY = 8  # characters of the key in a run's id
-LATER = (
-    "artifact",
-    "model_version",
-    "report",
-)  # of the record: known after the model was published
+# of the record: known after the model was published
+LATER = ("artifact", "model_version", "report")
 
 
 def run_key(settings: Params, method: str) -> str:
@@ -56,15 +53,16 @@ def run_in_folder(
     A folder in which nothing was done is taken away again.
     """
     key, runs = run_key(settings, method), root / "runs"
-    for finished in runs.glob(
-        f"*/{FINISHED}"
-    ):  # of runs that were killed at their very end
+    # of runs that were killed at their very end
+    for finished in runs.glob(f"*/{FINISHED}"):
         drop_work(finished.parent)
     unfinished = [folder for folder in folders_of(runs, key) if not is_finished(folder)]
     for folder in [*unfinished, runs / new_run_id(key)]:
         with ExitStack() as held:
             try:
-                held.enter_context(hold(folder / LOCK, "another process holds this run"))
+                held.enter_context(
+                    hold(folder / LOCK, "another process holds this run")
+                )
             except Busy:
                 continue
             if is_finished(folder):  # by its own process, since we looked

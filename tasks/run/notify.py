@@ -17,7 +17,7 @@ WAIT = wait_exponential(max=30)  # 1, 2, 4 ... seconds
 TIMEOUT = 10  # seconds for one attempt
 
 
-def check(settings: Notify) -> None:
+def check_webhook(settings: Notify) -> None:
     """Refuse an address that cannot be one, without repeating it: it may hold a secret."""
     url = _address(settings)
     if url is not None and not _host(url):
@@ -46,9 +46,8 @@ def notify(settings: Notify, event: str, message: dict[str, Any]) -> bool:
     url = _address(settings)
     if url is None or event not in settings.events:
         return False
-    logging.getLogger("httpx").setLevel(
-        logging.WARNING
-    )  # it logs whole addresses, secrets included
+    # it logs whole addresses, secrets included
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     tries = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=WAIT,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 TOKEN = "ELDER_RUN_TOKEN"  # in the environment of all that a run starts
 SERVER = "PREFECT__SERVER_EPHEMERAL=1"  # in that of a server that Prefect started for one process
+# Ctrl-C goes to all of a terminal
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _watchers: list[object] = []  # alive, and so their stdin open, as long as this process
 
 
@@ -24,7 +26,9 @@ def end_server_with_this_process() -> None:
 
     token = os.environ[TOKEN] = uuid4().hex
     command = [sys.executable, "-I", "-S", __file__, token]
-    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    watcher = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     _watchers.append(watcher)
 
 
@@ -44,11 +48,7 @@ def servers_of(token: str) -> list[int]:
 
 def main() -> None:
     """Wait, then end what is left."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # Ctrl-C goes to all of a terminal
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
     for server in servers_of(sys.argv[1]):

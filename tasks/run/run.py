@@ -13,10 +13,8 @@ from tasks.errors import plain_errors, without_secrets
 from tasks.run.marks import read_mark
 
 PARAMS, START = "params.yaml", "start.json"
-TEXTS = (
-    "in_domain",
-    "out_of_domain",
-)  # keys of the section evaluate; the run's copies are named so
+# keys of the section evaluate; the run's copies are named so
+TEXTS = ("in_domain", "out_of_domain")
 
 
 @dataclass(frozen=True)

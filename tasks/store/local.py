@@ -61,7 +61,9 @@ class LocalStore(Store):
     def read(self, key: str) -> bytes | None:
         """See ``Store``."""
         with plain_errors(self.root):
-            return (self.root / key).read_bytes() if (self.root / key).is_file() else None
+            return (
+                (self.root / key).read_bytes() if (self.root / key).is_file() else None
+            )
 
     def paths(self, prefix: str) -> set[str]:
         """See ``Store``."""

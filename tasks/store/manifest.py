@@ -38,7 +38,8 @@ def fingerprint(source: Path | bytes) -> File:
         return File(sha256=hashlib.sha256(source).hexdigest(), bytes=len(source))
     with source.open("rb") as handle:
         return File(
-            sha256=hashlib.file_digest(handle, "sha256").hexdigest(), bytes=handle.tell()
+            sha256=hashlib.file_digest(handle, "sha256").hexdigest(),
+            bytes=handle.tell(),
         )
 
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from filelock import FileLock
-
+from elder.locks import FOR_EVER, hold
 from elder.params import Params
 from elder.progress import say
 from tasks.registry.client import Registry
@@ -13,10 +12,8 @@ from tasks.store.open import open_model
 PLACE = Path("build/models")
 
 
-STORED = (
-    "s3:",
-    "models:",
-)  # how names begin that mean something in a store or a registry
+# how names begin that mean something in a store or a registry
+STORED = ("s3:", "models:")
 
 
 def local_model(name: str, settings: Params) -> str:
@@ -45,7 +42,6 @@ def fetch(name: str, settings: Params) -> Path:
     )
     store, prefix = open_model(url, settings.store.endpoint, settings.store.region)
     target = PLACE / digest(store.manifest(prefix))[:16]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with hold(target.with_suffix(".lock"), f"{name} is being fetched", FOR_EVER):
         say(f"fetching {name}")
         return store.fetch(prefix, target)

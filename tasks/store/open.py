@@ -20,7 +20,9 @@ from tasks.errors import hide_secrets
 from tasks.store.base import Store
 
 
-def open_store(url: str, endpoint: str | None = None, region: str | None = None) -> Store:
+def open_store(
+    url: str, endpoint: str | None = None, region: str | None = None
+) -> Store:
     """Open the store at a local folder (a path or a file:// URL) or at ``s3://bucket/prefix``.
 
     Args:

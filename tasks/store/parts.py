@@ -104,9 +104,9 @@ def _begun(
         listed = client.get_paginator("list_parts").paginate(**at, UploadId=upload)
         parts = [part for page in listed for part in page.get("Parts", [])]
         return upload, {
-            part["PartNumber"]: (part["ETag"].strip('"'), part["Size"]) for part in parts
+            part["PartNumber"]: (part["ETag"].strip('"'), part["Size"])
+            for part in parts
         }
-    except (
-        ClientError
-    ):  # those who may not list uploads begin anew; a real refusal meets that, too
+    except ClientError:
+        # those who may not list uploads begin anew; a real refusal meets that, too
         return None, {}

@@ -61,7 +61,9 @@ class S3Store(Store):
             response_checksum_validation="when_required",
             s3={"addressing_style": "path"} if endpoint else None,
         )
-        self.transfer = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART)
+        self.transfer = TransferConfig(
+            multipart_threshold=PART, multipart_chunksize=PART
+        )
         with self._plain():
             session = boto3.session.Session()
             self.client = session.client(
@@ -77,7 +79,9 @@ class S3Store(Store):
         from botocore.exceptions import ClientError
 
         with self._plain():
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            self.client.list_objects_v2(
+                Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1
+            )
             self.client.put_object(**self._at(PROBE), Body=b"")
             try:
                 self.client.delete_object(**self._at(PROBE))
@@ -165,9 +169,7 @@ class S3Store(Store):
             except ClientError:
                 if not self._has(key, file):
                     raise
-                return (
-                    0  # the upload is gone because another process put its parts together
-                )
+                return 0  # the upload is gone because another process put its parts together
 
     def _write(self, key: str, data: bytes) -> None:
         extra = {
@@ -257,9 +259,7 @@ class S3Store(Store):
         if code in ELSEWHERE:
             return f"the bucket lies in another region ({code}): set store.region"
         if code in ABSENT:
-            return (
-                "a file of the model, or the bucket, is missing: publish the model again"
-            )
+            return "a file of the model, or the bucket, is missing: publish the model again"
         return f"the server refused with {code}: try again, or ask who runs it"
 
 

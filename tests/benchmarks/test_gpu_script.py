@@ -45,9 +45,8 @@ STAGES = {
 def _as_it_was() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            gpu, "prepare_libraries", lambda: None
-        )  # it would hide warnings from the other tests
+        # it would hide warnings from the other tests
+        patch.setattr(gpu, "prepare_libraries", lambda: None)
         yield
     torch.use_deterministic_algorithms(deterministic)
 
@@ -113,7 +112,11 @@ def test_every_part_gives_finite_figures_and_no_utilisation_on_a_cpu(out: Path) 
                 record["seconds"],
             )
             assert (
-                min(record["seconds"], record["peak_memory_bytes"], record["model_flops"])
+                min(
+                    record["seconds"],
+                    record["peak_memory_bytes"],
+                    record["model_flops"],
+                )
                 > 0
             )
     regularised, recovered = (
@@ -295,7 +298,9 @@ def test_the_script_runs_where_little_more_than_torch_is_installed(
     ]
     command = [SCRIPT, "regularise", "--shape", "tiny"]
     env = blocking(tmp_path, absent) | {"OUT": str(tmp_path / "out")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "out" / "summary.md").read_text() + "\n"
     assert "`benchmarks/gpu.sh regularise --shape tiny`" in done.stdout
@@ -314,7 +319,9 @@ def test_all_is_one_process_a_part(tmp_path: Path) -> None:
     python.write_text('#!/bin/sh\n[ "$1" = - ] || echo "$(basename "$1") $2 $3"\n')
     python.chmod(0o755)
     env = os.environ | {"PYTHON": str(python)}
-    done = subprocess.run([SCRIPT, "all", "--x"], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [SCRIPT, "all", "--x"], env=env, capture_output=True, text=True
+    )
     assert done.stdout.splitlines() == [f"gpu.py {part} --x" for part in STAGES]
     done = subprocess.run([SCRIPT, "rest"], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

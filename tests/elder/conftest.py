@@ -131,9 +131,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(
-        "elder.cli.options.prepare_libraries", lambda: None
-    )  # it would hide warnings from the other tests
+    # it would hide warnings from the other tests
+    monkeypatch.setattr("elder.cli.options.prepare_libraries", lambda: None)
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield folder
     torch.use_deterministic_algorithms(deterministic)

@@ -21,7 +21,13 @@ BASE = {
 }
 LONG = BASE | {"intermediate_size": 48, "max_position_embeddings": 64}
 COMMON = LONG | {"num_key_value_heads": 2}
-GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": COUNT, "n_head": 4, "n_positions": 64}
+GPT2 = {
+    "vocab_size": 300,
+    "n_embd": 32,
+    "n_layer": COUNT,
+    "n_head": 4,
+    "n_positions": 64,
+}
 NEO = {
     "vocab_size": 300,
     "hidden_size": 32,

@@ -36,12 +36,16 @@ LINEAR = {
 # One for each other way in which a configuration speaks of layers, or in which layers work.
 OTHERS = {
     "gemma": Family("Gemma", "GemmaConfig", COMMON | {"head_dim": 8}),
-    "cohere2": Family("Command R, R7B", "Cohere2Config", COMMON | {"sliding_window": 8}),
+    "cohere2": Family(
+        "Command R, R7B", "Cohere2Config", COMMON | {"sliding_window": 8}
+    ),
     "starcoder2": Family(
         "StarCoder2", "Starcoder2Config", COMMON | {"sliding_window": 8}
     ),
     "stablelm": Family("StableLM", "StableLmConfig", COMMON),
-    "olmo3": Family("OLMo, OLMo 3, OLMoE", "Olmo3Config", COMMON | {"sliding_window": 8}),
+    "olmo3": Family(
+        "OLMo, OLMo 3, OLMoE", "Olmo3Config", COMMON | {"sliding_window": 8}
+    ),
     "glm4": Family("GLM-4", "Glm4Config", COMMON | {"head_dim": 8}),
     "glm4-moe": Family(
         "GLM-4.5",
@@ -211,7 +215,9 @@ REFUSED = {
         "were not found",
     ),
     "bert": (
-        Family("BERT and its kin as decoders", "BertConfig", LONG | {"is_decoder": True}),
+        Family(
+            "BERT and its kin as decoders", "BertConfig", LONG | {"is_decoder": True}
+        ),
         "the 6 decoder layers of BertLMHeadModel were not found",
     ),
 }

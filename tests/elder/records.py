@@ -37,7 +37,9 @@ def make_row(
     }
 
 
-def make_record(layers: int = 12, removed: tuple[int, ...] = (8, 7, 4)) -> dict[str, Any]:
+def make_record(
+    layers: int = 12, removed: tuple[int, ...] = (8, 7, 4)
+) -> dict[str, Any]:
     """Return a whole record of a run whose numbers resemble a real one."""
     rounds = []
     for turn, gone in enumerate(removed):
@@ -85,7 +87,9 @@ def make_record(layers: int = 12, removed: tuple[int, ...] = (8, 7, 4)) -> dict[
         "weights": {"name": "layer weight", "lower_goes": True, "rounds": learnt},
         "rows": [
             make_row("dense", "dense", [], 38.2, 41.3),
-            make_row("default", "candidate", list(removed), 41.6, 45.7, trained=196_608),
+            make_row(
+                "default", "candidate", list(removed), 41.6, 45.7, trained=196_608
+            ),
             make_row("shortgpt", "baseline", list(removed), 47.9, 51.8),
             make_row("sleb", "baseline", list(removed), 47.1, 51.6),
             make_row("elder", "baseline", list(removed), 47.4, 51.9, trained=196_608),
@@ -158,7 +162,11 @@ def make_record(layers: int = 12, removed: tuple[int, ...] = (8, 7, 4)) -> dict[
             "git_clean": True,
             "data": {"calibration.txt": "9b" * 16, "held_out.txt": "3c" * 16},
             "dvc_lock_sha256": "7e" * 32,
-            "packages": {"torch": "2.13.0", "transformers": "5.23.0", "mlflow": "3.17.2"},
+            "packages": {
+                "torch": "2.13.0",
+                "transformers": "5.23.0",
+                "mlflow": "3.17.2",
+            },
             "python": "3.11.7",
             "platform": "Linux-6.8-x86_64",
             "device": "cpu",

@@ -129,7 +129,9 @@ def old_choice(ids: list[int], samples: int, seq_len: int, seed: int) -> torch.T
     chosen: list[list[int]] = []
     for seen in range(len(ids) // seq_len):
         slot = (
-            seen if seen < samples else int(torch.randint(seen + 1, (1,), generator=rng))
+            seen
+            if seen < samples
+            else int(torch.randint(seen + 1, (1,), generator=rng))
         )
         if slot == len(chosen):
             chosen.append(ids[seen * seq_len : (seen + 1) * seq_len])

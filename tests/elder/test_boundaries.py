@@ -122,7 +122,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_no_folder_holds_more_than_fourteen_modules() -> None:
-    folders = [path.parent for package in PACKAGES for path in modules(package).values()]
+    folders = [
+        path.parent for package in PACKAGES for path in modules(package).values()
+    ]
     assert {
         folder.relative_to(ROOT).as_posix()
         for folder in folders
@@ -130,7 +132,9 @@ def test_no_folder_holds_more_than_fourteen_modules() -> None:
     } == set()
 
 
-def run(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, *arguments: str, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 

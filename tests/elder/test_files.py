@@ -49,7 +49,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr(
         Path, "replace", lambda self, target: moved(replace, self, target)
     )
-    monkeypatch.setattr(Path, "rename", lambda self, target: moved(rename, self, target))
+    monkeypatch.setattr(
+        Path, "rename", lambda self, target: moved(rename, self, target)
+    )
     return seen
 
 
@@ -58,10 +60,16 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_cou
 ) -> None:
     with whole_file(tmp_path / "a.bin") as new:
         new.write_bytes(b"1")
-    assert steps == [("sync", ".a.bin.new"), ("rename", "a.bin"), ("sync", tmp_path.name)]
+    assert steps == [
+        ("sync", ".a.bin.new"),
+        ("rename", "a.bin"),
+        ("sync", tmp_path.name),
+    ]
 
 
-def test_every_way_of_writing_syncs(tmp_path: Path, steps: list[tuple[str, str]]) -> None:
+def test_every_way_of_writing_syncs(
+    tmp_path: Path, steps: list[tuple[str, str]]
+) -> None:
     write_bytes(tmp_path / "a", b"1")
     write_text(tmp_path / "b", "ä")
     write_json(tmp_path / "c", [1])
@@ -137,7 +145,9 @@ def test_a_full_disk_leaves_no_folder_and_is_said_in_a_sentence(
 
 def test_many_may_write_one_file_at_once(tmp_path: Path) -> None:
     path, large = tmp_path / "a.json", list(range(20_000))
-    writers = [threading.Thread(target=write_json, args=(path, large)) for _ in range(8)]
+    writers = [
+        threading.Thread(target=write_json, args=(path, large)) for _ in range(8)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -186,7 +196,9 @@ def test_json_that_cannot_be_used(
         read_json(path, "the marker")
 
 
-def test_json_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_that_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "LARGEST_JSON", 10)
     path = tmp_path / "a.json"
     path.write_text(json.dumps("12345678"))

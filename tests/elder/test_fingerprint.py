@@ -49,7 +49,9 @@ COUNTS = {
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, str]:
     for name in ("in", "out"):
-        (tmp_path / f"{name}.txt").write_text(f"text {name} of domain", encoding="utf-8")
+        (tmp_path / f"{name}.txt").write_text(
+            f"text {name} of domain", encoding="utf-8"
+        )
     return {"in_domain": "in.txt", "out_of_domain": "out.txt"}
 
 
@@ -71,9 +73,8 @@ def whole(wanted: Params, root: Path) -> Fingerprint:
 def test_just_recipe_model_calibration_and_protocol_count(
     section: str, texts: dict[str, str], tmp_path: Path
 ) -> None:
-    assert set(UNLIKE) == set(
-        Params.model_fields
-    )  # a new section must say whether it counts
+    # a new section must say whether it counts
+    assert set(UNLIKE) == set(Params.model_fields)
     usual = whole(settings(texts), tmp_path)
     changed = whole(settings(texts, **{section: UNLIKE[section]}), tmp_path)
     expected = [section] if section in COUNTS else []
@@ -82,7 +83,9 @@ def test_just_recipe_model_calibration_and_protocol_count(
     assert len(usual.short) == 12
 
 
-def test_the_settings_of_what_was_not_chosen_do_not_count(texts: dict[str, str]) -> None:
+def test_the_settings_of_what_was_not_chosen_do_not_count(
+    texts: dict[str, str],
+) -> None:
     usual = Fingerprint(recipe_of(settings(texts)))
     linear = {"linear": {"ridge": 0.5}}
     other = Fingerprint(recipe_of(settings(texts, compensate=linear)))

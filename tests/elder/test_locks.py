@@ -40,7 +40,10 @@ def test_what_another_process_holds_is_refused_until_that_process_dies(
     tmp_path: Path, holder: subprocess.Popen
 ) -> None:
     path = tmp_path / "locks" / "a"
-    with pytest.raises(Busy, match="^someone is at it$"), hold(path, "someone is at it"):
+    with (
+        pytest.raises(Busy, match="^someone is at it$"),
+        hold(path, "someone is at it"),
+    ):
         pass
     started = time.monotonic()
     with pytest.raises(Busy), hold(path, "still at it", patience=0.3):

@@ -63,7 +63,9 @@ def test_what_a_registered_model_may_be_called() -> None:
 
 
 @pytest.mark.parametrize("name", ["org/model", "my model", ""])
-def test_a_name_that_cannot_be_registered_is_refused_where_it_is_read(name: str) -> None:
+def test_a_name_that_cannot_be_registered_is_refused_where_it_is_read(
+    name: str,
+) -> None:
     with pytest.raises(
         UserError, match=rf"registry\.name = '{name}': use letters, digits"
     ):

@@ -32,7 +32,13 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"5 fault\(s\)") as caught:
         load_params(path)
     lines = str(caught.value).splitlines()[1:]
-    keys = ["select.ratio", "select.elder.place", "select.protcet", "gate.mode", "modle"]
+    keys = [
+        "select.ratio",
+        "select.elder.place",
+        "select.protcet",
+        "gate.mode",
+        "modle",
+    ]
     assert [any(line.strip().startswith(key) for line in lines) for key in keys] == [
         True
     ] * 5
@@ -135,6 +141,5 @@ def test_elder_set_lies_between_the_file_and_the_command(
         "machine",
         "file",
     )
-    assert (
-        load_params(path).store.url == "file"
-    )  # what a run has written down stays as it is
+    # what a run has written down stays as it is
+    assert load_params(path).store.url == "file"

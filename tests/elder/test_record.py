@@ -70,7 +70,9 @@ def test_records_of_older_versions_come_back_as_they_were_written(path: Path) ->
 # a busy machine is slow, and that says nothing about records
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    unknown=st.dictionaries(st.text(max_size=5).map("new {}".format), VALUES, max_size=3),
+    unknown=st.dictionaries(
+        st.text(max_size=5).map("new {}".format), VALUES, max_size=3
+    ),
     rounds=st.lists(ROUNDS, max_size=3),
     numbers=st.lists(NUMBERS, min_size=8, max_size=8),
 )
@@ -89,7 +91,13 @@ def test_any_record_comes_back_as_it_was_written(
         {"stage": "recover", "step": 1, "loss": numbers[5], "lr": numbers[6]}
     ]
     tree["seconds"] = numbers[7]
-    for part in (tree, tree["rows"][0], tree["gate"], tree["lineage"], tree["search"][0]):
+    for part in (
+        tree,
+        tree["rows"][0],
+        tree["gate"],
+        tree["lineage"],
+        tree["search"][0],
+    ):
         part |= unknown
     before = copy.deepcopy(tree)
     assert written(plain(Record.model_validate(tree))) == written(before)
@@ -142,7 +150,9 @@ def test_json_has_no_infinity() -> None:
     row = make_row("dense", "dense", [], math.inf, 41.3) | {
         "odd": [math.nan, (-math.inf, 1)]
     }
-    assert json_safe({"ratio": math.inf, "tasks": {"a": (1, math.nan)}, "ok": True}) == {
+    assert json_safe(
+        {"ratio": math.inf, "tasks": {"a": (1, math.nan)}, "ok": True}
+    ) == {
         "ratio": None,
         "tasks": {"a": [1, None]},
         "ok": True,

@@ -27,7 +27,9 @@ OLD = ROOT / "tests" / "records" / "f46e5ac" / "published" / "record.json"
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "params.yaml"
-    path.write_text("regularise: {epochs: 1, warmup: 0.1}\nselect: {elder: {lr: 0.7}}\n")
+    path.write_text(
+        "regularise: {epochs: 1, warmup: 0.1}\nselect: {elder: {lr: 0.7}}\n"
+    )
     return path
 
 
@@ -105,7 +107,9 @@ def test_a_preset_lies_over_the_file_and_below_the_machine(
     assert made.select.settings_of("elder").lr == 0.8
 
 
-def test_a_wrong_override_names_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_override_names_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ELDER_SET", "store.url")
     with pytest.raises(UserError, match="^ELDER_SET 'store.url' is not of the form"):
         read_params(None, None, {})
@@ -116,7 +120,10 @@ def test_only_services_of_elder_set_reach_what_follows_a_record(
 ) -> None:
     given = "store.url=s3://b/p select.ratio=0.5 registry.tracking_uri=http://x model.dtype=float16"
     monkeypatch.setenv("ELDER_SET", given)
-    assert machine_overrides() == ["store.url=s3://b/p", "registry.tracking_uri=http://x"]
+    assert machine_overrides() == [
+        "store.url=s3://b/p",
+        "registry.tracking_uri=http://x",
+    ]
 
 
 # --- the settings of each method ---

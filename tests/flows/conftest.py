@@ -46,16 +46,17 @@ def make_model(folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     plain = Tokenizer(
         models.BPE(
-            vocab={token: i for i, token in enumerate(["<|end|>", *alphabet])}, merges=[]
+            vocab={token: i for i, token in enumerate(["<|end|>", *alphabet])},
+            merges=[],
         )
     )
     plain.pre_tokenizer, plain.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
     )
-    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=plain, eos_token="<|end|>"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=257,

@@ -70,7 +70,9 @@ def command(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def load_elsewhere(project: Path, uri: str, env: Mapping[str, str] | None = None) -> str:
+def load_elsewhere(
+    project: Path, uri: str, env: Mapping[str, str] | None = None
+) -> str:
     """Load a registered model with transformers alone, in a process that cannot see this project's copy."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", LOAD, uri],

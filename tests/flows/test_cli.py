@@ -122,7 +122,8 @@ def test_doctor_names_each_part(here: Path) -> None:
     assert [name for name, check in parts.items() if not check["ok"]] == ["calibration"]
     assert "set calibration.source" in parts["calibration"]["detail"]
 
-    settings = read_params(None, ["calibration.source=wikitext"], {})  # an id of one word
+    # an id of one word
+    settings = read_params(None, ["calibration.source=wikitext"], {})
     with pytest.raises(
         UserError, match="the dataset 'wikitext' is on the Hub and HF_HUB_OFFLINE"
     ):

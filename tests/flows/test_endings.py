@@ -23,7 +23,13 @@ def record(mode: str, passed: bool) -> Record:
     rules: list[dict[str, Any]] = []
     for rule, held, reason in (("speed", True, "fine"), ("perplexity", passed, REASON)):
         rules.append(
-            {"rule": rule, "value": None, "limit": None, "passed": held, "reason": reason}
+            {
+                "rule": rule,
+                "value": None,
+                "limit": None,
+                "passed": held,
+                "reason": reason,
+            }
         )
     whole = make_record()
     for row, value in zip(whole["rows"], (4.0, float("inf")), strict=False):
@@ -122,7 +128,8 @@ def test_a_run_holds_the_projects_turn(
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
         assert (
-            json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"] == folder.name
+            json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"]
+            == folder.name
         )
         return record("on", True)
 

@@ -208,7 +208,8 @@ def test_the_version_can_be_made_again(first: SimpleNamespace, project: Path) ->
     }
     assert found["code"] == "the present code"
     assert (
-        file_digest(project / "again" / "model.safetensors") == record_of(first)["sha256"]
+        file_digest(project / "again" / "model.safetensors")
+        == record_of(first)["sha256"]
     )
     assert command(project, "reproduce", "tiny/1", "--output", "again").returncode == 2
 
@@ -335,10 +336,12 @@ def test_the_gate_refuses_says_why_and_registers_nothing(
     assert refused.json["model_version"] is None
     rules = {rule["rule"]: rule for rule in refused.json["gate"]["rules"]}
     assert rules["perplexity out of domain"]["passed"] is False
-    assert "exceeds the most allowed, 0.5" in rules["perplexity out of domain"]["reason"]
-    assert "exceeds the most allowed, 0.5" in (refused.folder / "report.html").read_text(
-        encoding="utf-8"
+    assert (
+        "exceeds the most allowed, 0.5" in rules["perplexity out of domain"]["reason"]
     )
+    assert "exceeds the most allowed, 0.5" in (
+        refused.folder / "report.html"
+    ).read_text(encoding="utf-8")
     assert rules["champion"]["passed"] is False
     assert (
         "the champion, version 1: it was measured under another protocol"
@@ -347,7 +350,8 @@ def test_the_gate_refuses_says_why_and_registers_nothing(
     assert "(candidate: [])" in rules["champion"]["reason"]
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     assert {
-        str(version.version) for version in client.search_model_versions("name = 'tiny'")
+        str(version.version)
+        for version in client.search_model_versions("name = 'tiny'")
     } == {"1", "2"}
     assert str(client.get_model_version_by_alias("tiny", "challenger").version) == "2"
     runs = client.search_runs([client.get_experiment_by_name("elder").experiment_id])

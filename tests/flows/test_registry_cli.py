@@ -62,7 +62,11 @@ def test_the_whole_story_in_json(name: str) -> None:
     assert {key: told[key] for key in ("name", "version", "previous", "by", "at")} == {
         key: back[key] for key in ("name", "version", "previous", "by", "at")
     }
-    assert [{"name": name, **entry} for entry in told["entries"]] == [first, second, back]
+    assert [{"name": name, **entry} for entry in told["entries"]] == [
+        first,
+        second,
+        back,
+    ]
 
 
 def test_history_is_a_table(name: str) -> None:
@@ -85,7 +89,9 @@ def test_history_is_a_table(name: str) -> None:
 
 def test_a_check_that_says_no_is_status_1(name: str) -> None:
     call("promote", name, "1", "--yes", "--reason", "it is the first")
-    out, err = call("promote", name, "3", "--json", "--yes", "--reason", "mine", status=1)
+    out, err = call(
+        "promote", name, "3", "--json", "--yes", "--reason", "mine", status=1
+    )
     assert out == ""
     assert err.startswith(
         f"refused: version 3 of {name} was not promoted. The perplexity out of domain"
@@ -131,7 +137,10 @@ def test_somebody_is_asked_on_a_terminal(
     ],
 )
 def test_wrong_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = call(*arguments, status=2)

@@ -53,9 +53,9 @@ def place(
 ) -> Iterator[SimpleNamespace]:
     """Start a Prefect server, and the receiver that docs/nightly.md shows, for the copy of the project."""
     blocks = (ROOT / "docs" / "nightly.md").read_text(encoding="utf-8").split("```")
-    script = next(block for block in blocks if block.startswith("python\n")).removeprefix(
-        "python\n"
-    )
+    script = next(
+        block for block in blocks if block.startswith("python\n")
+    ).removeprefix("python\n")
     logs, ports = tmp_path_factory.mktemp("logs"), (free_port(), free_port())
     (logs / "receiver.py").write_text(script)
     env = os.environ | {
@@ -179,10 +179,12 @@ def test_all_deployments_are_there_with_schedule_and_limit(
             found[name].global_concurrency_limit,
             found[name].concurrency_options,
         )
-        expected = (
-            (1, "ENQUEUE") if cron else (None, None)
-        )  # an unanswered form must not hold up the next promotion
-        assert (limit and limit.limit, options and options.collision_strategy) == expected
+        # an unanswered form must not hold up the next promotion
+        expected = (1, "ENQUEUE") if cron else (None, None)
+        assert (
+            limit and limit.limit,
+            options and options.collision_strategy,
+        ) == expected
         assert found[name].work_pool_name == "elder"
         assert found[name].pull_steps[0][
             "prefect.deployments.steps.set_working_directory"
@@ -229,9 +231,8 @@ def test_serving_leaves_the_deployments_of_workers_alone(
     said = (refused.logs / "serve").read_text()
     assert "nightly/nightly at http://127.0.0.1:" in said
     assert "remove what was deployed: prefect deployment delete nightly/nightly" in said
-    assert (
-        len(flow_runs(refused, "nightly")) >= 1
-    )  # its deployment, and its runs, are still there
+    # its deployment, and its runs, are still there
+    assert len(flow_runs(refused, "nightly")) >= 1
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,9 @@ def served(refused: SimpleNamespace) -> SimpleNamespace:
     sweep = next(
         entry for entry in tree["deployments"] if entry["name"] == "weekly-sweep"
     )
-    sweep["schedules"] = [{"cron": "* * * * *", "timezone": "Etc/UTC", "slug": "weekly"}]
+    sweep["schedules"] = [
+        {"cron": "* * * * *", "timezone": "Etc/UTC", "slug": "weekly"}
+    ]
     sweep["parameters"] |= {"file": "grid.yaml", "overrides": LITTLE, "again": False}
     (refused.project / "prefect.yaml").write_text(yaml.safe_dump(tree))
     serve = refused.start(
@@ -259,7 +262,9 @@ def test_a_served_schedule_fires_by_itself_and_done_cells_are_not_run_again(
 ) -> None:
     def finished() -> list[Any]:
         assert served.serve.poll() is None, (served.logs / "serve").read_text()
-        return [run for run in flow_runs(served, "weekly-sweep") if run.state.is_final()]
+        return [
+            run for run in flow_runs(served, "weekly-sweep") if run.state.is_final()
+        ]
 
     first = wait_for(finished, "finished sweep", PATIENCE)[0]
     assert first.auto_scheduled

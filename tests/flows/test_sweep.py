@@ -190,7 +190,10 @@ def test_a_scheduled_sweep_says_what_became_of_it(runs: Runs) -> None:
             r"cell 2 of 2 \(method=sleeb\).*did you mean 'sleb'",
         ),
         ("select.ratio: [0.25, 1.5]", "cell 2 of 2.*\n.*should be less than 1"),
-        ("select.layers: [1, 4]", "cell 2 of 2.*layers 4 of 4 layers cannot be removed"),
+        (
+            "select.layers: [1, 4]",
+            "cell 2 of 2.*layers 4 of 4 layers cannot be removed",
+        ),
         ("evaluate.tasks: [[], [blimpp]]", "cell 2 of 2.*did you mean 'blimp'"),
         (
             "select.ratio: 0.5",

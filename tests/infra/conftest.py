@@ -55,7 +55,8 @@ def services() -> Iterator[SimpleNamespace]:
     if not (ROOT / ".venv/bin/prefect").exists():
         pytest.skip("there is no .venv, which native.sh uses")
     folder = Path(tempfile.mkdtemp(prefix="elder-services-"))
-    folder.chmod(0o755)  # PostgreSQL does not run as root, and its user has to get there
+    # PostgreSQL does not run as root, and its user has to get there
+    folder.chmod(0o755)
     subprocess.run([ROOT / "infra/env.sh", folder / ".env"], check=True)
     written = dict(
         line.split("=", 1)

@@ -134,7 +134,11 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
         for found in client.search_runs([experiment.experiment_id])
     }
     for version in client.search_model_versions("name = 'tiny'"):
-        versions[version.version] = (names[version.run_id], version.source, version.tags)
+        versions[version.version] = (
+            names[version.run_id],
+            version.source,
+            version.tags,
+        )
     model = client.get_registered_model("tiny")
     return {
         "runs": runs,

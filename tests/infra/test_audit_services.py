@@ -51,8 +51,13 @@ def version(
 ) -> Version:
     """Publish a version; its ``place`` is a copy, which `put_back` writes into the bucket."""
     made = publish_version()
-    store = open_store(settings.store.url, settings.store.endpoint, settings.store.region)
-    made.place, made.services = tmp_path / "copy" / made.url.rpartition("/")[2], services
+    store = open_store(
+        settings.store.url, settings.store.endpoint, settings.store.region
+    )
+    made.place, made.services = (
+        tmp_path / "copy" / made.url.rpartition("/")[2],
+        services,
+    )
     made.place.mkdir(parents=True)
     store.as_it_lies(made.url, made.place)
     return made
@@ -60,7 +65,10 @@ def version(
 
 def put_back(version: Version) -> None:
     """Make the bucket hold what the copy holds."""
-    client, prefix = version.services.s3(), version.url.removeprefix("s3://elder/") + "/"
+    client, prefix = (
+        version.services.s3(),
+        version.url.removeprefix("s3://elder/") + "/",
+    )
     there = {
         item["Key"]
         for item in client.list_objects_v2(Bucket="elder", Prefix=prefix)["Contents"]
@@ -93,7 +101,8 @@ def repointed(version: Version) -> None:
 def artifact_missing(version: Version) -> None:
     client = version.services.s3()
     keys = [
-        item["Key"] for item in client.list_objects_v2(Bucket="elder-mlflow")["Contents"]
+        item["Key"]
+        for item in client.list_objects_v2(Bucket="elder-mlflow")["Contents"]
     ]
     (attached,) = [
         key for key in keys if key.endswith(f"{version.run}/artifacts/record.json")

@@ -28,9 +28,8 @@ def parse(text: str) -> PyCompose:
     resolved = re.sub(
         VARIABLE, lambda found: "5433" if found[1].endswith("PORT") else "x", text
     )
-    plain = re.sub(
-        r"@sha256:[0-9a-f]{64}", "", resolved
-    )  # this parser takes a tag or a digest, docker both
+    # this parser takes a tag or a digest, docker both
+    plain = re.sub(r"@sha256:[0-9a-f]{64}", "", resolved)
     return PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(plain)))
 
 
@@ -71,10 +70,14 @@ def test_the_worker_makes_its_pool_before_it_deploys(
     services: dict[str, dict[str, Any]],
 ) -> None:
     script = services["worker"]["command"][-1]
-    pool = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"][0][
-        "work_pool"
-    ]["name"]
-    steps = [f"work-pool create {pool} ", "deploy --all", f"worker start --pool {pool} "]
+    pool = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"][
+        0
+    ]["work_pool"]["name"]
+    steps = [
+        f"work-pool create {pool} ",
+        "deploy --all",
+        f"worker start --pool {pool} ",
+    ]
     assert sorted(steps, key=script.index) == steps
 
 
@@ -103,7 +106,9 @@ def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
     """Every variable is one that env.sh writes, and has no default to fall back on."""
     used = re.findall(VARIABLE, read("compose.yaml"))
     assert [name for name, required in used if not required] == []
-    subprocess.run([INFRA / "env.sh", tmp_path / "env"], check=True, capture_output=True)
+    subprocess.run(
+        [INFRA / "env.sh", tmp_path / "env"], check=True, capture_output=True
+    )
     written = dict(
         line.split("=", 1)
         for line in (tmp_path / "env").read_text().splitlines()

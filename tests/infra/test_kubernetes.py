@@ -22,11 +22,15 @@ def job(template: dict[str, Any], **values: Any) -> dict[str, Any]:
     defaults = BaseJobConfiguration._get_base_config_defaults(
         template["variables"]["properties"]
     )
-    return apply_values(template["job_configuration"], defaults | values)["job_manifest"]
+    return apply_values(template["job_configuration"], defaults | values)[
+        "job_manifest"
+    ]
 
 
 def test_the_server_accepts_it(template: dict[str, Any]) -> None:
-    pool = WorkPoolCreate(name="elder-gpu", type="kubernetes", base_job_template=template)
+    pool = WorkPoolCreate(
+        name="elder-gpu", type="kubernetes", base_job_template=template
+    )
     assert pool.base_job_template == template
     del template["variables"]["properties"]["gpus"]
     with pytest.raises(ValueError, match="undeclared variable.*gpus"):

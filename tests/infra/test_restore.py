@@ -27,15 +27,16 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
     last = roll_back(before, tmp_path)
     told = snapshot(before)
     assert told["aliases"] == {"champion": 1, "challenger": 3}
-    assert sorted(told["tags"]) == ["history/000001", "history/000002", "history/000003"]
+    assert sorted(told["tags"]) == [
+        "history/000001",
+        "history/000002",
+        "history/000003",
+    ]
     assert told["versions"][1][2]["promoted_from"] == "2"
     assert (
         told["versions"][2][2]["promoted_at"],
         told["versions"][2][2]["archived_at"],
-    ) == (
-        second.at,
-        last.at,
-    )
+    ) == (second.at, last.at)
     assert len(told["runs"]) == 4
 
     after = settings_with("after")
@@ -52,9 +53,8 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
     assert again == told
     client = Registry(after.registry).client
     made = client.get_run(client.get_model_version("tiny", "2").run_id).info
-    assert (
-        made.start_time == made.end_time == 1795485720000
-    )  # date -d 2026-11-24T02:02:00Z +%s, in ms
+    # date -d 2026-11-24T02:02:00Z +%s, in ms
+    assert made.start_time == made.end_time == 1795485720000
     changed = client.get_registered_model("tiny").last_updated_timestamp
     assert restore(after, tmp_path) == (lines, "")
     assert snapshot(after) == told
@@ -149,9 +149,8 @@ def test_a_registry_with_other_versions_is_not_told_what_is_false(
     assert snapshot(after) == found
 
     client = Registry(after.registry).client
-    client.delete_registered_model(
-        "tiny"
-    )  # the way out that docs/disaster-recovery.md shows
+    # the way out that docs/disaster-recovery.md shows
+    client.delete_registered_model("tiny")
     assert restore(after, tmp_path)[1] == ""
     again = snapshot(after)
     assert again["aliases"] == {"champion": 1, "challenger": 3}

@@ -55,7 +55,9 @@ def prefect(services: SimpleNamespace, project: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_up_starts_all_and_a_second_up_changes_nothing(services: SimpleNamespace) -> None:
+def test_up_starts_all_and_a_second_up_changes_nothing(
+    services: SimpleNamespace,
+) -> None:
     for name in ("postgres", "s3", "prefect", "mlflow", "worker"):
         assert [
             line.split()[-1]
@@ -153,7 +155,8 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(
         assert record["gate"]["passed"] is True
         url = f"http://127.0.0.1:{services.values['S3_PORT']}"
         assert (
-            open_store("s3://elder/store", url, "us-east-1").verify(version.source) == []
+            open_store("s3://elder/store", url, "us-east-1").verify(version.source)
+            == []
         )
     artifacts = {
         item["Key"].rsplit("/", 1)[-1]
@@ -182,7 +185,9 @@ def test_a_second_machine_gets_the_same_data_by_digest(
 ) -> None:
     digests = {
         out["path"]: out["md5"]
-        for stage in yaml.safe_load((project / "dvc.lock").read_text())["stages"].values()
+        for stage in yaml.safe_load((project / "dvc.lock").read_text())[
+            "stages"
+        ].values()
         for out in stage["outs"]
     }
     other = tmp_path / "other"

@@ -14,7 +14,11 @@ def test_a_baseline_is_measured_anew_only_if_something_it_depends_on_changed() -
 
     same = key()
     assert (
-        key(recover={"epochs": 1}, gate={"mode": "off"}, evaluate={"baselines": ["sleb"]})
+        key(
+            recover={"epochs": 1},
+            gate={"mode": "off"},
+            evaluate={"baselines": ["sleb"]},
+        )
         == same
     )
     others = [

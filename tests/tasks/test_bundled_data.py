@@ -18,7 +18,9 @@ def test_readme_lists_every_file_with_its_size_and_digest():
         (DATA / "README.md").read_text(),
     )
     files = [
-        path for path in [*DATA.glob("*.txt"), *DATA.glob("tasks/**/*")] if path.is_file()
+        path
+        for path in [*DATA.glob("*.txt"), *DATA.glob("tasks/**/*")]
+        if path.is_file()
     ]
     assert {name for name, _, _ in listed} == {
         path.relative_to(DATA).as_posix() for path in files

@@ -102,12 +102,16 @@ def test_refusal_of_a_stage_becomes_one_sentence(clone):
     assert "\n" not in str(caught.value)
 
 
-def test_a_rebuild_from_nothing_equals_the_first_and_own_parameters_leave_it_alone(clone):
+def test_a_rebuild_from_nothing_equals_the_first_and_own_parameters_leave_it_alone(
+    clone,
+):
     first = data.reproduce(load_params(clone / "params.yaml"), clone)
     assert Path(first["folder"]) == clone / "build" / "data"
     lock = (clone / "dvc.lock").read_text()
     blocks = (clone / "build" / "data" / "calibration.safetensors").read_bytes()
-    assert first["digests"]["calibration.safetensors"] == hashlib.md5(blocks).hexdigest()
+    assert (
+        first["digests"]["calibration.safetensors"] == hashlib.md5(blocks).hexdigest()
+    )
     other = data.reproduce(
         load_params(clone / "params.yaml", ["calibration.seed=7"]), clone
     )

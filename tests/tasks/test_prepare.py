@@ -227,9 +227,8 @@ def test_model_without_tokenizer(tmp_path, name, sentence):
 
 def test_blocks_are_the_same_bytes_each_time_and_carry_their_making(tmp_path, model):
     source = tmp_path / "novel.txt"
-    source.write_text(
-        "".join(chr(97 + i) * 16 for i in range(8))
-    )  # block i is one letter, 16 times
+    # block i is one letter, 16 times
+    source.write_text("".join(chr(97 + i) * 16 for i in range(8)))
     given = [
         f"model.name={model}",
         f"calibration.source={source}",
@@ -243,10 +242,8 @@ def test_blocks_are_the_same_bytes_each_time_and_carry_their_making(tmp_path, mo
     assert path.read_bytes() != first
     with safe_open(path, "pt") as file:
         ids, made = file.get_tensor("ids"), json.loads(file.metadata()["calibration"])
-    assert (str(ids.dtype), tuple(ids.shape)) == (
-        "torch.int32",
-        (4, 16),
-    )  # auto: the model's context of 16
+    # auto: the model's context of 16
+    assert (str(ids.dtype), tuple(ids.shape)) == ("torch.int32", (4, 16))
     assert all(len(set(row)) == 1 for row in ids.tolist())
     assert (made["seed"], made["samples"], made["seq_len"]) == (1, 4, 16)
     assert made["text_sha256"] == sources.digest([source])
@@ -262,7 +259,9 @@ def test_evaluation_texts_are_checked(tmp_path, model):
     assert (tmp_path / "build" / "in_domain.txt").read_text() == "in"
 
 
-def test_command_line_ends_with_one_sentence_and_status_2(tmp_path, monkeypatch, capsys):
+def test_command_line_ends_with_one_sentence_and_status_2(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "params.yaml").write_text(f"model: {{name: {tmp_path}/none}}\n")
     given = [
         "prepare",

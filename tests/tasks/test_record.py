@@ -95,7 +95,9 @@ def test_a_number_that_is_not_finite_is_none_in_json(run: Run, tmp_path: Path) -
     }
     record = Record.model_validate(MADE | {"rows": rows})
     write_record(record, tmp_path / "record.json")
-    tree = json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
+    tree = json.loads(
+        (tmp_path / "record.json").read_text(), parse_constant=pytest.fail
+    )
     assert tree["rows"][1]["perplexity"]["out_of_domain"]["perplexity"] is None
 
 

@@ -42,7 +42,8 @@ def test_the_dense_results_depend_on_what_they_are_measured_with(root: Path) -> 
     assert digest_of(root, **untouched) == same
     # The run's own copies of the texts count, not where they came from.
     assert (
-        digest_of(root, evaluate={"baselines": [], "in_domain": "elsewhere.txt"}) == same
+        digest_of(root, evaluate={"baselines": [], "in_domain": "elsewhere.txt"})
+        == same
     )
     others = [
         digest_of(root, weights="v"),

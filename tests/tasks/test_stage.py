@@ -27,11 +27,19 @@ from tasks import stage
             Crash,
             "stage job failed with exit status 3, for the reason shown above;",
         ),
-        ("printf 'no such text' > $ELDER_ERROR_FILE; exit 2", UserError, "no such text"),
+        (
+            "printf 'no such text' > $ELDER_ERROR_FILE; exit 2",
+            UserError,
+            "no such text",
+        ),
     ],
 )
 def test_how_a_stage_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, error: type, sentence: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    error: type,
+    sentence: str,
 ) -> None:
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{end}\n")

@@ -15,7 +15,9 @@ def dataset(tmp_path: Path) -> Path:
     folder = tmp_path / "novel"
     folder.mkdir()
     for split in ("train", "test"):
-        rows = [json.dumps({"text": f"{split} {n} " + "word " * 20}) for n in range(200)]
+        rows = [
+            json.dumps({"text": f"{split} {n} " + "word " * 20}) for n in range(200)
+        ]
         (folder / f"{split}.jsonl").write_text("\n".join(rows))
     return folder
 

@@ -87,7 +87,14 @@ def test_an_ascii_terminal_gets_escapes_and_no_traceback(here: Path) -> None:
 @pytest.fixture
 def one_block(here: Path, model_folder: Path, text_file: Path) -> list[str]:
     """Return the command that measures perplexity on a single block."""
-    command = ["evaluate", str(model_folder), "--text", str(text_file), "--seq-len", "32"]
+    command = [
+        "evaluate",
+        str(model_folder),
+        "--text",
+        str(text_file),
+        "--seq-len",
+        "32",
+    ]
     return [*command, "--set", "evaluate.max_tokens=32"]
 
 
@@ -115,7 +122,8 @@ def test_an_infinite_perplexity_is_null_in_json(
         "blocks": 1,
     }
     monkeypatch.setattr(
-        "elder.evaluation.perplexity.perplexity_of_text", lambda *_: Perplexity(**broken)
+        "elder.evaluation.perplexity.perplexity_of_text",
+        lambda *_: Perplexity(**broken),
     )
     done = CliRunner().invoke(build_app(LIBRARY), [*one_block, "--json"])
     assert done.exit_code == 0, done.stderr
@@ -134,4 +142,6 @@ def test_a_task_without_a_standard_error_is_shown_alone(
     monkeypatch.setattr("elder.evaluation.tasks.run_tasks", lambda *_: tasks)
     command = ["evaluate", one_block[1], "--tasks", "a,b"]
     done = CliRunner().invoke(build_app(LIBRARY), command)
-    assert done.stdout == "one item: acc 1.0000\nmany: acc 0.5000 ± 0.2500\n", done.stderr
+    assert done.stdout == "one item: acc 1.0000\nmany: acc 0.5000 ± 0.2500\n", (
+        done.stderr
+    )

@@ -11,7 +11,9 @@ from elder.errors import Crash
 Elder = Callable[..., Result]
 
 
-def ending(elder: Elder, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Result:
+def ending(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> Result:
     def failing(*_: object, **__: object) -> None:
         raise error
 

@@ -18,7 +18,9 @@ def refuse(constant: str) -> NoReturn:
 def test_an_infinite_perplexity_is_written_as_null(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Perplexity(perplexity=math.inf, stderr=None, nll=1000.0, tokens=8, blocks=1)
+    broken = Perplexity(
+        perplexity=math.inf, stderr=None, nll=1000.0, tokens=8, blocks=1
+    )
 
     def measured(*_: Any) -> Evaluation:
         return Evaluation(

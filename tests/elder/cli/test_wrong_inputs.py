@@ -85,7 +85,9 @@ def damaged_model(kind: str, good: Path, folder: Path) -> None:
         ).save_pretrained(folder)
     elif kind == "encoder and decoder":
         T5ForConditionalGeneration(
-            T5Config(vocab_size=257, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+            T5Config(
+                vocab_size=257, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2
+            )
         ).save_pretrained(folder)
     if kind not in {"classifier", "encoder and decoder"}:
         (folder / "config.json").write_text(json.dumps(config))
@@ -204,9 +206,8 @@ def test_other_options_that_cannot_be(
     elder: Elder, here: Path, arguments: list[str], sentence: str
 ) -> None:
     done = elder("compress", *arguments)
-    left = (
-        [".out.work"] if "diverged" in sentence else []
-    )  # layers were chosen by then, and need not be again
+    # layers were chosen by then, and need not be again
+    left = [".out.work"] if "diverged" in sentence else []
     refused(done, here, left, sentence)
 
 
@@ -305,7 +306,9 @@ def fill(disk: Path, free: int) -> None:
 
 def half_written(disk: Path) -> list[str]:
     return [
-        path.name for path in disk.rglob("*") if path.name.endswith((".new", ".partial"))
+        path.name
+        for path in disk.rglob("*")
+        if path.name.endswith((".new", ".partial"))
     ]
 
 
@@ -357,7 +360,10 @@ def test_a_real_process_on_a_full_disk(
     said = done.stderr.splitlines()
     assert [line for line in said if line.startswith("error: ")] == said[-1:]
     assert said[-1].endswith("free some space or name another folder")
-    assert sorted(path.name for path in small_disk.iterdir()) == [".out.work", "ballast"]
+    assert sorted(path.name for path in small_disk.iterdir()) == [
+        ".out.work",
+        "ballast",
+    ]
     (small_disk / "ballast").unlink()
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
@@ -379,6 +385,8 @@ def test_a_real_process_says_one_line_and_exits_with_2(here: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: there is no model folder 'nowhere/at-all/here'")
+    assert done.stderr.startswith(
+        "error: there is no model folder 'nowhere/at-all/here'"
+    )
     assert done.stderr.count("\n") == 1
     assert list(here.iterdir()) == []

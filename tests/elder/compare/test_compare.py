@@ -78,11 +78,11 @@ def test_a_row_holds_what_the_table_needs_and_its_models_are_gone(
     assert row.tokens_seen == 256  # one pass over 8 x 32
     assert row.parameters < dense.parameters
     assert (
-        row.perplexity["in_domain"].perplexity > dense.perplexity["in_domain"].perplexity
+        row.perplexity["in_domain"].perplexity
+        > dense.perplexity["in_domain"].perplexity
     )
-    assert row.losses["in_domain"].shape == (
-        20,
-    )  # 640 tokens in blocks of 32, as in calibration
+    # 640 tokens in blocks of 32, as in calibration
+    assert row.losses["in_domain"].shape == (20,)
     assert row.losses["in_domain"].mean() == pytest.approx(
         row.perplexity["in_domain"].nll, rel=1e-6
     )
@@ -130,7 +130,9 @@ def test_any_change_that_matters_is_measured_anew(
         update={"evaluate": base.evaluate.model_copy(update={"max_tokens": 320})}
     )
     assert slugs(limit)[0] != first[0]
-    speed = base.model_copy(update={"speed": base.speed.model_copy(update={"batch": 3})})
+    speed = base.model_copy(
+        update={"speed": base.speed.model_copy(update={"batch": 3})}
+    )
     assert slugs(speed) == first
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "More.")

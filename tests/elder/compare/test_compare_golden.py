@@ -11,7 +11,14 @@ from elder.compare.write import csv_text, flat, markdown
 from elder.record import Json
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
-NAMES = ("ablations", "novels-llama", "novels-neox", "novels-opt", "selections", "texts")
+NAMES = (
+    "ablations",
+    "novels-llama",
+    "novels-neox",
+    "novels-opt",
+    "selections",
+    "texts",
+)
 SHARED = ("layers", "num_layers", "calibration")
 
 

@@ -51,7 +51,9 @@ def base(model_folder: Path, text_file: Path) -> Params:
 def planned(
     base: Params, sizes: tuple[Size, ...] = (Size(layers=2),)
 ) -> list[Measurement]:
-    return plan(parse_rows("default"), base, list(sizes), [0], [base.calibration.source])
+    return plan(
+        parse_rows("default"), base, list(sizes), [0], [base.calibration.source]
+    )
 
 
 @pytest.mark.parametrize("section", Params.model_fields)

@@ -92,7 +92,9 @@ def test_an_interruption_takes_the_measuring_process_with_it(
     finally:
         process.kill()
     assert process.returncode == 2, said
-    assert said.splitlines()[-1].startswith("interrupted: nothing was left half-written")
+    assert said.splitlines()[-1].startswith(
+        "interrupted: nothing was left half-written"
+    )
     assert "Traceback" not in said
     assert locks.is_dir()
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []

@@ -22,7 +22,8 @@ def test_commas_inside_brackets_belong_to_the_row() -> None:
 def test_a_selection_alone_is_its_paper_and_parts_follow_it() -> None:
     base = Params()
     plain, trained, both = (
-        row.settings(base) for row in parse_rows("sleb,sleb+train,shortgpt+linear+distil")
+        row.settings(base)
+        for row in parse_rows("sleb,sleb+train,shortgpt+linear+distil")
     )
     assert (plain.select.method, plain.regularise.epochs, plain.recover.mode) == (
         "sleb",
@@ -30,9 +31,8 @@ def test_a_selection_alone_is_its_paper_and_parts_follow_it() -> None:
         "none",
     )
     assert (trained.select.method, trained.recover.mode) == ("sleb", "train")
-    assert (
-        trained.recover.epochs == base.recover.epochs
-    )  # every recovery has the same budget
+    # every recovery has the same budget
+    assert trained.recover.epochs == base.recover.epochs
     assert (both.select.method, both.compensate.method, both.recover.mode) == (
         "shortgpt",
         "linear",
@@ -64,10 +64,8 @@ def test_changes_hold_against_the_recipe() -> None:
         False,
         0.01,
     )
-    assert (learning.place, found.regularise.lr) == (
-        "output",
-        2e-5,
-    )  # the rest stays as published
+    # the rest stays as published
+    assert (learning.place, found.regularise.lr) == ("output", 2e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from elder.compare.result import Result
 from elder.compare.table import TableRow, build
 from elder.compare.write import csv_text, flat, markdown, title
 
-BLOCKS = np.array(
-    [0.0, 0.1, 0.2, 0.3]
-)  # spread of a text: some blocks are harder than others
+# spread of a text: some blocks are harder than others
+BLOCKS = np.array([0.0, 0.1, 0.2, 0.3])
 
 
 def result(name: str, nll: float, seed: int = 0, spent: int = 0, **more: Any) -> Result:
@@ -118,12 +117,10 @@ def test_over_seeds_the_noise_of_training_adds_to_that_of_the_text() -> None:
     second = [result("b", 3.1, seed=0), result("b", 3.3, seed=1)]
     # mean difference 0.2; over blocks no spread; over seeds 0.1 and 0.3: SE = 0.1414 / sqrt(2) = 0.1; 0.2 < 2 x 0.1
     # holds only up to rounding, so move one of them
-    assert not tie(
-        first, [second[0], result("b", 3.29, seed=1)], "in_domain"
-    )  # 0.195 against 2 x 0.095
-    assert tie(
-        first, [second[0], result("b", 3.31, seed=1)], "in_domain"
-    )  # 0.205 against 2 x 0.105
+    # 0.195 against 2 x 0.095
+    assert not tie(first, [second[0], result("b", 3.29, seed=1)], "in_domain")
+    # 0.205 against 2 x 0.105
+    assert tie(first, [second[0], result("b", 3.31, seed=1)], "in_domain")
     assert not tie(first, [result("b", 3.1, seed=7)], "in_domain")  # no seed in common
 
 
@@ -179,17 +176,12 @@ def test_seeds_are_averaged_in_log_perplexity() -> None:
         pytest.approx(0.55),
         pytest.approx(0.05),
     )
-    assert (row.tokens_seen, row.tokens_generated, row.optimizer_steps) == (
-        300,
-        600,
-        3,
-    )
+    assert (row.tokens_seen, row.tokens_generated, row.optimizer_steps) == (300, 600, 3)
     assert row.trainable_parameters == 400
     assert (row.seconds, row.peak_memory_bytes, row.seeds) == (10.5, 2 << 20, [0, 1])
     single = rows_of(result("a", 3.0))["a"].perplexity["in_domain"]
-    assert single.stderr == pytest.approx(
-        math.exp(3.0) * 0.1291 / 2, rel=1e-3
-    )  # the text's own
+    # the text's own
+    assert single.stderr == pytest.approx(math.exp(3.0) * 0.1291 / 2, rel=1e-3)
 
 
 def test_sections_are_split_by_layers_and_by_calibration_text() -> None:

@@ -60,9 +60,8 @@ def test_each_keeps_dtype_and_shapes_and_repeats_itself(
     dtype: torch.dtype,
 ) -> None:
     dense = trained
-    for parameter in (
-        dense.parameters()
-    ):  # and no buffer: a loaded model keeps those of the positions in float32
+    # and no buffer: a loaded model keeps those of the positions in float32
+    for parameter in dense.parameters():
         parameter.data = parameter.data.to(dtype)
     untouched = weights_digest(dense)
     jobs = [pruned(dense, (1, 3, 4), text_blocks[:24], method) for _ in range(2)]
@@ -75,9 +74,8 @@ def test_each_keeps_dtype_and_shapes_and_repeats_itself(
     assert weights_digest(dense) == untouched
     assert {p.dtype for p in jobs[0].model.parameters()} == {dtype}
     losses = [block_losses(jobs[0].model, text_blocks[21:24], 4).mean().item()]
-    assert losses == pytest.approx(
-        [records[0]["held_out_loss"]["after"]]
-    )  # the last eighth of the blocks
+    # the last eighth of the blocks
+    assert losses == pytest.approx([records[0]["held_out_loss"]["after"]])
     save_model(jobs[0].model, Nameless(), tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(

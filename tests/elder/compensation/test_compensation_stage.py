@@ -56,7 +56,10 @@ def test_compress_compensates_and_records_it(
     done = run("--method", "shortgpt", "--compensate", method)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["recipe"]["compensate"]["method"], found["compensation"]["method"]) == (
+    assert (
+        found["recipe"]["compensate"]["method"],
+        found["compensation"]["method"],
+    ) == (
         method,
         method,
     )
@@ -96,7 +99,9 @@ def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(
         raise KeyboardInterrupt
 
     def cut_in(name: str) -> tuple[Stage, ...]:
-        return tuple(replace(one, run=cut) if one.name == name else one for one in STAGES)
+        return tuple(
+            replace(one, run=cut) if one.name == name else one for one in STAGES
+        )
 
     for stage, left in (
         ("compensate", ["learn", "remove"]),
@@ -123,9 +128,8 @@ def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(
         run(*arguments, "--compensate", "none", "--output", "plain").stdout
     )
     assert plain["compensation"] is None
-    assert (
-        plain["curve"][0]["loss"] > found["curve"][0]["loss"]
-    )  # the first step's, before it changes anything
+    # the first step's, before it changes anything
+    assert plain["curve"][0]["loss"] > found["curve"][0]["loss"]
 
 
 def test_a_wrong_name_is_refused_before_any_work(

@@ -39,9 +39,8 @@ def test_a_planted_map_is_found(llama: Callable, blocks: torch.Tensor) -> None:
     planted = torch.eye(32) + 0.5 * torch.randn(
         32, 32, generator=torch.Generator().manual_seed(0)
     )
-    first.mlp.down_proj.weight.data = (
-        planted.T @ first.mlp.down_proj.weight.data
-    )  # y T in place of y
+    # y T in place of y
+    first.mlp.down_proj.weight.data = planted.T @ first.mlp.down_proj.weight.data
     for projection in (second.self_attn.o_proj, second.mlp.down_proj):
         projection.weight.data.zero_()  # the layer that goes does nothing, so T is all that is missing
     remove_layers(plain, (1,))
@@ -52,7 +51,9 @@ def test_a_planted_map_is_found(llama: Callable, blocks: torch.Tensor) -> None:
     assert record["gaps"][0]["held_out_error"]["before"] > 0.1
     assert record["gaps"][0]["held_out_error"]["after"] < 1e-8
     assert torch.allclose(
-        find_layers(plain)[0].mlp.down_proj.weight, first.mlp.down_proj.weight, atol=1e-3
+        find_layers(plain)[0].mlp.down_proj.weight,
+        first.mlp.down_proj.weight,
+        atol=1e-3,
     )
     assert torch.allclose(logits_of(plain, blocks), logits_of(dense, blocks), atol=1e-2)
 
@@ -89,9 +90,8 @@ def test_it_brings_the_states_and_the_loss_nearer(
 def test_a_map_that_does_not_help_is_left_out(
     llama: Callable, blocks: torch.Tensor
 ) -> None:
-    job = pruned(
-        llama(4), (1, 2), blocks, "linear", ridge=1e-6
-    )  # random layers, and few tokens: learnt by heart
+    # random layers, and few tokens: learnt by heart
+    job = pruned(llama(4), (1, 2), blocks, "linear", ridge=1e-6)
     before = weights_digest(job.model)
     (gap,) = compensate("linear", job)["gaps"]
     assert gap["held_out_error"]["after"] > gap["held_out_error"]["before"]
@@ -142,6 +142,7 @@ def test_a_residual_multiplier_is_the_gain(blocks: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe", "gpt-oss"])
 def test_experts_take_no_linear_map(family: str, blocks: torch.Tensor) -> None:
     with pytest.raises(
-        UserError, match="layer 1 of the shallower model does not end with one projection"
+        UserError,
+        match="layer 1 of the shallower model does not end with one projection",
     ):
         compensate("linear", pruned(build(family), (2, 3), blocks, "linear"))

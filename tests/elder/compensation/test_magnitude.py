@@ -16,11 +16,12 @@ from elder.model.layers import find_layers, remove_layers
 from tests.elder.compensation.removals import FAMILIES, NORM_AFTER, build, pruned
 
 
-def test_alpha_is_the_ratio_of_mean_norms(llama: Callable, blocks: torch.Tensor) -> None:
+def test_alpha_is_the_ratio_of_mean_norms(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
     dense = llama(4)
-    states = dense(
-        input_ids=blocks, output_hidden_states=True
-    ).hidden_states  # 0: embeddings; i: entering layer i
+    # 0: embeddings; i: entering layer i
+    states = dense(input_ids=blocks, output_hidden_states=True).hidden_states
     norms = [state.norm(dim=-1).mean().item() for state in states]
     found = measure(dense, [Gap(0, 1, 0), Gap(2, 3, 1)], blocks, batch=4)
     assert found == pytest.approx([norms[1] / norms[0], norms[3] / norms[2]], rel=1e-5)
@@ -49,9 +50,8 @@ def test_folding_alpha_equals_scaling_the_stream(
         rtol=1e-2,
         atol=1e-2 * expected.std().item(),
     )
-    assert (
-        logits_of(plain, blocks) - expected
-    ).std() > 0.1 * expected.std()  # it did make a difference
+    # it did make a difference
+    assert (logits_of(plain, blocks) - expected).std() > 0.1 * expected.std()
     for name in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(
             getattr(job.model, name)().weight, getattr(plain, name)().weight

@@ -37,9 +37,8 @@ def test_merging_by_hand(llama: Callable, blocks: torch.Tensor) -> None:
 def test_layers_of_other_shapes_do_not_merge(blocks: torch.Tensor) -> None:
     dense = build("deepseek-v3")
     kinds = [type(layer.mlp).__name__ for layer in find_layers(dense)]
-    index = next(
-        i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]
-    )  # the first layer with experts
+    # the first layer with experts
+    index = next(i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1])
     job = pruned(dense, (index,), blocks, "merge")
     before = weights_digest(job.model)
     sentence = (

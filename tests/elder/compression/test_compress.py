@@ -106,7 +106,10 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
     assert found["sha256"] == hashlib.sha256(bytes_of(out)).hexdigest()
     assert found["removed"] == json.loads(elder("select", "--json").stdout)["removed"]
     assert sorted(found["removed"] + found["kept"]) == list(range(6))
-    assert (found["recipe"]["recover"]["mode"], found["recipe"]["select"]["layers"]) == (
+    assert (
+        found["recipe"]["recover"]["mode"],
+        found["recipe"]["select"]["layers"],
+    ) == (
         "distil",
         2,
     )
@@ -158,11 +161,7 @@ def test_without_recovery_the_kept_layers_are_untouched(
         found["optimizer_steps"],
         found["tokens_seen"],
         found["trainable_parameters"],
-    ) == (
-        4,
-        4 * 32,
-        0,
-    )
+    ) == (4, 4 * 32, 0)
     dense, shallow = (
         load_file(model_folder / "model.safetensors"),
         load_file(here / "out" / "model.safetensors"),
@@ -184,7 +183,9 @@ def test_a_16_bit_model_stays_one(elder: Elder, model_folder: Path, here: Path) 
 
 
 def test_what_was_set_to_null_stays_so_beside_recover(elder: Elder, here: Path) -> None:
-    done = elder("compress", "--recover", "none", "--set", "gate.min_prompt_speedup=null")
+    done = elder(
+        "compress", "--recover", "none", "--set", "gate.min_prompt_speedup=null"
+    )
     assert done.exit_code == 0, done.stderr
     lineage = json.loads((here / "out" / "elder.json").read_text())["lineage"]
     assert lineage["params"]["gate"]["min_prompt_speedup"] is None
@@ -253,9 +254,8 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
     assert "Traceback" not in done.stderr
     assert "interrupted" in done.stderr
     assert not (here / "again").exists()
-    assert (
-        here / ".again.work" / "learn.json"
-    ).exists()  # what is done need not be done again
+    # what is done need not be done again
+    assert (here / ".again.work" / "learn.json").exists()
 
     with monkeypatch.context() as patch:
         done_before = replace(STAGES[0], run=never)

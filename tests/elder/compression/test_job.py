@@ -274,7 +274,10 @@ def test_a_new_stage_is_one_line(
             spent=Spent(tokens_seen=5, optimizer_steps=3), peak_memory_bytes=1 << 50
         )
 
-    longer = (*STAGES, Stage("polish", polish, section=None, result=Trained, joins=True))
+    longer = (
+        *STAGES,
+        Stage("polish", polish, section=None, result=Trained, joins=True),
+    )
     assert processes(longer) == [
         "learn",
         "regularise",
@@ -283,7 +286,8 @@ def test_a_new_stage_is_one_line(
     ]
     monkeypatch.setattr(compressing, "STAGES", longer)
     without = validate(
-        settings.model_dump() | {"regularise": {"epochs": 0}, "recover": {"mode": "none"}}
+        settings.model_dump()
+        | {"regularise": {"epochs": 0}, "recover": {"mode": "none"}}
     )
     record = compress(without, text_file, tmp_path / "out")
     assert (record.tokens_seen, record.optimizer_steps) == (5, 3)

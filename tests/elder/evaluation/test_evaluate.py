@@ -59,7 +59,9 @@ def loaded() -> Loaded:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return Loaded(LlamaForCausalLM(config).eval(), tokenizer, "tiny", None, torch.float32)
+    return Loaded(
+        LlamaForCausalLM(config).eval(), tokenizer, "tiny", None, torch.float32
+    )
 
 
 @pytest.fixture
@@ -90,9 +92,10 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(
 def test_perplexity_and_its_standard_error_by_hand(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # block i has loss i
     monkeypatch.setattr(
         evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double()
-    )  # block i has loss i
+    )
     found = perplexity(loaded, torch.tensor([[1, 0], [2, 0], [3, 0]]), batch=2)
     # mean 2; spread with n - 1 is 1; standard error of the mean 1 / sqrt(3), of exp(mean) e^2 times that
     assert found.perplexity == pytest.approx(math.exp(2))
@@ -103,10 +106,11 @@ def test_perplexity_and_its_standard_error_by_hand(
 def test_an_infinite_perplexity_is_a_result(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double())
-    found = perplexity(
-        loaded, torch.tensor([[1000, 0]]), batch=2
-    )  # exp(1000) is too large
+    monkeypatch.setattr(
+        evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double()
+    )
+    # exp(1000) is too large
+    found = perplexity(loaded, torch.tensor([[1000, 0]]), batch=2)
     assert found == Perplexity(
         perplexity=math.inf, stderr=None, nll=1000.0, tokens=2, blocks=1
     )
@@ -172,9 +176,8 @@ def test_a_built_in_task_reads_a_folder_named_like_its_dataset(
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = run_tasks(loaded, ["piqa"], tmp_path, None, 8)
     assert found["piqa"].metric == "acc"
-    assert (
-        found["piqa"].value == 0.5
-    )  # the labels alternate and the answers do not differ
+    # the labels alternate and the answers do not differ
+    assert found["piqa"].value == 0.5
     assert no_network == []
 
 
@@ -252,7 +255,9 @@ def test_the_headline_is_acc_or_the_first_with_an_error() -> None:
     )
 
 
-def test_protocol_changes_with_what_matters_only(loaded: Loaded, tmp_path: Path) -> None:
+def test_protocol_changes_with_what_matters_only(
+    loaded: Loaded, tmp_path: Path
+) -> None:
     text, data = tmp_path / "text.txt", tmp_path / "tasks"
     text.write_text(TEXT)
     data.mkdir()
@@ -306,5 +311,7 @@ def test_evaluate_gives_all_of_it_as_json(loaded: Loaded, tmp_path: Path) -> Non
     assert found.task_mean == task_mean(found.tasks)
     assert found.protocol["limit"] == 3
     assert found.protocol_digest == protocol(settings, loaded, 16).digest
-    assert found.parameters == sum(weight.numel() for weight in loaded.model.parameters())
+    assert found.parameters == sum(
+        weight.numel() for weight in loaded.model.parameters()
+    )
     assert found.seconds > 0

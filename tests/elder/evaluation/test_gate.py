@@ -23,7 +23,12 @@ DENSE = {
     "tasks": {
         "agreement": {"metric": "acc", "value": 0.9, "stderr": 0.03},
         "islands": {"metric": "acc", "value": 0.7, "stderr": 0.05},
-        "bits": {"metric": "acc", "value": 1.0, "stderr": 0.1, "higher_is_better": False},
+        "bits": {
+            "metric": "acc",
+            "value": 1.0,
+            "stderr": 0.1,
+            "higher_is_better": False,
+        },
     },
     "protocol": PROTOCOL,
     "protocol_digest": "d" * 64,
@@ -39,7 +44,12 @@ GOOD = {
     "tasks": {
         "agreement": {"metric": "acc", "value": 0.75, "stderr": 0.04},
         "islands": {"metric": "acc", "value": 0.75, "stderr": 0.05},
-        "bits": {"metric": "acc", "value": 9.0, "stderr": 0.1, "higher_is_better": False},
+        "bits": {
+            "metric": "acc",
+            "value": 9.0,
+            "stderr": 0.1,
+            "higher_is_better": False,
+        },
     },
     "protocol": PROTOCOL,
     "protocol_digest": "d" * 64,
@@ -130,11 +140,16 @@ def test_a_bad_missing_or_odd_number_fails_its_rule_alone(
     name: str, path: str, bad: float, value: Any
 ) -> None:
     verdict = judge(
-        Gate(), DENSE, altered(GOOD, path, bad if value == "bad" else value), SPEED, None
+        Gate(),
+        DENSE,
+        altered(GOOD, path, bad if value == "bad" else value),
+        SPEED,
+        None,
     )
     assert broken(verdict) == [name]
     assert not verdict.passed
-    json.dumps(plain(verdict), allow_nan=False)  # what is not finite is recorded as null
+    # what is not finite is recorded as null
+    json.dumps(plain(verdict), allow_nan=False)
     reason = rule_of(verdict, name).reason
     expected = (
         "exceeds"
@@ -171,7 +186,9 @@ def test_task_loss_needs_both_standard_errors() -> None:
 
 def test_the_worst_task_is_named() -> None:
     # islands loses 0.7 - 0.4 - sqrt(0.05^2 + 0.05^2) = 0.2293, agreement 0.1
-    verdict = judge(Gate(), DENSE, altered(GOOD, "tasks.islands.value", 0.4), SPEED, None)
+    verdict = judge(
+        Gate(), DENSE, altered(GOOD, "tasks.islands.value", 0.4), SPEED, None
+    )
     rule = rule_of(verdict, "worst task")
     assert rule.value == pytest.approx(0.2293, abs=1e-4)
     assert (
@@ -207,7 +224,12 @@ def test_a_task_that_the_candidate_was_not_given_is_the_worst() -> None:
         ),  # less 0.0625
         ("repetition", "repetition", None, "was not measured"),
         ("generation with cache", "generation_agrees", False, "wired wrongly"),
-        ("generation with cache", "generation_agrees", None, "nothing passes unmeasured"),
+        (
+            "generation with cache",
+            "generation_agrees",
+            None,
+            "nothing passes unmeasured",
+        ),
         (
             "plain transformers",
             "loads",
@@ -254,7 +276,9 @@ def test_unlike_protocols_are_not_compared_and_the_difference_is_named() -> None
     champion = altered(CHAMPION, "perplexity.out_of_domain.perplexity", 90.0) | {
         "protocol": other
     }
-    verdict = judge(Gate(), DENSE, GOOD, SPEED, champion | {"protocol_digest": "f" * 64})
+    verdict = judge(
+        Gate(), DENSE, GOOD, SPEED, champion | {"protocol_digest": "f" * 64}
+    )
     rule = rule_of(verdict, "champion")
     assert (rule.passed, rule.value) == (False, None)
     unlike = "limit 5 (candidate: null), texts.out_of_domain eeeeeeeeeeee... (candidate: cccccccccccc...)."
@@ -365,5 +389,6 @@ def test_a_protocol_that_is_not_known_never_passes(
     verdict = judge(gate, *rows, SPEED, None)
     assert broken(verdict) == ["protocol"]
     assert (
-        f"the protocol of the {whose} is not known" in rule_of(verdict, "protocol").reason
+        f"the protocol of the {whose} is not known"
+        in rule_of(verdict, "protocol").reason
     )

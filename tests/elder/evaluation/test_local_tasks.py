@@ -27,7 +27,10 @@ def write(path: Path, rows: list[dict]) -> None:
 QUESTIONS = [
     {
         "question": f"What is {n}?",
-        "choices": {"text": ["A name", "Nothing", "A number"], "label": ["A", "B", "C"]},
+        "choices": {
+            "text": ["A name", "Nothing", "A number"],
+            "label": ["A", "B", "C"],
+        },
         "answerKey": "ABC"[n % 3],
     }
     for n in range(4)

@@ -125,16 +125,17 @@ def test_prompts_are_timed_in_turns() -> None:
 
 def test_one_iteration_has_no_spread() -> None:
     assert (
-        measure(tiny(), SPEED.model_copy(update={"prompt_iterations": 1})).prompt_ms_stdev
+        measure(
+            tiny(), SPEED.model_copy(update={"prompt_iterations": 1})
+        ).prompt_ms_stdev
         is None
     )
 
 
 def test_generation_goes_on_past_the_end_of_text() -> None:
     loaded = tiny()
-    torch.nn.init.zeros_(
-        loaded.model.lm_head.weight
-    )  # all logits are 0: the first token, which ends a text, is next
+    # all logits are 0: the first token, which ends a text, is next
+    torch.nn.init.zeros_(loaded.model.lm_head.weight)
     made = generate(loaded.model, torch.ones(2, 5, dtype=torch.int64), 4)
     assert made.sequences.shape == (2, 9)
 
@@ -225,7 +226,6 @@ def test_generation_disagrees_when_the_cache_is_spoilt(
 
     loaded = tiny()
     assert generation_agrees(loaded, new_tokens=16)
-    monkeypatch.setattr(
-        DynamicLayer, "update", forget
-    )  # nothing is raised: only the tokens tell
+    # nothing is raised: only the tokens tell
+    monkeypatch.setattr(DynamicLayer, "update", forget)
     assert not generation_agrees(loaded, new_tokens=16)

@@ -90,12 +90,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory, ids: torch.Tensor) -> Path:
     """Every family in bfloat16, with a generation config of its own, two layers removed; read by another process."""
     root, dense = tmp_path_factory.mktemp("families"), tmp_path_factory.mktemp("dense")
     for name, family in FAMILIES.items():
-        family.build().to(torch.bfloat16).save_pretrained(
-            dense
-        )  # that turns rotary frequencies, too, which loading
-        model = AutoModelForCausalLM.from_pretrained(
-            dense, dtype="auto"
-        )  # keeps in float32
+        # that turns rotary frequencies, too, which loading
+        family.build().to(torch.bfloat16).save_pretrained(dense)
+        # keeps in float32
+        model = AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
         model.generation_config.repetition_penalty = 1.25
         remove_layers(model, GONE)
         model.save_pretrained(root / name)
@@ -148,8 +146,13 @@ def test_generation_with_the_cache_equals_generation_without(
     assert torch.equal(cached, model.generate(ids[:1, :9], use_cache=False, **options))
 
 
-def test_another_process_reads_the_same_model(name: str, dense: Any, saved: Path) -> None:
-    said, read = load_file(saved / name / "said.st"), load_file(saved / name / "found.st")
+def test_another_process_reads_the_same_model(
+    name: str, dense: Any, saved: Path
+) -> None:
+    said, read = (
+        load_file(saved / name / "said.st"),
+        load_file(saved / name / "found.st"),
+    )
     assert torch.equal(read["logits"], said["logits"])
     assert torch.equal(read["tokens"], said["tokens"])
     found = json.loads((saved / name / "found.json").read_text())
@@ -239,15 +242,13 @@ def test_weights_in_either_place_steer_every_family(
         control.weights, control.place = torch.ones(COUNT), "output"
         assert torch.equal(logits(model, ids), whole)
         control.place = "residual"
-        assert (
-            logits(model, ids) - whole
-        ).abs().max() < 1e-3  # h + (f(h) - h) is f(h) but for rounding
+        # h + (f(h) - h) is f(h) but for rounding
+        assert (logits(model, ids) - whole).abs().max() < 1e-3
         control.weights = torch.ones(COUNT).index_fill(0, torch.tensor(GONE), 0)
         assert (logits(model, ids) - skipped).abs().max() < 1e-3
         control.place = "output"
-        assert (
-            logits(model, ids) - skipped
-        ).abs().max() > 1e-2  # a layer that puts out 0 is not a layer that is gone
+        # a layer that puts out 0 is not a layer that is gone
+        assert (logits(model, ids) - skipped).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(

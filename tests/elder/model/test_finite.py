@@ -79,7 +79,10 @@ def run(text: Path, *arguments: str | Path) -> Result:
 def test_a_weight_that_is_nan_is_named_before_any_work(
     command: str, with_nan: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    more = {"compress": ["--output", "out"], "evaluate": ["--text", text_file, "--json"]}
+    more = {
+        "compress": ["--output", "out"],
+        "evaluate": ["--text", text_file, "--json"],
+    }
     done = run(text_file, command, with_nan, *more.get(command, []))
     assert done.exit_code == 2
     said = " ".join(done.stderr.split())

@@ -120,7 +120,9 @@ def test_tokens_that_the_model_does_not_know(loaded: Loaded, tmp_path: Path) -> 
         check_tokens(loaded, torch.tensor([[0, 257]]), tmp_path / "chat.txt")
 
 
-def test_every_way_to_a_text_looks_at_its_tokens(loaded: Loaded, text_file: Path) -> None:
+def test_every_way_to_a_text_looks_at_its_tokens(
+    loaded: Loaded, text_file: Path
+) -> None:
     loaded.model.resize_token_embeddings(100)
     texts = {"in_domain": str(text_file), "out_of_domain": str(text_file)}
     for look in (

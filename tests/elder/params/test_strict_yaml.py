@@ -53,7 +53,10 @@ def test_what_a_text_says(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("select: {ratio: 0.1}\nselect: {ratio: 0.2}", "the key 'select' is given twice"),
+        (
+            "select: {ratio: 0.1}\nselect: {ratio: 0.2}",
+            "the key 'select' is given twice",
+        ),
         ("gate: {mode: dry-run, mode: off}", "the key 'mode' is given twice"),
         ("gate: {a: 1, 'a': 2}", "the key 'a' is given twice"),
         (BOMB, "an alias .* is not allowed"),
@@ -137,5 +140,6 @@ def test_words_that_yaml_1_1_takes_for_booleans_mean_what_the_field_says(
     )
     assert load_params(None, [f"gate.mode={word}"]).gate.mode == word
     assert (
-        load_params(None, ["model.trust_remote_code=yes"]).model.trust_remote_code is True
+        load_params(None, ["model.trust_remote_code=yes"]).model.trust_remote_code
+        is True
     )

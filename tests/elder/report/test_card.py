@@ -51,7 +51,9 @@ def test_front_matter_names_no_base_or_licence_that_is_not_known(name):
     assert not {"base_model", "license"} & set(front(card_of(record)))
 
 
-def test_front_matter_leaves_out_a_folder_that_looks_like_a_hub_id(tmp_path, monkeypatch):
+def test_front_matter_leaves_out_a_folder_that_looks_like_a_hub_id(
+    tmp_path, monkeypatch
+):
     (tmp_path / "models" / "novels-llama").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert "base_model" not in front(card_of(make_record()))

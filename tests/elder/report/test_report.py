@@ -135,7 +135,13 @@ def test_absent_sections_vanish_or_say_so(tmp_path):
     )
     assert not any(
         title in page
-        for title in ("<h2>Scores", "<h2>Tasks", "<h2>Speed", "<h2>Training", "<h2>Gate")
+        for title in (
+            "<h2>Scores",
+            "<h2>Tasks",
+            "<h2>Speed",
+            "<h2>Training",
+            "<h2>Gate",
+        )
     )
     assert "No gate in this run" in page
     record = make_record() | {
@@ -172,7 +178,9 @@ def test_badge(mode, passed, badge, tmp_path):
 def test_eighty_layers(tmp_path):
     page = render(make_record(80, tuple(range(30, 70, 2))), tmp_path)
     assert page.count('<li class="out">') == 20
-    assert page.count('<td class="goes"') == 40, "twenty rounds of scores and of weights"
+    assert page.count('<td class="goes"') == 40, (
+        "twenty rounds of scores and of weights"
+    )
     assert len(page) < 1_500_000
 
 

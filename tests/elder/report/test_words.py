@@ -13,7 +13,11 @@ def test_numbers_read_well():
         "∞",
     ]
     assert [number(x, 2) for x in (3e-4, 1e-3, 2e-5)] == ["0.0003", "0.001", "2e-05"]
-    assert [compact(x) for x in (5_730_000, 412, 131_072.0)] == ["5.73 M", "412", "131 k"]
+    assert [compact(x) for x in (5_730_000, 412, 131_072.0)] == [
+        "5.73 M",
+        "412",
+        "131 k",
+    ]
     assert [
         plus_minus(48.412, 0.623),
         plus_minus(0.81234, 0.0123),

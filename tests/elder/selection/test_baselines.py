@@ -91,9 +91,8 @@ def test_sleb_equals_its_literal_transcription(
 
 def test_angular_distance_by_hand() -> None:
     a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    b = torch.tensor(
-        [[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [1.0, 1.0]]
-    )  # 0, 90, 180 and 45 degrees
+    # 0, 90, 180 and 45 degrees
+    b = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [1.0, 1.0]])
     assert angular_distance(a, b).tolist() == pytest.approx([0, 0.5, 1, 0.25], abs=1e-6)
 
 
@@ -112,7 +111,9 @@ def test_angular_equals_its_literal_transcription(
     best = distances.index(min(distances))
     found = get_method("angular")(problem(trained, sample, count))
     assert found.removed == tuple(range(best, best + count))
-    assert found.rounds[0].values[: len(distances)] == pytest.approx(distances, abs=1e-5)
+    assert found.rounds[0].values[: len(distances)] == pytest.approx(
+        distances, abs=1e-5
+    )
     assert found.rounds[0].values[len(distances) :] == (None,) * (count - 1)
 
 

@@ -34,9 +34,8 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / Path(EXAMPLE).name).write_text(code[1], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "elder.cli.options.prepare_libraries", lambda: None
-    )  # it would hide warnings from the other tests
+    # it would hide warnings from the other tests
+    monkeypatch.setattr("elder.cli.options.prepare_libraries", lambda: None)
     deterministic = torch.are_deterministic_algorithms_enabled()
     known = set(METHODS)
     importlib.import_module("norm_ratio")

@@ -20,18 +20,25 @@ from tests.elder.selection.problems import literal_states, problem
 
 def test_merged_weights_by_hand() -> None:
     base = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
-    first = {"w": torch.tensor([[2.0, 2.0], [2.0, 2.0]])}  # differs by [[1, 0], [-1, -2]]
+    first = {
+        "w": torch.tensor([[2.0, 2.0], [2.0, 2.0]])
+    }  # differs by [[1, 0], [-1, -2]]
     second = {
         "w": torch.tensor([[0.0, 1.0], [5.0, 10.0]])
     }  # differs by [[-1, -1], [2, 6]]
     # the differences sum to [[0, -1], [1, 4]]; differences to a base that moves on would give ``second`` itself
-    assert merged_weights(base, [first, second])["w"].tolist() == [[1.0, 1.0], [4.0, 8.0]]
+    assert merged_weights(base, [first, second])["w"].tolist() == [
+        [1.0, 1.0],
+        [4.0, 8.0],
+    ]
     assert merged_weights(base, [first])["w"].tolist() == first["w"].tolist()
     assert base["w"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_merged_weights_are_summed_in_float32() -> None:
-    base, other = (torch.tensor([value], dtype=torch.bfloat16) for value in (200.0, 0.5))
+    base, other = (
+        torch.tensor([value], dtype=torch.bfloat16) for value in (200.0, 0.5)
+    )
     # 200 - 199.5 - 199.5 = -199; bfloat16 cannot hold 199.5 and would give 200 - 200 - 200 = -200
     merged = merged_weights({"w": base}, [{"w": other}, {"w": other}])["w"]
     assert merged.dtype == torch.bfloat16
@@ -85,9 +92,8 @@ def accept(_: frozenset[int]) -> float:
 def test_the_walk_by_hand(walk: W, wanted: int, taken: list[tuple[int, ...]]) -> None:
     merges = collapse(walk, lambda _, __: True, wanted, accept, 0.5)
     assert [layers for layers, _ in merges] == taken
-    assert (
-        collapse(walk, lambda _, __: True, wanted, accept, 0.9) == []
-    )  # above, not at, the threshold
+    # above, not at, the threshold
+    assert collapse(walk, lambda _, __: True, wanted, accept, 0.9) == []
 
 
 def test_a_merge_that_fails_is_tried_one_layer_lower_and_one_may_take_in_another() -> (
@@ -197,7 +203,9 @@ def test_laco_equals_its_literal_transcription(
 
     walks = []
     threshold = -2.0
-    while merges := literal_walk(similarity, merge, interval, count, threshold, protect):
+    while merges := literal_walk(
+        similarity, merge, interval, count, threshold, protect
+    ):
         walks.append(merges)
         threshold = min(value for _, value in merges)
     gone = [*(sum(len(others) for others, _ in merges) for merges in walks), 0]
@@ -231,7 +239,9 @@ def test_laco_can_take_out_all_layers_but_the_first(
     )
 
 
-def test_laco_refuses_what_no_merge_can_reach(trained: Any, sample: torch.Tensor) -> None:
+def test_laco_refuses_what_no_merge_can_reach(
+    trained: Any, sample: torch.Tensor
+) -> None:
     with pytest.raises(
         UserError, match=r"merge_range \[1, 7\] does not fit 6 layers; give \[L, H\]"
     ):

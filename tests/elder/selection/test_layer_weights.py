@@ -11,7 +11,11 @@ from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.record import plain
 from elder.selection import get_method
-from elder.selection.layer_weights import LAMBDA1_GRID, LayerWeightSolver, soft_threshold
+from elder.selection.layer_weights import (
+    LAMBDA1_GRID,
+    LayerWeightSolver,
+    soft_threshold,
+)
 from tests.elder.selection.problems import quick_problem as problem
 
 
@@ -27,9 +31,8 @@ def test_the_gradient_of_a_layer_weight_is_that_of_the_loss_over_all_positions(
         "step",
         lambda self, g: (seen.append(g.clone()), real(self, g))[1],
     )
-    ten = problem(
-        model, blocks, 1, place=place, batch=10, epochs=1.0
-    )  # all ten blocks in the one step
+    # all ten blocks in the one step
+    ten = problem(model, blocks, 1, place=place, batch=10, epochs=1.0)
     get_method("elder")(ten)
     expected = []
     with torch.no_grad(), LayerControl(find_layers(model)) as control:
@@ -39,9 +42,8 @@ def test_the_gradient_of_a_layer_weight_is_that_of_the_loss_over_all_positions(
             for eps in (1e-2, -1e-2):
                 control.weights = torch.ones(3)
                 control.weights[layer] += eps
-                losses.append(
-                    model(blocks, labels=blocks).loss.item()
-                )  # the mean over all positions
+                # the mean over all positions
+                losses.append(model(blocks, labels=blocks).loss.item())
             expected.append((losses[0] - losses[1]) / 2e-2)
     assert len(seen) == 1
     assert seen[0].tolist() == pytest.approx(expected, rel=0.02, abs=1e-3)
@@ -59,7 +61,9 @@ def test_the_loss_is_the_mean_over_all_positions_of_a_block() -> None:
 def test_soft_threshold_by_hand() -> None:
     values = torch.tensor([3.0, -2.0, 0.5, -0.5, 0.0])
     assert soft_threshold(values, 1.0).tolist() == [2.0, -1.0, 0.0, 0.0, 0.0]
-    assert soft_threshold(values, torch.tensor([0.0, 3.0, 0.25, 0.25, 1.0])).tolist() == [
+    assert soft_threshold(
+        values, torch.tensor([0.0, 3.0, 0.25, 0.25, 1.0])
+    ).tolist() == [
         3.0,
         0.0,
         0.25,
@@ -162,9 +166,11 @@ def test_of_a_shortlist_the_least_missed_layer_goes(
                 )
         assert one.removed == (min(one.checked, key=lambda pair: pair[1])[0],)
         gone.extend(one.removed)
+    # looking is no training
     assert (
-        found.tokens_seen == get_method("elder")(problem(trained, sample, 2)).tokens_seen
-    )  # looking is no training
+        found.tokens_seen
+        == get_method("elder")(problem(trained, sample, 2)).tokens_seen
+    )
 
 
 def test_the_ends_go_where_nothing_else_may(trained: Any, sample: torch.Tensor) -> None:
@@ -185,9 +191,8 @@ def test_one_shot_is_a_single_round(trained: Any, sample: torch.Tensor) -> None:
 def test_an_automatic_lambda1_is_the_best_on_held_out_blocks(
     trained: Any, sample: torch.Tensor
 ) -> None:
-    found = get_method("elder")(
-        problem(trained, sample, 2, lambda1="auto", epochs=6.0)
-    )  # 2 a trial, 1 a round
+    # 2 a trial, 1 a round
+    found = get_method("elder")(problem(trained, sample, 2, lambda1="auto", epochs=6.0))
     assert [plain(trial)["lambda1"] for trial in found.search] == list(LAMBDA1_GRID)
     losses = [trial.held_out_loss for trial in found.search]
     assert [trial.chosen for trial in found.search] == [

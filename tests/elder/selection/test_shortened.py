@@ -29,7 +29,8 @@ def test_shortened_ppl_equals_its_literal_transcription(
         perplexities, rel=1e-4
     )
     assert (
-        list(found.removed) == sorted(range(6), key=lambda index: perplexities[index])[:3]
+        list(found.removed)
+        == sorted(range(6), key=lambda index: perplexities[index])[:3]
     )
     assert found.tokens_seen == 0
 
@@ -45,7 +46,9 @@ def literal_taylor(model: Any, blocks: torch.Tensor) -> list[float]:
             if weight.ndim == 2:
                 total = 0.0
                 for w, g in zip(
-                    weight.flatten().tolist(), weight.grad.flatten().tolist(), strict=True
+                    weight.flatten().tolist(),
+                    weight.grad.flatten().tolist(),
+                    strict=True,
                 ):
                     total += w * g
                 score += abs(total)
@@ -63,7 +66,9 @@ def test_shortened_taylor_equals_its_literal_transcription(
         problem(trained, sample, 3, method="shortened-taylor")
     )
     assert found.rounds[0].values == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert list(found.removed) == sorted(range(6), key=lambda index: expected[index])[:3]
+    assert (
+        list(found.removed) == sorted(range(6), key=lambda index: expected[index])[:3]
+    )
     assert (found.tokens_seen, found.optimizer_steps) == (10 * 48, 0)  # each token once
 
 
@@ -75,7 +80,9 @@ def test_shortened_taylor_keeps_the_first_four_and_the_last_two(
     found = get_method("shortened-taylor")(
         problem(model, blocks, 2, method="shortened-taylor")
     )
-    assert list(found.removed) == sorted(range(4, 8), key=lambda index: scores[index])[:2]
+    assert (
+        list(found.removed) == sorted(range(4, 8), key=lambda index: scores[index])[:2]
+    )
     assert [
         index for index, value in enumerate(found.rounds[0].values) if value is not None
     ] == [4, 5, 6, 7]
@@ -94,7 +101,11 @@ def test_shortened_taylor_keeps_the_first_four_and_the_last_two(
     ],
 )
 def test_the_kept_ends_give_way_where_too_few_layers_are_left(
-    layers: int, count: int, protect: tuple[int, ...], kept: tuple[int, int], capsys: Any
+    layers: int,
+    count: int,
+    protect: tuple[int, ...],
+    kept: tuple[int, int],
+    capsys: Any,
 ) -> None:
     assert kept_ends(problem(None, torch.zeros(0), count, protect), layers) == kept
     said = "so it keeps the first" in " ".join(capsys.readouterr().err.split())
@@ -107,6 +118,8 @@ def test_shortened_taylor_leaves_every_flag_and_no_gradient(
     for number, parameter in enumerate(trained.parameters()):
         parameter.requires_grad_(number % 3 == 0)
     before = [parameter.requires_grad for parameter in trained.parameters()]
-    get_method("shortened-taylor")(problem(trained, sample, 2, method="shortened-taylor"))
+    get_method("shortened-taylor")(
+        problem(trained, sample, 2, method="shortened-taylor")
+    )
     assert [parameter.requires_grad for parameter in trained.parameters()] == before
     assert all(parameter.grad is None for parameter in trained.parameters())

@@ -29,9 +29,10 @@ def next_token(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
+    # has dropout
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    )  # has dropout
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 
 def test_a_checkpoint_of_another_schedule_is_not_used(
-    llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Callable,
+    blocks: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
     checkpoint = tmp_path / "run.checkpoint"

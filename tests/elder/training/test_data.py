@@ -31,9 +31,8 @@ def test_up_to_seven_written_blocks_for_one_the_order_says_it(
 @pytest.mark.parametrize("synthetic", [8, 9, 40])
 def test_written_text_never_judges(synthetic: int) -> None:
     calibration, written = rows(0, 16), rows(1000, synthetic * 16)
-    assert (
-        len(hold_out(torch.cat([written, calibration]))[1]) > 16
-    )  # an order would hold out more
+    # an order would hold out more
+    assert len(hold_out(torch.cat([written, calibration]))[1]) > 16
     data = training_data(calibration, written)
     assert torch.equal(data.held_out, calibration)
     assert torch.equal(data.fit, written)

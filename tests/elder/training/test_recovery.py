@@ -138,7 +138,12 @@ def test_matched_states_come_closer_to_the_dense_models(
             distil=params.Distil(hidden=hidden),
         )
         recover(
-            student, trained_model, training_data(text_blocks[:64]), settings, RUN, [2, 4]
+            student,
+            trained_model,
+            training_data(text_blocks[:64]),
+            settings,
+            RUN,
+            [2, 4],
         )
         after.append(mismatch(student, trained_model, other, [0, 2, 4, 5]))
         assert (
@@ -172,7 +177,12 @@ def test_computing_each_layer_twice_changes_nothing(
             gradient_checkpointing=wanted,
         )
         spent = recover(
-            student, trained_model, training_data(text_blocks[:24]), settings, RUN, [2, 4]
+            student,
+            trained_model,
+            training_data(text_blocks[:24]),
+            settings,
+            RUN,
+            [2, 4],
         )
         results.append((spent, weights_digest(student)))
     assert results[0] == results[1]
@@ -202,7 +212,9 @@ def test_adapters_train_and_merge_into_a_plain_model(
     query = trained.model.layers[0].self_attn.q_proj.weight.clone()
     remove_layers(trained, [3])
     before = block_losses(trained, text_blocks[:40], 8).mean()
-    settings = params.Recover(epochs=4.0, batch=4, lr=1e-2, adapter_rank=2, mode="train")
+    settings = params.Recover(
+        epochs=4.0, batch=4, lr=1e-2, adapter_rank=2, mode="train"
+    )
     spent = recover(trained, None, training_data(text_blocks[:40]), settings, RUN)
     assert block_losses(trained, text_blocks[:40], 8).mean() < before - 0.02
     assert set(trained.state_dict()) == {
@@ -211,7 +223,9 @@ def test_adapters_train_and_merge_into_a_plain_model(
     assert torch.equal(trained.model.embed_tokens.weight, embedding)
     assert not torch.equal(trained.model.layers[0].self_attn.q_proj.weight, query)
     assert (
-        0 < spent.trainable_parameters < sum(p.numel() for p in trained.parameters()) / 4
+        0
+        < spent.trainable_parameters
+        < sum(p.numel() for p in trained.parameters()) / 4
     )
     trained.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -241,16 +255,14 @@ def test_the_dense_model_writes_on_from_calibration_text(
     calibration, kept = text_blocks[:10], tmp_path / "kept.safetensors"
     written = synthetic_blocks(trained_model, calibration, 24, 0, kept)
     assert (written.shape, written.dtype) == ((24, 48), torch.int64)
-    windows = (
-        calibration.unfold(1, 3, 1).reshape(-1, 3).tolist()
-    )  # 48 / 16 = 3 tokens are calibration text
+    # 48 / 16 = 3 tokens are calibration text
+    windows = calibration.unfold(1, 3, 1).reshape(-1, 3).tolist()
     assert all(row[:3].tolist() in windows for row in written)
     assert len({tuple(row.tolist()) for row in written}) == 24
     assert torch.equal(synthetic_blocks(trained_model, calibration, 24, 0), written)
     assert not torch.equal(synthetic_blocks(trained_model, calibration, 24, 1), written)
-    assert torch.equal(
-        synthetic_blocks(None, calibration, 24, 0, kept), written
-    )  # read, not written again
+    # read, not written again
+    assert torch.equal(synthetic_blocks(None, calibration, 24, 0, kept), written)
     # it writes what it holds likely: far better than random tokens, whose loss is over ln 257 = 5.5
     assert block_losses(trained_model, written, 8).mean() < 3.5
 
@@ -273,10 +285,8 @@ def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
     spent = recover(
         trained, trained_model, training_data(text_blocks[:8], more), settings, RUN
     )
-    assert (
-        spent.tokens_seen == 2 * 8 * 48
-    )  # two passes over the calibration blocks, whatever stands beside them
+    # two passes over the calibration blocks, whatever stands beside them
+    assert spent.tokens_seen == 2 * 8 * 48
     assert spent.tokens_generated == 24 * 48
-    assert torch.equal(
-        data[0], torch.cat([more, text_blocks[:8]])
-    )  # calibration text last: it is what is held out
+    # calibration text last: it is what is held out
+    assert torch.equal(data[0], torch.cat([more, text_blocks[:8]]))

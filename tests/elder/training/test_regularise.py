@@ -150,7 +150,9 @@ def test_each_trial_fades_over_its_own_steps(
         "elder.training.regularise.residual_weight",
         lambda done, anneal: (told.append(done), 0.5)[1],
     )
-    settings = params.Regularise(epochs=6.0, batch=2, lr="auto", lambda2=0.0, anneal=0.5)
+    settings = params.Regularise(
+        epochs=6.0, batch=2, lr="auto", lambda2=0.0, anneal=0.5
+    )
     spent = regularise(llama(3), [1], training_data(blocks), settings, RUN)
     # 30 steps: a fifth of them for three trials of two steps each, the rest in one run
     assert told == [*[1 / 2, 1] * 3, *(step / 24 for step in range(1, 25))]
@@ -158,7 +160,10 @@ def test_each_trial_fades_over_its_own_steps(
 
 
 def test_an_interrupted_fading_ends_with_the_same_bytes(
-    llama: Callable, blocks: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Callable,
+    blocks: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_EVERY", -1.0)
     settings = params.Regularise(epochs=2.0, batch=4, lr=1e-2, lambda2=0.1, anneal=0.8)

@@ -45,13 +45,14 @@ def objective(model: Any, grids: Any = None) -> Objective:
 
 
 def test_distillation_is_the_divergence_from_the_teacher_by_hand() -> None:
-    teacher = (
-        torch.log(torch.tensor([[[0.75, 0.25], [0.5, 0.5]]])) + 2.0
-    )  # logits may be shifted
+    # logits may be shifted
+    teacher = torch.log(torch.tensor([[[0.75, 0.25], [0.5, 0.5]]])) + 2.0
     student = torch.log(torch.tensor([[[0.5, 0.5], [0.5, 0.5]]]))
     # first position: 0.75 ln(0.75 / 0.5) + 0.25 ln(0.25 / 0.5) = 0.1308; second: 0; the mean over both
     expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
-    assert distillation_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert distillation_loss(student, teacher).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     assert distillation_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-7)
 
 
@@ -169,9 +170,10 @@ def test_steps_and_tokens_are_counted_and_the_loss_falls(
 
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
+    # has dropout
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    )  # has dropout
+    )
 
 
 def test_each_step_is_told_what_share_of_the_run_it_ends(
@@ -194,10 +196,8 @@ def test_each_step_is_told_what_share_of_the_run_it_ends(
 def test_a_layer_computed_twice_gives_the_same_bytes(blocks: torch.Tensor) -> None:
     results = []
     for wanted in (False, True):
-        model, calls = (
-            gpt2(),
-            [],
-        )  # has dropout: what it drops must be the same both times
+        # has dropout: what it drops must be the same both times
+        model, calls = (gpt2(), [])
         model.transformer.h[1].attn.register_forward_pre_hook(
             lambda *_, calls=calls: calls.append(1)
         )
@@ -214,9 +214,13 @@ def test_a_layer_computed_twice_gives_the_same_bytes(blocks: torch.Tensor) -> No
     assert results[0] == results[1]
 
 
-def test_a_family_without_gradient_checkpointing_is_refused(blocks: torch.Tensor) -> None:
+def test_a_family_without_gradient_checkpointing_is_refused(
+    blocks: torch.Tensor,
+) -> None:
     model = FAMILIES["gpt-1"].build()
-    settings = params.Training(epochs=2.0, batch=5, lr=1e-3, gradient_checkpointing=True)
+    settings = params.Training(
+        epochs=2.0, batch=5, lr=1e-3, gradient_checkpointing=True
+    )
     with pytest.raises(
         UserError,
         match=r"OpenAIGPTLMHeadModel .*checkpointing\. Set gradient_checkpointing to false",
@@ -242,8 +246,20 @@ def test_the_lowest_finite_loss_wins() -> None:
     )
     assert chosen == {"lr": 3.0}
     assert (spent.tokens_seen, spent.optimizer_steps) == (50, 5)
-    assert [trial.chosen for trial in spent.search] == [False, False, True, False, False]
-    assert [trial.held_out_loss for trial in spent.search] == [None, 3.0, 2.5, 2.5, None]
+    assert [trial.chosen for trial in spent.search] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert [trial.held_out_loss for trial in spent.search] == [
+        None,
+        3.0,
+        2.5,
+        2.5,
+        None,
+    ]
     with pytest.raises(
         UserError, match="no value tried gave a finite loss; set lr of test by hand"
     ):
@@ -263,7 +279,10 @@ def test_a_snapshot_brings_the_weights_back(llama: Callable) -> None:
 
 @pytest.mark.parametrize("epochs", [2.0, 3.0, 4.5])
 def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
-    llama: Callable, blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch, epochs: float
+    llama: Callable,
+    blocks: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    epochs: float,
 ) -> None:
     starts, schedules, data = [], [], []
     real = train
@@ -284,15 +303,15 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     spent = tune(
         model, training_data(many), settings, objective(model, {"lr": LR_GRID}), RUN
     )
-    assert starts == [before] * 4  # three trials and the run start from the same weights
+    # three trials and the run start from the same weights
+    assert starts == [before] * 4
     held = many[-5:]  # an eighth of 40
     assert all(torch.equal(given, many[:-5]) for given in data[:3])
     assert torch.equal(data[3], many)
     budget = epochs * many.numel()
     step = 4 * 12
-    assert (
-        abs(spent.tokens_seen - budget) <= 4 * step / 2
-    )  # each trial and the run round to whole steps
+    # each trial and the run round to whole steps
+    assert abs(spent.tokens_seen - budget) <= 4 * step / 2
     assert (
         spent.tokens_seen
         == step * spent.optimizer_steps
@@ -315,9 +334,8 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
 
 
 def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
-    assert lowered(10, 1000, searched=True) == pytest.approx(
-        0.2291, abs=1e-4
-    )  # 100 ** -0.32 = exp(-0.32 x 4.6052)
+    # 100 ** -0.32 = exp(-0.32 x 4.6052)
+    assert lowered(10, 1000, searched=True) == pytest.approx(0.2291, abs=1e-4)
     assert lowered(10, 5, searched=True) == 1.0  # never raised
     assert lowered(10, 1000, searched=False) == 1.0
 

@@ -74,8 +74,12 @@ def said(part: Callable[[Params, Path], str], root: Path, **values: str) -> str:
         ),
     ],
 )
-def test_a_database_that_cannot_be_used(tmp_path: Path, uri: str, sentence: str) -> None:
-    assert sentence in said(services.registry, tmp_path, **{"registry.tracking_uri": uri})
+def test_a_database_that_cannot_be_used(
+    tmp_path: Path, uri: str, sentence: str
+) -> None:
+    assert sentence in said(
+        services.registry, tmp_path, **{"registry.tracking_uri": uri}
+    )
 
 
 def test_an_mlflow_server_that_does_not_know_the_user(

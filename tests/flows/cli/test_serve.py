@@ -20,7 +20,9 @@ def written(folder: Path, *lines: str) -> Path:
     """Write a prefect.yaml with one deployment."""
     path = folder / "prefect.yaml"
     path.write_text(
-        "deployments:\n  - name: mine\n" + FLOW + "".join(f"    {one}\n" for one in lines)
+        "deployments:\n  - name: mine\n"
+        + FLOW
+        + "".join(f"    {one}\n" for one in lines)
     )
     return path
 
@@ -124,6 +126,7 @@ def test_the_deployments_of_workers_are_never_replaced(
     monkeypatch.setattr("prefect.client.orchestration.get_client", client)
     check_names(["a/served", "a/new"])
     with pytest.raises(
-        UserError, match="a/worker at http://there/api .* pool 'elder'.*delete a/worker$"
+        UserError,
+        match="a/worker at http://there/api .* pool 'elder'.*delete a/worker$",
     ):
         check_names(["a/served", "a/worker", "a/new"])

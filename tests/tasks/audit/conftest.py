@@ -41,7 +41,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_key_value_heads": 1,
     }
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=4, num_hidden_layers=3, max_position_embeddings=16, **size)
+        LlamaConfig(
+            vocab_size=4, num_hidden_layers=3, max_position_embeddings=16, **size
+        )
     )
     save_model(model, words(), root / "models" / "dense")
     cached = root / ".dvc" / "cache" / "files" / "md5" / md5()[:2] / md5()[2:]
@@ -155,9 +157,13 @@ def publish_version(
         model, record = shallow
         run_id = f"{tmp_path.name}-{len(made)}"
         record, folder = record | {"run_id": run_id}, tmp_path / run_id
-        save_with_record(model, words(), folder, CompressionRecord.model_validate(record))
+        save_with_record(
+            model, words(), folder, CompressionRecord.model_validate(record)
+        )
         with_key = settings.model_copy(update={"signing": section})
-        published = publish_folder(folder, Record.model_validate(record), with_key, root)
+        published = publish_folder(
+            folder, Record.model_validate(record), with_key, root
+        )
         registry, typed = Registry(settings.registry), Record.model_validate(record)
         run = registry.start_run(run_id)
         registry.log_record(run, typed)

@@ -41,9 +41,13 @@ def test_a_run_that_publishes_again_publishes_the_same_bytes(
         tmp_path / "model", Record.model_validate(record), settings, root
     )
     assert (second.digest, second.uploaded_bytes) == (first.digest, 0)
-    assert {"record.json", "bom.cdx.json", "model.sig", "README.md", "elder.json"} <= set(
-        first.files
-    )
+    assert {
+        "record.json",
+        "bom.cdx.json",
+        "model.sig",
+        "README.md",
+        "elder.json",
+    } <= set(first.files)
 
 
 def test_the_key_decides_who_must_have_signed(

@@ -99,7 +99,13 @@ FORGED: list[tuple[str, int, str, Any, str]] = [
     ),
     ("loss without the layer", 0, "values", [4.0], "1 layers have a score, .* has 5"),
     ("layer weight", 0, "checked.1.1", 5.75, "round 1: layer 3 was missed the least"),
-    ("layer weight", 0, "values.2", 0.3, r"layers \[1, 3\] were tried, .* are \[2, 3\]"),
+    (
+        "layer weight",
+        0,
+        "values.2",
+        0.3,
+        r"layers \[1, 3\] were tried, .* are \[2, 3\]",
+    ),
     ("layer weight", 1, "checked.1.0", 4, r"round 2: layers \[3, 4\] were tried"),
     ("layer weight", 0, "checked", [], r"round 1: by layer weight layers \[0\] go"),
     (

@@ -95,7 +95,8 @@ def test_an_old_bill_of_materials_is_made_again_byte_for_byte(old: OldVersion) -
     folder = old.published
     stored = (folder / "bom.cdx.json").read_text(encoding="utf-8")
     listed = {
-        part["name"] for part in json.loads(stored)["metadata"]["component"]["components"]
+        part["name"]
+        for part in json.loads(stored)["metadata"]["component"]["components"]
     }
     files = {name: file for name, file in describe(folder).items() if name in listed}
     assert bom(Record.model_validate(old.record), files) == stored
@@ -135,9 +136,8 @@ def test_its_own_commit_makes_an_old_version_again(
     commit = old.record["lineage"]["git_commit"]
     if not has_commit(ROOT, commit):
         pytest.skip(f"this clone lacks commit {commit[:12]}")
-    monkeypatch.setenv(
-        "ELDER_SET", "select.layers=2 recover.epochs=0"
-    )  # numbers are the record's
+    # numbers are the record's
+    monkeypatch.setenv("ELDER_SET", "select.layers=2 recover.epochs=0")
     clone = tmp_path / "clone"
     command = [
         "git",

@@ -186,10 +186,14 @@ def test_data_come_by_digest_from_the_folder_the_cache_or_the_remote(
         return Rerun(Record.model_validate(record), root, root, Params())
 
     told = bring_data(rerun(), tmp_path / "data")
-    assert {name: (tmp_path / "data" / name).read_bytes() for name in content} == content
+    assert {
+        name: (tmp_path / "data" / name).read_bytes() for name in content
+    } == content
     assert told["calibration.safetensors"] == "DVC's remote"
     assert (
-        told["in_domain.txt"] == told["out_of_domain.txt"] == "build/data or DVC's cache"
+        told["in_domain.txt"]
+        == told["out_of_domain.txt"]
+        == "build/data or DVC's cache"
     )
     assert not list((root / "build" / "reproduce").glob("*"))
 

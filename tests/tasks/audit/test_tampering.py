@@ -24,7 +24,9 @@ def tokenizer_flipped(version: Version) -> None:
 
 
 def record_edited(version: Version) -> None:
-    edit(version.place / "record.json", lambda record: record["energy"].update(kwh=0.125))
+    edit(
+        version.place / "record.json", lambda record: record["energy"].update(kwh=0.125)
+    )
     renew_manifest(version.place)
 
 
@@ -41,7 +43,9 @@ def file_added(version: Version) -> None:
 
 
 def verdict_flipped(version: Version) -> None:
-    edit(version.place / "record.json", lambda record: record["gate"].update(passed=True))
+    edit(
+        version.place / "record.json", lambda record: record["gate"].update(passed=True)
+    )
     renew_manifest(version.place)
 
 
@@ -130,7 +134,11 @@ TAMPERED: list[tuple[Callable[[Version], None], set[str], str]] = [
     ),
     (tag_changed, {"tags"}, "gate"),
     (digest_tag_changed, {"digest"}, "tag digest is 000"),
-    (repointed, {"digest", "record in MLflow", "tags"}, "is not the place of its digest"),
+    (
+        repointed,
+        {"digest", "record in MLflow", "tags"},
+        "is not the place of its digest",
+    ),
     (signed_by_another, COVERED - {"bill of materials"}, "does not hold"),
     (bill_edited, COVERED, "components"),
     (artifact_edited, {"record in MLflow"}, "curve"),

@@ -84,7 +84,9 @@ def test_it_is_a_valid_ml_bom(model: Path) -> None:
         *("torch", "safetensors"),
         *("calibration.safetensors", "pins/text.json"),
     }
-    named = {one["ref"] for one in component["modelCard"]["modelParameters"]["datasets"]}
+    named = {
+        one["ref"] for one in component["modelCard"]["modelParameters"]["datasets"]
+    }
     assert named == {"data:calibration.safetensors", "data:pins/text.json"}
     assert tree["metadata"]["timestamp"] == RECORD["created"]
 

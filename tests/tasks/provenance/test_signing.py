@@ -48,7 +48,7 @@ def test_the_upstream_tool_alone_verifies_and_refuses(
 
 
 def test_the_key_is_made_once_and_private(model: Path, tmp_path: Path) -> None:
-    signing.check(KEY, tmp_path)
+    signing.check_key(KEY, tmp_path)
     private, public = (
         tmp_path / "keys" / "signing.pem",
         tmp_path / "keys" / "signing.pub.pem",
@@ -80,7 +80,7 @@ def test_what_breaks_a_signature_is_named(model: Path, tmp_path: Path) -> None:
     key = tmp_path / "keys" / "signing.pub.pem"
     assert fault(model, KEY, key) == "model.sig is missing"
     sign(model, KEY, tmp_path)
-    signing.check(Signing(private_key="other.pem"), tmp_path)
+    signing.check_key(Signing(private_key="other.pem"), tmp_path)
     assert "does not hold" in str(fault(model, KEY, tmp_path / "other.pub.pem"))
     (model / ".gitattributes").write_text("* text")
     assert ".gitattributes" in str(fault(model, KEY, key))
@@ -92,12 +92,12 @@ def test_what_breaks_a_signature_is_named(model: Path, tmp_path: Path) -> None:
 def test_keys_that_are_none_are_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("text")
     with pytest.raises(UserError, match="holds no elliptic-curve key"):
-        signing.check(Signing(private_key="text.pem"), tmp_path)
-    signing.check(Signing(private_key="a.pem"), tmp_path)
-    signing.check(Signing(private_key="b.pem"), tmp_path)
+        signing.check_key(Signing(private_key="text.pem"), tmp_path)
+    signing.check_key(Signing(private_key="a.pem"), tmp_path)
+    signing.check_key(Signing(private_key="b.pem"), tmp_path)
     shutil.copy(tmp_path / "a.pub.pem", tmp_path / "b.pub.pem")
     with pytest.raises(UserError, match="does not belong to b.pem"):
-        signing.check(Signing(private_key="b.pem"), tmp_path)
+        signing.check_key(Signing(private_key="b.pem"), tmp_path)
     sign(model, KEY, tmp_path)
     with pytest.raises(UserError, match="is no public key in PEM"):
         fault(model, KEY, tmp_path / "text.pem")
@@ -105,7 +105,7 @@ def test_keys_that_are_none_are_refused(model: Path, tmp_path: Path) -> None:
 
 def test_without_a_key_nothing_is_signed(model: Path, tmp_path: Path) -> None:
     off = Signing(private_key=None)
-    signing.check(off, tmp_path)
+    signing.check_key(off, tmp_path)
     assert not sign(model, off, tmp_path)
     assert not (model / SIGNATURE).exists()
 
@@ -117,7 +117,7 @@ def test_keyless_says_what_it_needs(
     monkeypatch.delenv("SIGSTORE_ID_TOKEN", raising=False)
     monkeypatch.setattr("sigstore.oidc.detect_credential", lambda: None)
     with pytest.raises(UserError, match="needs an identity, and none is known here"):
-        signing.check(keyless, tmp_path)
+        signing.check_key(keyless, tmp_path)
     monkeypatch.setenv("SIGSTORE_ID_TOKEN", "token")
 
     def unreachable(*_: object, **__: object) -> None:

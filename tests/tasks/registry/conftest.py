@@ -27,6 +27,8 @@ def settings(
 
 
 @pytest.fixture
-def local(tmp_path: Path, tracking: str, request: pytest.FixtureRequest) -> params.Params:
+def local(
+    tmp_path: Path, tracking: str, request: pytest.FixtureRequest
+) -> params.Params:
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     return settings_for(str(tmp_path / "store"), tracking, name=name)

@@ -85,7 +85,10 @@ def test_a_record_that_is_not_what_was_published(
     [
         ({"config.json": "{}"}, "there is no record.json beside its weights"),
         ({"record.json": "{"}, "its record.json is not valid JSON"),
-        ({"record.json": json.dumps(NO_CANDIDATE)}, "has no row of the candidate model"),
+        (
+            {"record.json": json.dumps(NO_CANDIDATE)},
+            "has no row of the candidate model",
+        ),
         (
             {"record.json": json.dumps(NO_NUMBER)},
             "is no record of a run: rows.0.perplexity.in_domain.perplexity: Field required",

@@ -86,7 +86,10 @@ def test_names_that_are_no_place(store):
             ["1", "2"],
         ),
         # ... and from 1 there is nothing before it
-        ([("promote", "1", None), ("promote", "2", "1"), ("rollback", "1", "2")], ["1"]),
+        (
+            [("promote", "1", None), ("promote", "2", "1"), ("rollback", "1", "2")],
+            ["1"],
+        ),
         # promoted again after a rollback
         (
             [

@@ -8,7 +8,14 @@ from tasks.registry import promotion
 from tasks.registry.client import Registry
 from tasks.registry.promotion import Refused, carry_out, history, plan_promotion
 from tests.tasks.registered import record, register, settings_for
-from tests.tasks.registry.decisions import add, champion, damage, promote, roll_back, tags
+from tests.tasks.registry.decisions import (
+    add,
+    champion,
+    damage,
+    promote,
+    roll_back,
+    tags,
+)
 
 
 def test_two_promotions_and_a_rollback_tell_the_true_story(settings, tmp_path):
@@ -84,7 +91,8 @@ def test_what_did_not_pass_is_not_promoted(local, tmp_path):
     for number, gate in ((1, "off"), (2, "dry-run: refused"), (3, "refused")):
         add(local, tmp_path, number, gate=gate)
         with pytest.raises(
-            Refused, match=f"version {number} of .* did not pass the gate .gate: {gate}."
+            Refused,
+            match=f"version {number} of .* did not pass the gate .gate: {gate}.",
         ):
             promote(local, tmp_path, str(number))
     add(local, tmp_path, 4, gate="dry-run: passed")
@@ -99,13 +107,18 @@ def test_what_did_not_pass_is_not_promoted(local, tmp_path):
 
 
 def test_worse_or_unlike_models_need_force_and_the_history_keeps_that(local, tmp_path):
-    for number, perplexity, protocol in ((1, 20.0, "p"), (2, 21.0, "p"), (3, 10.0, "q")):
+    for number, perplexity, protocol in (
+        (1, 20.0, "p"),
+        (2, 21.0, "p"),
+        (3, 10.0, "q"),
+    ):
         add(local, tmp_path, number, perplexity, protocol=protocol)
     register(local, tmp_path / "model 4", None)
     promote(local, tmp_path, "1")
+    # 21 / 20
     with pytest.raises(
         Refused, match=r"is 1\.05, which exceeds the most allowed, 1\.02.*--force"
-    ):  # 21 / 20
+    ):
         promote(local, tmp_path, "2")
     with pytest.raises(
         Refused, match=r"another protocol: evaluate\.text p \(candidate: q\)"
@@ -132,7 +145,8 @@ def test_damaged_bytes_are_neither_promoted_nor_rolled_back_to(local, tmp_path):
     promote(local, tmp_path, "1")
     damage(local, second.digest)
     with pytest.raises(
-        Refused, match=r"version 2 .* other stored bytes .*model\.safetensors has sha256"
+        Refused,
+        match=r"version 2 .* other stored bytes .*model\.safetensors has sha256",
     ):
         promote(local, tmp_path, "2", force=True)
     damage(local, first.digest)

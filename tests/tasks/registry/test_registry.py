@@ -89,7 +89,8 @@ RECORD = {
 def settings(tmp_path_factory) -> params.Registry:
     """Make the database once: its first start takes seconds."""
     made = params.Registry(
-        name="tiny", tracking_uri=f"sqlite:///{tmp_path_factory.mktemp('a db')}/mlflow.db"
+        name="tiny",
+        tracking_uri=f"sqlite:///{tmp_path_factory.mktemp('a db')}/mlflow.db",
     )
     Registry(made)
     return made
@@ -197,7 +198,9 @@ def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
 
     names = {item.path for item in client.list_artifacts(run)}
     assert names == {"record.json", "layer_weights.json", "report.html"}
-    saved = Path(client.download_artifacts(run, "record.json", str(tmp_path))).read_text()
+    saved = Path(
+        client.download_artifacts(run, "record.json", str(tmp_path))
+    ).read_text()
     assert json.loads(saved)["rows"] == record["rows"]
     assert SECRET not in saved
     # beside the database, wherever the flow was started
@@ -258,9 +261,9 @@ def test_registered_version_in_s3_loads_in_transformers(
     server.start()
     try:
         endpoint = "http://{}:{}".format(*server.get_host_and_port())
-        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(
-            Bucket="models"
-        )
+        boto3.client(
+            "s3", endpoint_url=endpoint, region_name="us-east-1"
+        ).create_bucket(Bucket="models")
         kept = params.Store(
             url="s3://models/night", endpoint=endpoint, region="us-east-1"
         )

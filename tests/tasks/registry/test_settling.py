@@ -32,7 +32,10 @@ def test_of_two_who_decide_on_the_same_state_the_later_is_told_who_won(
         " then decide again"
     )
     assert champion(settings) == "3"
-    assert [entry.version for entry in history(settings, tmp_path, name)[0]] == ["1", "3"]
+    assert [entry.version for entry in history(settings, tmp_path, name)[0]] == [
+        "1",
+        "3",
+    ]
 
 
 def test_many_at_once_make_one_champion(settings, tmp_path):
@@ -87,9 +90,10 @@ def test_a_crash_between_history_and_registry_is_mended_by_the_next_command(
     assert (plan.number, plan.previous) == (3, "2")
     assert tags(local, "1")["archived_for"] == "2"
 
+    # by hand
     Registry(local.registry).client.set_registered_model_alias(
         local.registry.name, "champion", "3"
-    )  # by hand
+    )
     history(local, tmp_path, local.registry.name)
     assert champion(local) == "2"
 
@@ -238,9 +242,8 @@ def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(
     client.set_model_version_tag(name, "3", "archived_for", "2")
     client.delete_registered_model_tag(name, "history/000001")
     assert history(local, tmp_path, name)[1] == ""
-    assert "promoted_by" not in tags(
-        local, "2"
-    )  # the last decision was told: nobody looks further
+    # the last decision was told: nobody looks further
+    assert "promoted_by" not in tags(local, "2")
     assert history(local, tmp_path, name, whole=True)[1] == ""
     assert tags(local, "2") == wanted
     assert "archived_for" not in tags(local, "3")

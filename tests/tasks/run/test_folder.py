@@ -33,7 +33,9 @@ from tests.elder.records import make_record
 SECRET = "hunter2secret"
 
 
-def in_folder(root: Path, settings: Params | None = None, method: str = "default") -> Any:
+def in_folder(
+    root: Path, settings: Params | None = None, method: str = "default"
+) -> Any:
     return run_in_folder(root, settings or validate({}), method, "models/tiny", None)
 
 
@@ -121,7 +123,9 @@ def test_a_folder_that_another_run_holds_is_left_alone(tmp_path: Path) -> None:
 def test_the_parameters_with_their_password_are_for_the_owner_only(
     tmp_path: Path,
 ) -> None:
-    settings = validate({"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}})
+    settings = validate(
+        {"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}}
+    )
     with in_folder(tmp_path, settings) as run:
         path = run.folder / "params.yaml"
         assert path.stat().st_mode & 0o077 == 0
@@ -130,7 +134,9 @@ def test_the_parameters_with_their_password_are_for_the_owner_only(
 
 
 def test_no_password_reaches_the_stages(tmp_path: Path) -> None:
-    settings = validate({"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}})
+    settings = validate(
+        {"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}}
+    )
     run = Run(tmp_path, tmp_path, settings, "default", "build/models/x", "c0ffee")
     write_stage_params(run)
     text = run.stage_params.read_text()
@@ -210,7 +216,9 @@ def test_a_finished_run_keeps_no_work_folders(tmp_path: Path) -> None:
     assert not run.work.exists()
 
 
-def test_the_latest_finished_record_of_the_same_parameters_counts(tmp_path: Path) -> None:
+def test_the_latest_finished_record_of_the_same_parameters_counts(
+    tmp_path: Path,
+) -> None:
     def finish(created: str, version: str) -> Path:
         with in_folder(tmp_path) as run:
             record = record_of(run, created=created, model_version=version)

@@ -119,7 +119,9 @@ def test_only_what_is_wanted_is_told(
 )
 def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UserError, match="is no http:// or https:// address") as caught:
-        notify.check(load_params(None, [f"notify.webhook={json.dumps(url)}"]).notify)
+        notify.check_webhook(
+            load_params(None, [f"notify.webhook={json.dumps(url)}"]).notify
+        )
     assert SECRET not in str(caught.value)
 
 
@@ -127,6 +129,5 @@ def test_the_address_is_never_written_down(receiver: Receiver) -> None:
     settings = Params(notify=receiver.settings)
     assert settings.model_dump(mode="json")["notify"]["webhook"] is None
     assert SECRET not in repr(settings) + str(settings.model_dump())
-    assert (
-        Params.model_validate(settings.model_dump()) == settings
-    )  # recipes are laid over it this way
+    # recipes are laid over it this way
+    assert Params.model_validate(settings.model_dump()) == settings

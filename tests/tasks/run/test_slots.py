@@ -26,7 +26,9 @@ class Server:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def add(self, name: str, state: StateType, parent: FlowRun | None = None) -> FlowRun:
+    def add(
+        self, name: str, state: StateType, parent: FlowRun | None = None
+    ) -> FlowRun:
         task_run = uuid4() if parent else None
         run = FlowRun(
             flow_id=uuid4(), name=name, state_type=state, parent_task_run_id=task_run

@@ -49,7 +49,9 @@ class Wire:
                 target=self._relay, args=(far, near, False), daemon=True
             ).start()
 
-    def _relay(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+    def _relay(
+        self, source: socket.socket, target: socket.socket, counted: bool
+    ) -> None:
         try:
             while data := source.recv(1 << 16):
                 if counted:
@@ -118,10 +120,11 @@ def test_a_cut_upload_goes_on_with_the_parts_that_arrived(
 ):
     client, name = bucket
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
-    with pytest.raises(Unreachable, match="cannot be reached"):  # dies in the third part
-        open_store(f"s3://{name}/x", wire(2 * SIZE + SIZE // 2).url, "us-east-1").publish(
-            model, "big"
-        )
+    # dies in the third part
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        open_store(
+            f"s3://{name}/x", wire(2 * SIZE + SIZE // 2).url, "us-east-1"
+        ).publish(model, "big")
 
     store = open_store(f"s3://{name}/x", server, "us-east-1")
     (upload,) = unfinished(client, name)
@@ -158,9 +161,8 @@ def test_parts_of_other_bytes_are_sent_again(server, bucket, model):
     client.upload_part(
         **at, UploadId=upload, PartNumber=2, Body=source.read_bytes()[SIZE : 2 * SIZE]
     )
-    assert (
-        store._send(source, "models/big/file", fingerprint(source)) == 2 * SIZE + 7
-    )  # all but part 2
+    # all but part 2
+    assert store._send(source, "models/big/file", fingerprint(source)) == 2 * SIZE + 7
     assert client.get_object(**at)["Body"].read() == source.read_bytes()
 
 
@@ -193,9 +195,8 @@ def test_an_upload_that_somebody_else_completed_is_no_failure(
         if number == 2:
             monkeypatch.setattr(parts, "_send_part", send)
             other = open_store(f"s3://{name}", server, "us-east-1")
-            assert (
-                other._send(source, "models/big/file", file) == 2 * SIZE + 7
-            )  # it goes on from part 1
+            # it goes on from part 1
+            assert other._send(source, "models/big/file", file) == 2 * SIZE + 7
         return send(sender, here, number, data, md5)
 
     monkeypatch.setattr(parts, "_send_part", overtaken)

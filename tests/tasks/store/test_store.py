@@ -16,7 +16,8 @@ from tasks.store.base import Store
 from tasks.store.manifest import File, digest, parse
 from tasks.store.open import open_model, open_store
 
-BIG = 9 * 1024 * 1024  # of model.safetensors: above the 8 MB from which boto3 sends parts
+# of model.safetensors: above the 8 MB from which boto3 sends parts
+BIG = 9 * 1024 * 1024
 pytestmark = pytest.mark.usefixtures("credentials")
 
 
@@ -49,7 +50,11 @@ def test_round_trip_and_layout(store, folder, tmp_path):
     assert published.uploaded_bytes == 2 + BIG + 5
     assert published.files["config.json"].sha256 == hashlib.sha256(b"{}").hexdigest()
     manifest = json.loads(store.read(f"models/tiny/{published.digest}/manifest.json"))
-    assert set(manifest["files"]) == {"config.json", "model.safetensors", "sub/extra.txt"}
+    assert set(manifest["files"]) == {
+        "config.json",
+        "model.safetensors",
+        "sub/extra.txt",
+    }
     copy = store.fetch(published.url, tmp_path / "made" / "copy")
     assert {
         p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()
@@ -219,7 +224,8 @@ def test_manifest_must_match_its_own_digest():
     files = {"a": {"sha256": "0" * 64, "bytes": 0}}
     with pytest.raises(UserError, match="does not match its digest"):
         parse(
-            json.dumps({"digest": "1" * 64, "files": files}).encode(), "s3://bucket/model"
+            json.dumps({"digest": "1" * 64, "files": files}).encode(),
+            "s3://bucket/model",
         )
 
 

@@ -182,7 +182,9 @@ def test_store_where_a_file_stands(folder, tmp_path):
 
 def test_read_only_store(folder, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "store"))
+        raise PermissionError(
+            errno.EACCES, "Permission denied", str(tmp_path / "store")
+        )
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # a mode of 0500 does not stop root
     with pytest.raises(UserError, match="store: access denied"):
