@@ -37,20 +37,19 @@ def work() -> float:
     from elder import params
     from elder.data import choose_blocks
     from elder.model.load import load_model
+    from elder.recovery import recover, student_of
     from elder.training.data import training_data
     from elder.training.loop import TrainingRun
-    from elder.training.recover import recover
 
     dense, student = (
         load_model(params.Model(name=MODEL), dtype) for dtype in (None, torch.float32)
     )
     blocks = choose_blocks(Path("data/calibration.txt"), dense.tokenizer, 16, 256, 0)
-    settings = params.Recover(
-        epochs=5, batch=4, lr=1e-3, distil=params.Distil(synthetic=0)
-    )
+    settings = params.Recover(epochs=5, batch=4, lr=1e-3, distil={"synthetic": 0})
     started = time.perf_counter()
     run = TrainingRun("recover", 0, torch.bfloat16)
-    recover(student.model, dense.model, training_data(blocks), settings, run)
+    learner = student_of(settings, student.model, dense.model)
+    recover(learner, training_data(blocks), settings, run)
     return time.perf_counter() - started
 
 

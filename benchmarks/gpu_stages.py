@@ -34,10 +34,10 @@ from elder.model.layers import remove_layers
 from elder.model.load import Loaded, parameter_count
 from elder.progress import say
 from elder.record import plain
+from elder.recovery import recover, student_of
 from elder.selection.layer_weights import LayerWeightSettings
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
-from elder.training.recover import recover
 from elder.training.regularise import regularise
 
 ROOT = Path(__file__).parents[1]
@@ -282,7 +282,8 @@ class Bench:
 
         def run(blocks: torch.Tensor) -> float:
             plan = TrainingRun("recover", SEED, WEIGHTS)
-            spent = recover(student, dense, training_data(blocks), settings, plan)
+            learner = student_of(settings, student, dense)
+            spent = recover(learner, training_data(blocks), settings, plan)
             times = FROZEN if rank else TRAINED
             left = student.config.num_hidden_layers
             return self.flops(spent.tokens_seen, left, 1, times) + self.flops(

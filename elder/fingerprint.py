@@ -62,6 +62,7 @@ def recipe_of(settings: Params) -> dict[str, Json]:
     return recipe | {
         "select": settings.select.own(),
         "compensate": settings.compensate.own(),
+        "recover": settings.recover.own(),
     }
 
 

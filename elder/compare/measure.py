@@ -87,7 +87,7 @@ def _shared_files(job: Job, folder: Path) -> dict[Path, Path]:
     settings = job.settings
     inputs = Fingerprint(model_parts(settings)) | calibration_parts(settings)
     choice = inputs | {"select": settings.select.own()}
-    text = inputs | {"recover.distil.synthetic": settings.recover.distil.synthetic}
+    text = inputs | {"written": settings.recover.written}
     return {
         job.marker("learn"): folder / f"{choice.short}.json",
         job.work / SYNTHETIC: folder / f"{text.short}.safetensors",

@@ -6,13 +6,14 @@ A row is a selection and what follows it: ``sleb``, ``sleb+distil``, ``shortgpt+
 
 import re
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from elder.compensation import COMPENSATIONS
 from elder.compression.recipes import apply_method
 from elder.errors import UserError, nearest
 from elder.fingerprint import RECIPE
-from elder.params import Params, Recover
+from elder.params import Params
+from elder.recovery import RECOVERIES
 from elder.selection import METHODS
 from elder.settings import DEFAULT, lay_override, read_override, validate
 
@@ -46,7 +47,7 @@ class RowSpec:
         tree = apply_method(base, self.method).model_dump()
         for part in self.parts:
             section, key = (
-                ("recover", "mode") if part in modes() else ("compensate", "method")
+                ("recover", "mode") if part in RECOVERIES else ("compensate", "method")
             )
             tree[section][key] = part
         for name, value in self.changes:
@@ -65,15 +66,6 @@ class RowSpec:
         raise UserError(
             f"{self.name!r} sets {name!r}, a section that is not there; {nearest(section, RECIPE)}"
         )
-
-
-def modes() -> tuple[str, ...]:
-    """Return the ways of recovery that a row can name."""
-    return tuple(
-        mode
-        for mode in get_args(Recover.model_fields["mode"].annotation)
-        if mode != "none"
-    )
 
 
 def parse_rows(text: str) -> list[RowSpec]:
@@ -128,13 +120,16 @@ def _parse(name: str) -> RowSpec:
 
 def _check_parts(name: str, method: str, parts: list[str]) -> None:
     """Refuse what cannot follow a method, and two of one kind."""
-    known = [*modes(), *COMPENSATIONS]
+    known = [*RECOVERIES, *COMPENSATIONS]
     for part in parts:
         if part not in known:
             raise UserError(
                 f"nothing named {part!r} can follow {method!r}; {nearest(part, [*known, *ALIASES])}"
             )
-    kinds = {"ways of recovery": modes(), "compensations": tuple(COMPENSATIONS)}
+    kinds = {
+        "ways of recovery": tuple(RECOVERIES),
+        "compensations": tuple(COMPENSATIONS),
+    }
     for kind, words in kinds.items():
         given = [part for part in parts if part in words]
         if len(given) > 1:

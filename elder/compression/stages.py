@@ -22,10 +22,10 @@ from elder.model.layers import check_removal, find_layers, fixed_layers, remove_
 from elder.model.load import Loaded, parameter_count, weights_digest
 from elder.progress import say
 from elder.record import Round, Scores, Spent
+from elder.recovery import RECOVERIES, recover, student_of
 from elder.selection import Problem, Selection, run_method
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
-from elder.training.recover import recover
 from elder.training.regularise import regularise
 from elder.training.synthesis import synthetic_blocks
 
@@ -157,6 +157,7 @@ def _spent(selection: Selection) -> Spent:
 
 def _learn(job: Job) -> Learnt:
     COMPENSATIONS.refuse_unknown(job.settings.compensate.method)  # before any work
+    RECOVERIES.refuse_unknown(job.settings.recover.mode)
     loaded = job.load()
     blocks = job.blocks(loaded)
     chosen = select_layers(loaded, blocks, job.settings)
@@ -227,20 +228,20 @@ def _compensate(job: Job) -> Compensated:
 
 def _recover(job: Job) -> Trained:
     settings = job.settings.recover
-    if settings.mode == "none" or not settings.epochs:
+    if settings.mode == NONE or not settings.epochs:
         return Trained()
-    removed = job.learnt.removed
+    recovery = RECOVERIES.find(settings.mode)
     shallow = job.folder("compensate") or job.folder("remove")
-    dense = job.load() if settings.mode == "distil" else None
+    dense = job.load() if recovery.teacher else None
     written = None
     # before the student takes its memory
-    if dense is not None and settings.distil.synthetic:
+    if dense is not None and settings.written:
         written = _written_text(job, dense)
     student = job.load(shallow, torch.float32)
     data = training_data(job.blocks(student), written)
     teacher = dense.model if dense else None
-    run = _training_run(job, "recover")
-    spent = recover(student.model, teacher, data, settings, run, removed)
+    learner = student_of(settings, student.model, teacher, job.learnt.removed)
+    spent = recover(learner, data, settings, _training_run(job, "recover"))
     peak = peak_memory_bytes(student.model.device)
     job.keep("recover", student)
     return Trained(spent=spent, peak_memory_bytes=peak)
@@ -249,7 +250,7 @@ def _recover(job: Job) -> Trained:
 def _written_text(job: Job, dense: Loaded) -> torch.Tensor:
     """Return the blocks that the dense model writes, (synthetic x samples, seq_len) int64."""
     blocks = job.blocks(dense)
-    count = job.settings.recover.distil.synthetic * len(blocks)
+    count = job.settings.recover.written * len(blocks)
     seed = job.settings.calibration.seed
     return synthetic_blocks(dense.model, blocks, count, seed, job.work / SYNTHETIC)
 

@@ -1,14 +1,13 @@
 """Every number that a run depends on: one frozen section a step, unknown keys refused, all faults listed at once.
 
-``params.yaml`` holds the same sections; ``--set section.key=value`` overrides one value. A selection or a compensation
-brings its own settings along: `elder.params.catalogue`.
+``params.yaml`` holds the same sections; ``--set section.key=value`` overrides one value. A selection, a compensation or
+a recovery brings its own settings along: `elder.params.catalogue`.
 """
 
 from elder.params.inputs import Calibration, Model
 from elder.params.measure import Evaluate, Gate, Speed
 from elder.params.recipe import (
     Compensate,
-    Distil,
     Recover,
     Regularise,
     Select,
@@ -22,7 +21,6 @@ __all__ = [
     "Calibration",
     "Choice",
     "Compensate",
-    "Distil",
     "Energy",
     "Evaluate",
     "Gate",

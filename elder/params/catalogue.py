@@ -33,6 +33,7 @@ class Entry(Generic[F]):
         settings: the numbers that it alone depends on, a frozen model with a description for each key.
         recipe: what the name means beyond itself, {section: {key: value}}; laid over the parameters.
         paper: where it comes from.
+        teacher: the dense model is needed beside the shallower one (of a recovery).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry(Generic[F]):
     settings: type[BaseModel]
     recipe: Recipe
     paper: str | None
+    teacher: bool = False
 
 
 class Catalogue(Mapping[str, Entry[F]]):
@@ -61,6 +63,7 @@ class Catalogue(Mapping[str, Entry[F]]):
         settings: type[BaseModel] = NoSettings,
         recipe: Recipe | None = None,
         paper: str | None = None,
+        teacher: bool = False,
     ) -> Callable[[F], F]:
         """Make the function below known by a name; see `Entry` for the arguments.
 
@@ -71,7 +74,9 @@ class Catalogue(Mapping[str, Entry[F]]):
         def add(function: F) -> F:
             if name in self.entries or name == self.nothing:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
-            self.entries[name] = Entry(name, function, settings, recipe or {}, paper)
+            self.entries[name] = Entry(
+                name, function, settings, recipe or {}, paper, teacher
+            )
             return function
 
         return add
@@ -120,3 +125,4 @@ class Catalogue(Mapping[str, Entry[F]]):
 NONE = "none"
 SELECTIONS: Catalogue[Any] = Catalogue("selection method", "elder.selection")
 COMPENSATIONS: Catalogue[Any] = Catalogue("compensation", "elder.compensation", NONE)
+RECOVERIES: Catalogue[Any] = Catalogue("recovery", "elder.recovery", NONE)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from elder.params.catalogue import COMPENSATIONS, NONE, SELECTIONS
+from elder.params.catalogue import COMPENSATIONS, NONE, RECOVERIES, SELECTIONS
 from elder.params.section import Auto, Choice, Rate, Section, Strength
 
 
@@ -86,27 +86,14 @@ class Compensate(Choice):
     batch: int = Field(8, ge=1, description="blocks in a batch")
 
 
-class Distil(Section):
-    """What following the dense model depends on."""
-
-    next_token: float = Field(
-        0.0, ge=0, le=1, description="share of next-token loss beside that of logits"
-    )
-    hidden: Strength = Field(
-        0.0, description="weight of the match of the kept layers' hidden states"
-    )
-    synthetic: int = Field(
-        4,
-        ge=0,
-        description="blocks that the dense model writes for each of calibration",
-    )
-
-
-class Recover(Training):
+class Recover(Training, Choice):
     """Train the shallower model on the calibration blocks."""
 
-    mode: Literal["none", "train", "distil"] = Field(
-        "distil", description="loss: next token, or the dense model's logits"
+    catalogue = RECOVERIES
+    chooser = "mode"
+
+    mode: str = Field(
+        "distil", description="none, or a recovery; an unknown name lists them all"
     )
     epochs: float = Field(
         6.3,
@@ -117,4 +104,10 @@ class Recover(Training):
     optimizer: Literal["adamw", "muon"] = Field(
         "muon", description="muon: for the matrices inside the layers"
     )
-    distil: Distil = Distil()
+
+    @property
+    def written(self) -> int:
+        """Return how many blocks the dense model writes for each of calibration; 0 where the recovery asks for none."""
+        if self.mode == NONE:
+            return 0
+        return int(getattr(self.settings_of(self.mode), "synthetic", 0))

@@ -47,9 +47,14 @@ class Choice(Section):
 
     model_config = ConfigDict(extra="allow")
     catalogue: ClassVar[Catalogue[Any]]
+    chooser: ClassVar[str] = "method"  # the key that names the entry
     __pydantic_extra__: dict[str, Annotated[Any, PlainValidator(_keys_and_values)]]
 
-    method: str
+    @property
+    def chosen(self) -> str:
+        """Return the name of the entry that is chosen."""
+        name: str = getattr(self, self.chooser)
+        return name
 
     def settings_of(self, name: str) -> Any:
         """Return the settings of an entry, of the type that it is registered with.
@@ -66,7 +71,7 @@ class Choice(Section):
         shared = self.model_dump(
             mode="json", exclude=set(self.__pydantic_extra__ or {})
         )
-        if self.method == self.catalogue.nothing:
+        if self.chosen == self.catalogue.nothing:
             return shared
-        settings = self.settings_of(self.method).model_dump(mode="json")
-        return shared | ({self.method: settings} if settings else {})
+        settings = self.settings_of(self.chosen).model_dump(mode="json")
+        return shared | ({self.chosen: settings} if settings else {})

@@ -21,6 +21,7 @@ from elder.model.check import check_model
 from elder.model.removal import outline
 from elder.names import split_revision
 from elder.params import Params
+from elder.recovery import RECOVERIES
 from elder.selection import get_method
 from tasks import sources
 from tasks.provenance import signing
@@ -89,10 +90,12 @@ def model(settings: Params, _: Path) -> str:
 
 
 def methods(settings: Params, _: Path) -> str:
-    """Look up the names of methods: of the selection, the compensation and the baselines."""
-    names = [settings.select.method, settings.compensate.method]
+    """Look up the names of methods: of the selection, the compensation, the recovery and the baselines."""
+    chosen = (settings.select, settings.compensate, settings.recover)
+    names = [section.chosen for section in chosen]
     get_method(settings.select.method)
     COMPENSATIONS.refuse_unknown(settings.compensate.method)
+    RECOVERIES.refuse_unknown(settings.recover.mode)
     for name in settings.evaluate.baselines:
         apply_method(settings, name)
         names.append(name)

@@ -42,7 +42,7 @@ STOREYS = [  # of elder, from the ground up; a room may import those below it an
     }
     | {"fingerprint", "locks", "names"},
     {"model"},
-    {"selection", "compensation", "training", "evaluation", "report"},
+    {"selection", "compensation", "recovery", "training", "evaluation", "report"},
     {"compression"},
     {"compare"},
     {"cli", "__main__"},

@@ -175,7 +175,7 @@ def test_a_record_of_an_older_version_means_what_it_meant() -> None:
         for place in places:
             owner, name = place.split(".")[1:]
             own = getattr(made, section)
-            settings = own.distil if owner == "distil" else own.settings_of(owner)
+            settings = own.settings_of(owner)
             assert json.loads(settings.model_dump_json())[name] == tree[section][key], (
                 place
             )

@@ -190,7 +190,7 @@ def test_ratios_that_cannot_be(
         ),
         (
             ["--recover", "distill"],
-            r"recover\.mode = 'distill': should be 'none', 'train' or 'distil'",
+            r"no recovery 'distill'; did you mean 'distil'\? valid: distil, none, train",
         ),
         (["--layers", "6"], "6 of 6 layers cannot be removed; remove 1 to 5"),
         (["--ratio", "0.5", "--layers", "2"], "--layers and --ratio were both given"),

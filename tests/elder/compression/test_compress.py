@@ -248,7 +248,7 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
         return distillation_loss(*logits)
 
     with monkeypatch.context() as patch:
-        patch.setattr("elder.training.recover.distillation_loss", interrupted)
+        patch.setattr("elder.recovery.distil.distillation_loss", interrupted)
         done = elder("compress", "--output", "again")
     assert done.exit_code not in (0, 1)
     assert "Traceback" not in done.stderr
@@ -281,7 +281,7 @@ def test_work_of_other_parameters_is_not_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("elder.training.recover.distillation_loss", interrupted)
+        patch.setattr("elder.recovery.distil.distillation_loss", interrupted)
         elder("compress", "--output", "again", "--seed", "0")
     assert (here / ".again.work").exists()
     assert elder("compress", "--output", "again", "--seed", "1").exit_code == 0

@@ -12,19 +12,35 @@ from transformers import AutoModelForCausalLM
 
 from elder import params
 from elder.data import batch_indices
-from elder.model.forward import block_losses, logits_of
+from elder.errors import UserError
+from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.layers import remove_layers
 from elder.model.load import weights_digest
-from elder.record import plain
+from elder.record import Spent, plain
+from elder.recovery import RECOVERIES, Student, student_of
+from elder.recovery import recover as run_recovery
+from elder.recovery.distil import DistilSettings, matching_layers
+from elder.settings import validate
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun, train
 from elder.training.losses import distillation_loss, state_mismatch
-from elder.training.recover import matching_layers, recover
 from elder.training.synthesis import synthetic_blocks
 from elder.training.tune import ADAPTER_LR_GRID
 
 FLOAT = torch.float32
 RUN = TrainingRun("recover", 0, FLOAT)
+
+
+def recover(
+    model: Any,
+    dense: Any,
+    data: Any,
+    settings: params.Recover,
+    run: TrainingRun,
+    removed: tuple[int, ...] = (),
+) -> Spent:
+    student = student_of(settings, model, dense, removed)
+    return run_recovery(student, data, settings, run)
 
 
 @pytest.mark.parametrize("lr", ["auto", 2e-3])
@@ -91,7 +107,10 @@ def test_the_distilled_loss_by_hand(
 ) -> None:
     remove_layers(trained, [2, 5])
     settings = params.Recover(
-        epochs=0.1, batch=4, lr=1e-12, distil=params.Distil(next_token=0.25, hidden=2.0)
+        epochs=0.1,
+        batch=4,
+        lr=1e-12,
+        distil=DistilSettings(next_token=0.25, hidden=2.0),
     )
     spent = recover(
         trained,
@@ -135,7 +154,7 @@ def test_matched_states_come_closer_to_the_dense_models(
             batch=8,
             lr=2e-3,
             optimizer="adamw",
-            distil=params.Distil(hidden=hidden),
+            distil=DistilSettings(hidden=hidden),
         )
         recover(
             student,
@@ -172,7 +191,7 @@ def test_computing_each_layer_twice_changes_nothing(
             epochs=2.0,
             batch=4,
             lr=1e-2,
-            distil=params.Distil(next_token=0.2, hidden=1.0),
+            distil=DistilSettings(next_token=0.2, hidden=1.0),
             adapter_rank=rank,
             gradient_checkpointing=wanted,
         )
@@ -290,3 +309,34 @@ def test_synthetic_blocks_stretch_the_data_and_not_the_budget(
     assert spent.tokens_generated == 24 * 48
     # calibration text last: it is what is held out
     assert torch.equal(data[0], torch.cat([more, text_blocks[:8]]))
+
+
+# --- a further one ---
+
+
+class Share(params.Section):
+    share: float = 0.5
+
+
+def test_a_new_recovery_is_one_function_with_its_settings(
+    trained: Any, text_blocks: torch.Tensor
+) -> None:
+    @RECOVERIES.register("scaled", settings=Share)
+    def scaled(student: Student[Share]) -> Any:
+        return lambda ids: (
+            student.settings.share
+            * next_token_losses(logits_of(student.model, ids), ids).mean()
+        )
+
+    try:
+        made = validate({"recover": {"mode": "scaled", "scaled": {"share": 0.25}}})
+        assert made.recover.own()["scaled"] == {"share": 0.25}
+        settings = made.recover.model_copy(update={"epochs": 0.25, "lr": 1e-12})
+        first = text_blocks[batch_indices(8, 4, 0, 0)]
+        loss = next_token_losses(logits_of(trained, first), first).mean().item()
+        spent = recover(trained, None, training_data(text_blocks[:8]), settings, RUN)
+        assert spent.curve[0].loss == pytest.approx(0.25 * loss, rel=1e-5)
+        with pytest.raises(UserError, match="scaled.shar: unknown key"):
+            validate({"recover": {"scaled": {"shar": 1}}})
+    finally:
+        del RECOVERIES.entries["scaled"]

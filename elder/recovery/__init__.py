@@ -1,0 +1,7 @@
+"""Recoveries: what the shallower model learns from, one file each. To add one, write its file and import it here."""
+
+from elder.params.catalogue import NONE, RECOVERIES
+from elder.recovery import distil, train  # noqa: F401 (imported to register)
+from elder.recovery.base import Student, recover, student_of
+
+__all__ = ["NONE", "RECOVERIES", "Student", "recover", "student_of"]

@@ -1,0 +1,78 @@
+"""What a recovery is given and what it returns, the training that all share, and the catalogue by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from elder import params
+from elder.params.catalogue import RECOVERIES, Catalogue
+from elder.record import Spent
+from elder.training.data import TrainingData
+from elder.training.loop import LossFunction, TrainingRun
+from elder.training.tune import Objective, lr_grid, tune
+
+S = TypeVar("S")  # the settings that a recovery is registered with
+
+
+@dataclass(frozen=True)
+class Student(Generic[S]):
+    """A shallower model that is about to learn, as a recovery finds it.
+
+    Attributes:
+        model: the model after removal, weights in float32.
+        dense: the model before, frozen; None for a recovery whose settings do not ask for it.
+        removed: layers of the dense model that the shallower one lacks.
+        settings: the recovery's own.
+    """
+
+    model: Any
+    dense: Any
+    removed: tuple[int, ...]
+    settings: S
+
+
+Recovery = Callable[[Student[Any]], LossFunction]  # what is minimised on a batch
+CATALOGUE: Catalogue[Recovery] = RECOVERIES
+register = CATALOGUE.register
+
+
+def student_of(
+    settings: params.Recover, model: Any, dense: Any, removed: Sequence[int] = ()
+) -> Student[Any]:
+    """Return a model as the recovery that the section ``recover`` names will find it.
+
+    Raises:
+        UserError: for an unknown recovery.
+    """
+    own = settings.settings_of(settings.mode)
+    return Student(model, dense, tuple(removed), own)
+
+
+def recover(
+    student: Student[Any],
+    data: TrainingData,
+    settings: params.Recover,
+    run: TrainingRun,
+) -> Spent:
+    """Train the shallower model, in place.
+
+    Args:
+        student: the model, and what it learns from.
+        data: calibration blocks, and those that the dense model wrote; an epoch is a pass over as many blocks as there
+            are of calibration text, whatever stands beside them.
+        settings: the section ``recover``; its ``mode`` says by which recovery.
+        run: what it runs with.
+
+    Returns:
+        What was spent, search included.
+
+    Raises:
+        UserError: for an unknown recovery, or a loss that does not stay finite.
+    """
+    loss = CATALOGUE.find(settings.mode).function(student)
+    budget = settings.epochs * data.calibration_blocks
+    stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
+    objective = Objective(loss_with=lambda _: loss, grids=lr_grid(settings))
+    spent = tune(student.model, data, stretched, objective, run)
+    spent.tokens_generated = data.tokens_written
+    return spent

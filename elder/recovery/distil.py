@@ -1,0 +1,90 @@
+"""Recovery by what the dense model makes of the text: distillation.
+
+It follows the dense model's next-token distribution, and where asked for also the text itself and the dense model's
+hidden states t after the kept layers, whose own are s:
+
+    L = (1 - next_token) KL + next_token LM + hidden * mean over kept layers of ||s - t||^2 / ||t||^2
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from elder.model.forward import next_token_losses, observed_logits
+from elder.model.layers import find_layers
+from elder.params import Section, Strength
+from elder.recovery.base import Student, register
+from elder.training.loop import LossFunction
+from elder.training.losses import distillation_loss, state_mismatch
+
+
+class DistilSettings(Section):
+    """What following the dense model depends on."""
+
+    next_token: float = Field(
+        0.0, ge=0, le=1, description="share of next-token loss beside that of logits"
+    )
+    hidden: Strength = Field(
+        0.0, description="weight of the match of the kept layers' hidden states"
+    )
+    synthetic: int = Field(
+        4,
+        ge=0,
+        description="blocks that the dense model writes for each of calibration",
+    )
+
+
+@register("distil", settings=DistilSettings, teacher=True)
+def distil(student: Student[DistilSettings]) -> LossFunction:
+    """Return the distance of the shallower model from the dense one, as the head of this file has it."""
+    depths: list[int] = []
+    if student.settings.hidden:
+        count = len(find_layers(student.dense))
+        depths = matching_layers(count, student.removed)
+    return Distillation(student.model, student.dense, depths, student.settings)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The loss of distillation.
+
+    Attributes:
+        model: the shallower model.
+        dense: the dense model, frozen.
+        depths: for each kept layer, the dense layer whose output it should put out; none where ``hidden`` is 0.
+        settings: of the recovery.
+    """
+
+    model: Any
+    dense: Any
+    depths: Sequence[int]
+    settings: DistilSettings
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
+        with torch.no_grad():
+            targets, wanted = observed_logits(self.dense, ids, self.depths)
+        logits, states = observed_logits(self.model, ids, range(len(self.depths)))
+        share, hidden = self.settings.next_token, self.settings.hidden
+        total = (1 - share) * distillation_loss(logits, targets)
+        if share:
+            total = total + share * next_token_losses(logits, ids).mean()
+        if hidden:
+            terms = []
+            for (_, mine), (_, its) in zip(states, wanted, strict=True):
+                terms.append(state_mismatch(mine, its))
+            total = total + hidden * torch.stack(terms).mean()
+        return total
+
+
+def matching_layers(count: int, removed: Collection[int]) -> list[int]:
+    """Return for each kept layer the one of ``count`` dense layers whose output it should put out.
+
+    That is the layer before the next kept one, or the last: what removed layers added is now its own to add.
+    """
+    kept = [index for index in range(count) if index not in removed]
+    return [following - 1 for following in kept[1:]] + [count - 1]
