@@ -306,8 +306,8 @@ def test_the_same_flow_publishes_to_s3(
         "registry": {"tracking_uri": f"sqlite:///{project}/mlflow.db"},
     }
     audited = audit(validate(tree), project, "tiny@challenger")
-    assert audited["ok"], audited
-    assert audited["version"] == "2"
+    assert audited.ok, audited.broken
+    assert audited.version == "2"
 
 
 @pytest.fixture(scope="module")
