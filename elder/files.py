@@ -222,6 +222,6 @@ def _not_finite(value: Any, place: str = "it") -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return place
     for key, inner in _members(value).items():
-        if found := _not_finite(inner, f"{place}.{key}".removeprefix("it.")):
-            return found
+        if first := _not_finite(inner, f"{place}.{key}".removeprefix("it.")):
+            return first
     return ""

@@ -50,7 +50,7 @@ class Data:
 @task(name="prepare data")
 def prepare_data(run: Run) -> Data:
     """Bring calibration blocks and evaluation texts up to date, and keep a copy for one run; see `reproduce`."""
-    made = reproduce(run.found, run.root, run.data)
+    made = reproduce(run.pinned, run.root, run.data)
     facts = DataFacts(source=made["source"], stages=made["stages"])
     return Data(facts, made["digests"], made["dvc_lock_sha256"])
 

@@ -11,7 +11,7 @@ from tasks.run.run import Run, write_stage_params
 def start_from(run: Run, data: Data) -> Lineage:
     """Make a run's folder ready for its stages, and return where data and code came from."""
     origin = lineage(run.root)
-    inputs = model_parts(run.found)
+    inputs = model_parts(run.pinned)
     inputs |= {"data": data.digests, "commit": origin["git_commit"]}
     start_over_unless_same(run, Fingerprint(inputs))
     write_stage_params(run)

@@ -87,7 +87,7 @@ def compensate(name: str, pruned: Pruned[Any]) -> dict[str, Json]:
     }
 
 
-def gaps(removed: Sequence[int], count: int) -> list[Gap]:
+def find_gaps(removed: Sequence[int], count: int) -> list[Gap]:
     """Return the runs of neighbouring layers among ``removed`` of ``count``, from the first to the last."""
     gone, runs = set(removed), []
     for start in sorted(gone):

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from elder.compensation.base import Gap, Pruned, gaps, register
+from elder.compensation.base import Gap, Pruned, find_gaps, register
 from elder.errors import UserError
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
@@ -50,14 +50,14 @@ def linear(pruned: Pruned[LinearSettings]) -> dict[str, Json]:
     Raises:
         UserError: for a family whose MLP does not write to the residual stream last, by one linear projection.
     """
-    found = gaps(pruned.removed, len(find_layers(pruned.dense)))
+    gaps = find_gaps(pruned.removed, len(find_layers(pruned.dense)))
     sites = {
         gap: find_site(pruned.model, gap.place - 1, pruned.blocks[:1])
-        for gap in found
+        for gap in gaps
         if gap.place
     }
     records = []
-    for gap in found:
+    for gap in gaps:
         record: dict[str, Json] = {
             "removed": gap.layers,
             "into": None,

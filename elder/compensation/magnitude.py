@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from elder.compensation.base import Gap, Pruned, gaps, register
+from elder.compensation.base import Gap, Pruned, find_gaps, register
 from elder.errors import UserError
 from elder.model.forward import logits_of
 from elder.model.layers import LayerControl, find_layers
@@ -48,16 +48,16 @@ def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
         UserError: for a family whose residual stream cannot be scaled so, such as one with a norm after a projection.
     """
     check_scaling(pruned.model, pruned.blocks[:1])
-    found = gaps(pruned.removed, len(find_layers(pruned.dense)))
-    scales = measure(pruned.dense, found, pruned.blocks, pruned.batch)
+    gaps = find_gaps(pruned.removed, len(find_layers(pruned.dense)))
+    scales = measure(pruned.dense, gaps, pruned.blocks, pruned.batch)
     fold(
         pruned.model,
-        {gap.place: scale for gap, scale in zip(found, scales, strict=True)},
+        {gap.place: scale for gap, scale in zip(gaps, scales, strict=True)},
     )
     return {
         "gaps": [
             {"removed": gap.layers, "scale": scale}
-            for gap, scale in zip(found, scales, strict=True)
+            for gap, scale in zip(gaps, scales, strict=True)
         ],
         "tokens": pruned.blocks.numel(),
     }
@@ -65,12 +65,12 @@ def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
 
 @torch.no_grad()
 def measure(
-    dense: Any, found: list[Gap], blocks: torch.Tensor, batch: int
+    dense: Any, gaps: list[Gap], blocks: torch.Tensor, batch: int
 ) -> list[float]:
     """Return alpha of each gap: the mean L2 norm of the dense state after its layers over that before them."""
     layers = find_layers(dense)
     before, after = (
-        {edge(gap): 0.0 for gap in found}
+        {edge(gap): 0.0 for gap in gaps}
         for edge in (lambda g: g.start, lambda g: g.stop - 1)
     )
 
@@ -90,7 +90,7 @@ def measure(
             logits_of(dense, ids)
     scales = [
         after[gap.stop - 1] / before[gap.start] if before[gap.start] else math.nan
-        for gap in found
+        for gap in gaps
     ]
     if not all(0 < scale < math.inf for scale in scales):
         raise UserError(
@@ -159,10 +159,10 @@ def check_scaling(model: Any, ids: torch.Tensor) -> None:
     )
 
 
-def off(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
-    """Return the median over tokens of ||found - expected|| / ||scale||; a router's rare change of mind is no fault."""
+def off(actual: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:
+    """Return the median over tokens of ||actual - expected|| / ||scale||; a router's rare change of mind is fine."""
     return (
-        ((found - expected).norm(dim=-1) / scale.norm(dim=-1))
+        ((actual - expected).norm(dim=-1) / scale.norm(dim=-1))
         .nan_to_num(math.inf)
         .median()
         .item()
@@ -171,7 +171,7 @@ def off(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> flo
 
 def writing_parameters(layer: nn.Module) -> list[nn.Parameter]:
     """Return the weights and biases of a layer that write to the residual stream, those of experts (3-D) included."""
-    found = []
+    writing = []
     for name, parameter in layer.named_parameters():
         *owners, last = name.split(".")
         owner = (
@@ -180,5 +180,5 @@ def writing_parameters(layer: nn.Module) -> list[nn.Parameter]:
             else last.removesuffix("_bias")
         )
         if owner in WRITERS:
-            found.append(parameter)
-    return found
+            writing.append(parameter)
+    return writing

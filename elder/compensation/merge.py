@@ -7,7 +7,7 @@ It looks at no data, and takes any selection; with the selection ``laco`` it is 
 
 import torch
 
-from elder.compensation.base import Pruned, gaps, register
+from elder.compensation.base import Pruned, find_gaps, register
 from elder.errors import UserError
 from elder.model.layers import find_layers
 from elder.params.catalogue import NoSettings
@@ -32,15 +32,15 @@ def merge(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     shapes = [
         {name: weight.shape for name, weight in layer.items()} for layer in weights
     ]
-    found = gaps(pruned.removed, len(layers))
-    for gap in found:
+    gaps = find_gaps(pruned.removed, len(layers))
+    for gap in gaps:
         for index in gap.layers if gap.place else ():
             if shapes[index] != shapes[gap.start - 1]:
                 raise UserError(
                     f"layer {index} cannot be merged into layer {gap.start - 1}: their weights differ in name or "
                     f"shape; set compensate.method to none, or protect one of them"
                 )
-    for gap in found:
+    for gap in gaps:
         if gap.place:
             merged = merged_weights(
                 weights[gap.start - 1], [weights[index] for index in gap.layers]
@@ -50,7 +50,7 @@ def merge(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     return {
         "gaps": [
             {"removed": g.layers, "into": g.start - 1 if g.place else None}
-            for g in found
+            for g in gaps
         ],
         "tokens": 0,
     }

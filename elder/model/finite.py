@@ -105,20 +105,20 @@ def all_finite(tensor: torch.Tensor) -> bool:
 @torch.no_grad()
 def _first_broken(model: nn.Module, ids: torch.Tensor) -> str | None:
     """Return the first place where a state of this batch is not finite; None where all are."""
-    found: list[str] = []
+    places: list[str] = []
 
     def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-        if not found and index == 0 and not all_finite(entering):
-            found.append("what enters layer 0")
-        if not found and not all_finite(leaving):
-            found.append(f"the output of layer {index}")
+        if not places and index == 0 and not all_finite(entering):
+            places.append("what enters layer 0")
+        if not places and not all_finite(leaving):
+            places.append(f"the output of layer {index}")
 
     with LayerControl(find_layers(model)) as control:
         control.observe = observe
         logits = logits_of(model, ids)
-    if not found and not all_finite(logits):
-        found.append("the logits, after the last layer,")
-    return found[0] if found else None
+    if not places and not all_finite(logits):
+        places.append("the logits, after the last layer,")
+    return places[0] if places else None
 
 
 def _named(dtype: torch.dtype) -> str:

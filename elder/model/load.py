@@ -75,7 +75,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     with one_sentence(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     with one_sentence(source, "model"):
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=dtype or DTYPES.get(wanted.dtype) or "auto",
@@ -83,7 +83,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
             output_loading_info=True,
             **common,
         )
-    model, info = found
+    model, info = loaded
     _check_weights(source, model, info)
     with one_sentence(source, "model"):
         model.to(device)

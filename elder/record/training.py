@@ -33,12 +33,14 @@ class Trial(Plain):
     @model_serializer(mode="wrap")
     def _in_order(self, write: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Write what was tried behind the stage, before what came of it."""
-        found: dict[str, Json] = write(self)
+        written: dict[str, Json] = write(self)
         tried = {
-            name: found.pop(name) for name in self.model_extra or {} if name in found
+            name: written.pop(name)
+            for name in self.model_extra or {}
+            if name in written
         }
-        stage = {"stage": found.pop("stage")} if "stage" in found else {}
-        return stage | tried | found
+        stage = {"stage": written.pop("stage")} if "stage" in written else {}
+        return stage | tried | written
 
 
 class Spent(BaseModel):

@@ -106,13 +106,13 @@ def merged_weights(
 
 def runs(removed: frozenset[int]) -> dict[int, list[int]]:
     """Return {kept layer: the removed layers right after it}, all in ascending order."""
-    found: dict[int, list[int]] = {}
+    by_base: dict[int, list[int]] = {}
     base = -1
     for index in sorted(removed):
         if index - 1 not in removed:
             base = index - 1
-        found.setdefault(base, []).append(index)
-    return found
+        by_base.setdefault(base, []).append(index)
+    return by_base
 
 
 @contextmanager

@@ -108,10 +108,12 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
         update={"epochs": problem.settings.epochs / len(LAMBDA1_GRID)}
     )
     problem = replace(problem, settings=share)
-    found: dict[float, Selection] = {}
+    selections: dict[float, Selection] = {}
 
     def trial(values: dict[str, float]) -> tuple[float, Spent]:
-        selection = found[values["lambda1"]] = learn(problem, fit, values["lambda1"])
+        selection = selections[values["lambda1"]] = learn(
+            problem, fit, values["lambda1"]
+        )
         with skipping(problem.model, selection.removed):
             loss = (
                 block_losses(problem.model, held, problem.forward_batch).mean().item()
@@ -125,7 +127,7 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
         "select", [{"lambda1": value} for value in LAMBDA1_GRID], trial
     )
     return replace(
-        found[chosen["lambda1"]],
+        selections[chosen["lambda1"]],
         tokens_seen=spent.tokens_seen,
         optimizer_steps=spent.optimizer_steps,
         search=tuple(spent.search),

@@ -60,10 +60,10 @@ class Finding:
 
 def examine(settings: Params, root: Path) -> list[dict[str, Json]]:
     """Make every check; returns [{name, ok, detail}]."""
-    found = look_at(CHECKS, settings, root)
+    findings = look_at(CHECKS, settings, root)
     return [
         {"name": one.name, "ok": one.fault is None, "detail": one.detail}
-        for one in found
+        for one in findings
     ]
 
 

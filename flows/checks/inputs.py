@@ -67,9 +67,9 @@ def find_model(settings: Params) -> FoundModel:
 
 def device(settings: Params, _: Path) -> str:
     """Look for the device."""
-    found = device_of(settings.model.device)
-    if found.type == "cuda":
-        return torch.cuda.get_device_name(found)
+    chosen = device_of(settings.model.device)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
     return f"cpu, {torch.get_num_threads()} threads"
 
 
@@ -85,8 +85,8 @@ def disk(_: Params, root: Path) -> str:
 
 def model(settings: Params, _: Path) -> str:
     """Look for the model, and whether as many layers may go as should."""
-    found = find_model(settings)
-    return f"{settings.model.name}, {found.family} of {found.layers} layers"
+    dense = find_model(settings)
+    return f"{settings.model.name}, {dense.family} of {dense.layers} layers"
 
 
 def methods(settings: Params, _: Path) -> str:

@@ -85,8 +85,8 @@ def _deployment() -> dict[str, Json] | None:
 
 def _installed() -> dict[str, str]:
     """Return {name: version} of all packages of this Python."""
-    found = {str(one.metadata["Name"]): one.version for one in distributions()}
-    return dict(sorted(found.items()))
+    versions = {str(one.metadata["Name"]): one.version for one in distributions()}
+    return dict(sorted(versions.items()))
 
 
 def hardware() -> dict[str, Json]:

@@ -108,12 +108,12 @@ def plan_promotion(
 
 
 def _passed_version(registry: Registry, version: str) -> Version:
-    found = find_version(registry, version)
-    if found.gate.rpartition(" ")[2] != "passed":
+    registered = find_version(registry, version)
+    if registered.gate.rpartition(" ")[2] != "passed":
         raise Refused(
-            f"version {version} of {registry.name} did not pass the gate (gate: {found.gate}): promote another"
+            f"version {version} of {registry.name} did not pass the gate (gate: {registered.gate}): promote another"
         )
-    return found
+    return registered
 
 
 def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:

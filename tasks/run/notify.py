@@ -79,10 +79,10 @@ def _address(settings: Notify) -> str | None:
 def _host(url: str) -> str:
     """Return the host of an http or https address: the part of it that is no secret; empty if it is no address."""
     try:
-        found = httpx.URL(url)
+        address = httpx.URL(url)
     except httpx.InvalidURL:
         return ""
-    return found.host if found.scheme in ("http", "https") else ""
+    return address.host if address.scheme in ("http", "https") else ""
 
 
 def _post(url: str, content: dict[str, Any]) -> None:

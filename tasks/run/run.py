@@ -43,10 +43,10 @@ class Run:
         return self.folder.name
 
     @property
-    def found(self) -> Params:
+    def pinned(self) -> Params:
         """Return the parameters with the model that was found for ``model.name``."""
-        pinned: dict[str, str | None] = {"name": self.source, "revision": self.revision}
-        model = self.settings.model.model_copy(update=pinned)
+        place: dict[str, str | None] = {"name": self.source, "revision": self.revision}
+        model = self.settings.model.model_copy(update=place)
         return self.settings.model_copy(update={"model": model})
 
     @property
@@ -54,7 +54,7 @@ class Run:
         """Return the parameters of the stages: with the model that was found, and the run's own texts."""
         texts = {name: str(self.data / f"{name}.txt") for name in TEXTS}
         evaluate = self.settings.evaluate.model_copy(update=texts)
-        return self.found.model_copy(update={"evaluate": evaluate})
+        return self.pinned.model_copy(update={"evaluate": evaluate})
 
     @property
     def data(self) -> Path:

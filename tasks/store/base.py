@@ -142,12 +142,12 @@ class Store(ABC):
         except UserError as error:
             return [str(error)]
         extra = sorted(self.paths(prefix) - set(files) - {MANIFEST})
-        found = [
+        differences = [
             difference(path, self._measure(_join(prefix, path)), file)
             for path, file in files.items()
         ]
         return [f"{path} is not in the manifest" for path in extra] + [
-            fault for fault in found if fault
+            fault for fault in differences if fault
         ]
 
     def as_it_lies(self, url: str, target: Path) -> Path:
@@ -161,12 +161,12 @@ class Store(ABC):
             UserError: nothing lies there, or the store cannot be read.
         """
         prefix = self._prefix(url)
-        found = self.paths(prefix)
-        if not found:
+        paths = self.paths(prefix)
+        if not paths:
             raise UserError(
                 f"nothing lies at {self._show(prefix)}: the registry points to a place that is empty"
             )
-        for path in found:
+        for path in paths:
             if ".." in PurePosixPath(path).parts:
                 raise UserError(
                     f"{self._show(prefix)} holds {path!r}, a name that leads outside: remove it"

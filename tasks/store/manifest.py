@@ -106,14 +106,14 @@ def _inside(path: str) -> bool:
     return ".." not in PurePosixPath(path).parts
 
 
-def difference(name: str, found: File | None, wanted: File) -> str:
+def difference(name: str, actual: File | None, wanted: File) -> str:
     """Say how a file differs from its line in the manifest; an empty string if it does not."""
-    if found is None:
+    if actual is None:
         return f"{name} is missing"
-    if found.bytes != wanted.bytes:
-        return f"{name} has {found.bytes} bytes, the manifest says {wanted.bytes}"
-    if found.sha256 != wanted.sha256:
-        return f"{name} has sha256 {found.sha256[:12]}..., the manifest says {wanted.sha256[:12]}..."
+    if actual.bytes != wanted.bytes:
+        return f"{name} has {actual.bytes} bytes, the manifest says {wanted.bytes}"
+    if actual.sha256 != wanted.sha256:
+        return f"{name} has sha256 {actual.sha256[:12]}..., the manifest says {wanted.sha256[:12]}..."
     return ""
 
 

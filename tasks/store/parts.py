@@ -78,8 +78,10 @@ def _send_part(
 ) -> Part:
     """Send one part; the server refuses it if it does not arrive as it was sent."""
     checked = base64.b64encode(md5).decode()
-    found = client.upload_part(**here, PartNumber=number, Body=data, ContentMD5=checked)
-    return {"PartNumber": number, "ETag": found["ETag"]}
+    answer = client.upload_part(
+        **here, PartNumber=number, Body=data, ContentMD5=checked
+    )
+    return {"PartNumber": number, "ETag": answer["ETag"]}
 
 
 def _begun(
@@ -93,17 +95,17 @@ def _begun(
             Bucket=at["Bucket"], Prefix=at["Key"]
         )
         uploads = [
-            found
+            upload
             for page in pages
-            for found in page.get("Uploads", [])
-            if found["Key"] == at["Key"]
+            for upload in page.get("Uploads", [])
+            if upload["Key"] == at["Key"]
         ]
         if not uploads:
             return None, {}
-        upload = max(uploads, key=lambda found: found["Initiated"])["UploadId"]
-        listed = client.get_paginator("list_parts").paginate(**at, UploadId=upload)
+        latest = max(uploads, key=lambda upload: upload["Initiated"])["UploadId"]
+        listed = client.get_paginator("list_parts").paginate(**at, UploadId=latest)
         parts = [part for page in listed for part in page.get("Parts", [])]
-        return upload, {
+        return latest, {
             part["PartNumber"]: (part["ETag"].strip('"'), part["Size"])
             for part in parts
         }

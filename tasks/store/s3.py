@@ -111,9 +111,9 @@ class S3Store(Store):
                 except ClientError as error:
                     if _code(error) not in TAKEN:
                         raise
-            found = self.read(key)
-            if found is not None:
-                return found == data
+            stored = self.read(key)
+            if stored is not None:
+                return stored == data
         raise UserError(
             f"{self.url}: {key} could not be written: try again, or ask who runs the server"
         )
@@ -269,13 +269,13 @@ def _code(error: Any) -> str:
 
 def _split(url: str) -> tuple[str, str]:
     """Return bucket and prefix of an s3:// URL."""
-    found = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?:/([^?#]*))?", url)
-    if "@" in url or not found:
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?:/([^?#]*))?", url)
+    if "@" in url or not match:
         raise UserError(
             "store url: name s3://bucket/prefix, with a bucket of 3 to 63 small letters, digits, '.' and '-'"
             " and no credentials; those come from the environment or a profile"
         )
-    return found[1], "/".join(part for part in (found[2] or "").split("/") if part)
+    return match[1], "/".join(part for part in (match[2] or "").split("/") if part)
 
 
 def _checked(endpoint: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from elder.compensation import COMPENSATIONS, NONE, compensate
-from elder.compensation.base import Gap, gaps, register
+from elder.compensation.base import Gap, find_gaps, register
 from elder.errors import UserError
 from elder.model.forward import block_losses, logits_of
 from elder.model.load import weights_digest
@@ -25,7 +25,7 @@ METHODS = ["merge", "magnitude", "linear"]
 
 def test_the_gaps_of_a_removal_by_hand() -> None:
     # layers 0 1 2 3 4 5 6 7 without 0, 3, 4 and 7: 1, 2, 5 and 6 become 0, 1, 2 and 3
-    assert gaps((4, 7, 0, 3), 8) == [Gap(0, 1, 0), Gap(3, 5, 2), Gap(7, 8, 4)]
+    assert find_gaps((4, 7, 0, 3), 8) == [Gap(0, 1, 0), Gap(3, 5, 2), Gap(7, 8, 4)]
     assert Gap(3, 5, 2).layers == [3, 4]
 
 
