@@ -38,6 +38,8 @@ MACHINE = (
     "notify",
     "signing",
 )
+# what a decision on a registered model needs
+DECISION = (*MACHINE, "gate")
 MOST_FAULTS = 20  # that one message lists
 LONGEST_WORD = 80  # characters of a key that a message shows
 
@@ -78,6 +80,7 @@ def read_params(
     values: Mapping[str, Json],
     method: str | None = None,
     preset: Recipe | None = None,
+    sections: Collection[str] | None = None,
 ) -> Params:
     """Read the parameters of a command, in the order that the head of this file gives.
 
@@ -87,6 +90,7 @@ def read_params(
         values: {"section.key": value} of named options; None values are left out.
         method: whose recipe is laid over the file; None or ``default`` for none.
         preset: sections that are laid over the file.
+        sections: those that the command needs; the others keep their defaults, whatever is given for them. None: all.
 
     Raises:
         UserError: for an unknown method, and with every fault, one a line, that the parameters have.
@@ -106,7 +110,7 @@ def read_params(
     _lay_overrides(tree, os.environ.get(ELDER_SET, "").split(), ELDER_SET)
     _lay_overrides(tree, overrides or [], "--set")
     _lay_values(tree, options)
-    return validate(tree)
+    return validate(tree, sections)
 
 
 def load_params(
@@ -206,8 +210,14 @@ def read_override(text: str, source: str = "--set") -> tuple[str, Json]:
         return key.strip(), value
 
 
-def validate(tree: Mapping[str, Json]) -> Params:
+def validate(
+    tree: Mapping[str, Json], sections: Collection[str] | None = None
+) -> Params:
     """Check a tree of sections, those of all selections and compensations included.
+
+    Args:
+        tree: {section: {key: value}}.
+        sections: see `read_params`; the settings of methods need torch, which takes seconds to import.
 
     Raises:
         UserError: with every fault, one a line.
@@ -215,6 +225,9 @@ def validate(tree: Mapping[str, Json]) -> Params:
     present = dict(tree)
     faults: list[str] = []
     for name, field in Params.model_fields.items():
+        if sections is not None and name not in sections:
+            present.pop(name, None)
+            continue
         choice, section = field.annotation, present.get(name, {})
         if isclass(choice) and issubclass(choice, Choice) and isinstance(section, dict):
             present[name] = _check_entries(name, section, choice, faults)

@@ -14,13 +14,13 @@ from tasks.provenance.energy import Meter
 from tasks.record import (
     Findings,
     judge,
+    present_champion,
     publish,
     register,
     report,
     settle,
     with_outcome,
 )
-from tasks.registry.champion import present_champion
 from tasks.rows import candidate_row, dense_fingerprint, dense_row
 from tasks.run.folder import close_run, unfinished_runs
 from tasks.run.run import open_run

@@ -28,6 +28,7 @@ from elder.report.html import write_report
 from tasks.provenance.bom import RECORD, write_bom
 from tasks.provenance.signing import SIGNATURE, sign
 from tasks.record_file import write_record
+from tasks.registry.champion import champion_of
 from tasks.registry.client import Registry
 from tasks.retry import try_again
 from tasks.run.marks import read_mark
@@ -55,6 +56,12 @@ class Findings:
     verdict: Verdict
     energy: dict[str, Json] | None
     seconds: float
+
+
+@task(name="champion", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
+def present_champion(settings: params.Registry, store: params.Store) -> Champion | None:
+    """Read the champion's numbers from the record that lies beside its weights; see `champion_of`."""
+    return champion_of(Registry(settings), store)
 
 
 @task(name="gate")

@@ -15,7 +15,7 @@ import typer
 from elder.errors import UserError
 from elder.params import Params
 from elder.process import prepare_libraries
-from elder.settings import read_params
+from elder.settings import DECISION, read_params
 
 ModelName = Annotated[
     str,
@@ -73,6 +73,10 @@ class ParameterOptions:
         """
         prepare_libraries()  # reading them imports some
         return read_params(self.params, self.overrides, values or {}, method)
+
+    def decision(self) -> Params:
+        """Read what a decision on a registered model needs, and no more: that takes no second."""
+        return read_params(self.params, self.overrides, {}, sections=DECISION)
 
 
 @dataclass(frozen=True)

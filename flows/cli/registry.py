@@ -63,7 +63,7 @@ def promote(
 ) -> None:
     """Make a version the champion, after checks of its gate, its stored bytes and its numbers beside the champion."""
     confirmation.check()
-    settings = common.settings()
+    settings = common.decision()
     prepare_environment()
     from tasks.registry.promotion import plan_promotion
 
@@ -76,7 +76,7 @@ def promote(
 def rollback(name: Name, confirmation: Confirmation, common: CommonOptions) -> None:
     """Go back to the champion before the present one; given again, to the one before that."""
     confirmation.check()
-    settings = common.settings()
+    settings = common.decision()
     prepare_environment()
     from tasks.registry.promotion import plan_rollback
 
@@ -88,7 +88,7 @@ def rollback(name: Name, confirmation: Confirmation, common: CommonOptions) -> N
 
 def history(name: Name, common: CommonOptions) -> None:
     """Show every promotion and rollback of a model: who, when, why, and from which version."""
-    settings = common.settings()
+    settings = common.decision()
     prepare_environment()
     from tasks.registry.promotion import history as find
 

@@ -1,7 +1,5 @@
 """The present champion, as the gate needs it: its numbers, and the protocol under which they were measured."""
 
-from prefect import task
-
 from elder import params
 from elder.errors import UserError
 from elder.files import parse_json
@@ -9,17 +7,10 @@ from elder.record import Champion, Record, read_record
 from tasks.errors import Unreachable
 from tasks.provenance.bom import RECORD
 from tasks.registry.client import Registry
-from tasks.retry import try_again
 from tasks.store.manifest import fingerprint
 from tasks.store.open import open_model
 
 CHAMPION = "champion"
-
-
-@task(name="champion", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def present_champion(settings: params.Registry, store: params.Store) -> Champion | None:
-    """Read the champion's numbers from the record that lies beside its weights; see `champion_of`."""
-    return champion_of(Registry(settings), store)
 
 
 def champion_of(registry: Registry, store: params.Store) -> Champion | None:

@@ -33,6 +33,19 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+# --- what a command needs ---
+
+
+def test_sections_that_a_command_does_not_need_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("select: {method: slep}\nregistry: {name: shop}\n")
+    assert read_params(path, [], {}, sections=("registry",)).registry.name == "shop"
+    with pytest.raises(UserError, match=r"store\.urk"):
+        read_params(path, ["store.urk=x"], {}, sections=("registry", "store"))
+    with pytest.raises(UserError, match="regisrty"):
+        read_params(path, ["regisrty.name=x"], {}, sections=("registry",))
+
+
 # --- the order ---
 
 

@@ -1,10 +1,15 @@
 """What every command pays before it does anything: help appears without the heavy libraries."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from elder import params
+from tasks.registry.client import Registry
 
 ROOT = Path(__file__).parents[3]
 HEAVY = [
@@ -48,8 +53,8 @@ COMMANDS = [
 ]
 
 
-def loaded_for(*arguments: str) -> tuple[list[str], str]:
-    """Run the command line; returns which heavy modules it loaded, and what it printed."""
+def loaded_for(*arguments: str, folder: Path = ROOT) -> tuple[list[str], str]:
+    """Run the command line in a folder; returns which heavy modules it loaded, and what it printed."""
     code = (
         "import sys\n"
         "from flows.cli import main\n"
@@ -63,7 +68,8 @@ def loaded_for(*arguments: str) -> tuple[list[str], str]:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -81,3 +87,12 @@ def test_a_commands_help_loads_no_heavy_library(command: str) -> None:
     heavy, said = loaded_for(command, "--help")
     assert heavy == []
     assert "--set" in said
+
+
+def test_a_decision_pays_for_no_method_and_no_flow(tmp_path: Path) -> None:
+    Registry(params.Registry(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    # settings of methods stand in the file, and are not needed
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    heavy, said = loaded_for("history", "a-model", "--json", folder=tmp_path)
+    assert set(heavy) & {"torch", "transformers", "prefect", "datasets"} == set()
+    assert json.loads(said)["entries"] == []

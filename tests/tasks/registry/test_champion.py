@@ -7,11 +7,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from elder.params import Registry, Store
+from elder.params import Store
 from elder.record import Champion
 from tasks.errors import Unreachable
-from tasks.registry import champion
-from tasks.registry.champion import present_champion
+from tasks.registry.champion import champion_of
 from tasks.store.open import open_store
 
 ROW = {
@@ -34,11 +33,8 @@ NO_CANDIDATE = RECORD | {"rows": RECORD["rows"][:1]}
 NO_NUMBER = RECORD | {"rows": [ROW | {"perplexity": {"in_domain": {}}}]}
 
 
-def champion_at(url: str | None, monkeypatch: pytest.MonkeyPatch) -> Champion | None:
-    monkeypatch.setattr(
-        champion, "Registry", lambda _: Mock(holder=lambda _: url and ("3", url))
-    )
-    return present_champion.fn(Registry(), Store())
+def champion_at(url: str | None) -> Champion | None:
+    return champion_of(Mock(holder=lambda _: url and ("3", url)), Store())
 
 
 @pytest.fixture
@@ -49,14 +45,12 @@ def published(tmp_path: Path) -> str:
     return open_store(str(tmp_path / "store")).publish(folder, "tiny").url
 
 
-def test_there_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert champion_at(None, monkeypatch) is None
+def test_there_may_be_none() -> None:
+    assert champion_at(None) is None
 
 
-def test_numbers_and_protocol_come_from_its_record(
-    published: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert champion_at(published, monkeypatch) == Champion.model_validate(
+def test_numbers_and_protocol_come_from_its_record(published: str) -> None:
+    assert champion_at(published) == Champion.model_validate(
         {
             "version": "3",
             "url": published,
@@ -68,14 +62,12 @@ def test_numbers_and_protocol_come_from_its_record(
     )
 
 
-def test_a_record_that_is_not_what_was_published(
-    published: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_is_not_what_was_published(published: str) -> None:
     path = Path(published) / "record.json"
     path.write_text(
         path.read_text(encoding="utf-8").replace("50.0", "99.0"), encoding="utf-8"
     )
-    found = champion_at(published, monkeypatch)
+    found = champion_at(published)
     fault = "its record.json is not what the manifest says"
     assert found == Champion(version="3", url=published, fault=fault)
 
@@ -97,16 +89,12 @@ def test_a_record_that_is_not_what_was_published(
         ({"record.json": "[" * 100_000}, "its record.json is nested deeper than"),
     ],
 )
-def test_a_record_that_cannot_be_used(
-    files: dict, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_cannot_be_used(files: dict, fault: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    found = champion_at(
-        open_store(str(tmp_path / "store")).publish(folder, "tiny").url, monkeypatch
-    )
+    found = champion_at(open_store(str(tmp_path / "store")).publish(folder, "tiny").url)
     assert found is not None
     assert fault in found.fault
 
@@ -114,7 +102,7 @@ def test_a_record_that_cannot_be_used(
 def test_a_model_that_is_gone_is_a_fault_and_a_store_that_is_away_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = champion_at(str(tmp_path / "store" / "models" / "tiny" / "a"), monkeypatch)
+    found = champion_at(str(tmp_path / "store" / "models" / "tiny" / "a"))
     assert "is no published model" in found.fault
 
     def away(*_: Any) -> None:
@@ -122,4 +110,4 @@ def test_a_model_that_is_gone_is_a_fault_and_a_store_that_is_away_is_tried_again
 
     monkeypatch.setattr("tasks.registry.champion.stored_record", away)
     with pytest.raises(Unreachable):
-        champion_at("anywhere", monkeypatch)
+        champion_at("anywhere")
