@@ -16,7 +16,7 @@ from tasks.record import (
     judge,
     present_champion,
     publish,
-    register,
+    register_run,
     report,
     settle,
     with_outcome,
@@ -30,7 +30,7 @@ from tasks.start import start_from
 
 
 @flow(name="compress", flow_run_name="{folder.name}")
-def compress(folder: Path) -> Record:
+def compress_and_register(folder: Path) -> Record:
     """Make one shallower model and bring it to the registry.
 
     Args:
@@ -61,7 +61,7 @@ def compress(folder: Path) -> Record:
         findings = Findings(rows, speed, champion, verdict, meter.stop(), seconds)
     record = settle(run, made, data.facts, origin, findings)
     published = publish(run, record)
-    mlflow_run, version = register(record, published, settings.registry)
+    mlflow_run, version = register_run(record, published, settings.registry)
     record = with_outcome(record, published, version, run.report)
     report(record, run.report, settings.registry, mlflow_run)
     close_run(folder, record)

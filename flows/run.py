@@ -42,11 +42,11 @@ def run_compression(settings: Params, root: Path, method: str) -> Record:
         message["error"] = sentence(error)
         notify.notify(settings.notify, "failure", message)
         raise
-    outcome, gate = summary(record), record.gate
+    gate = record.gate
     message |= {
         "version": record.model_version,
         "gate": {"mode": gate.mode, "passed": gate.passed, "reasons": gate.reasons},
-        "perplexity": outcome["perplexity"],
+        "perplexity": run_result(record)["perplexity"],
         "report": record.report,
     }
     event = "refusal" if gate.refused else "success"
@@ -54,7 +54,7 @@ def run_compression(settings: Params, root: Path, method: str) -> Record:
     return record
 
 
-def summary(record: Record) -> dict[str, Json]:
+def run_result(record: Record) -> dict[str, Json]:
     """Return what a run's record comes down to; perplexities are those out of domain, None where not finite."""
     return {
         "run_id": record.run_id,
@@ -100,10 +100,10 @@ def _run(settings: Params, root: Path, method: str, message: dict[str, Json]) ->
 
 def _run_flow(run: Run) -> Record:
     """Run the flow; where it fails, close what it left open in the registry."""
-    from flows.compress import compress
+    from flows.compress import compress_and_register
 
     try:
-        return compress(run.folder)
+        return compress_and_register(run.folder)
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with suppress(UserError):  # the first failure is the one to tell

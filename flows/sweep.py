@@ -26,7 +26,7 @@ from elder.record import Json, Record
 from elder.settings import DEFAULT
 from flows.checks.doctor import require
 from flows.environment import prepare_environment, project_root
-from flows.run import read_settings, run_compression, sentence, summary
+from flows.run import read_settings, run_compression, run_result, sentence
 from tasks.run.folder import finished_record
 from tasks.run.marks import read_mark
 
@@ -153,7 +153,7 @@ def _finished_row(cell: Cell, record: Record) -> CellRow:
         "cell": cell.values,
         "run_id": record.run_id,
         "version": record.model_version,
-        "perplexity": summary(record)["perplexity"],
+        "perplexity": run_result(record)["perplexity"],
         "gate_passed": record.gate.passed,
         "error": None,
     }

@@ -210,10 +210,10 @@ def _fill(registry: Registry, model: StoredModel) -> str | None:
 
 def _register(registry: Registry, run: str, model: StoredModel) -> str | None:
     """Register a model under its number; a number below it, whose model is gone, stays empty, as MLflow reuses none."""
-    version = registry.register(run, model.record, model.published)
+    version = registry.register_version(run, model.record, model.published)
     while version is not None and int(version) < model.number:
         registry.delete_version(version)
-        version = registry.register(run, model.record, model.published)
+        version = registry.register_version(run, model.record, model.published)
     return version
 
 

@@ -160,14 +160,14 @@ def publish_folder(
 
 
 @task(name="register", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def register(
+def register_run(
     record: Record, published: Published, settings: params.Registry
 ) -> tuple[str, str | None]:
     """Record the run in MLflow and, where the gate lets it pass, register the model; returns (MLflow run, version)."""
     registry = Registry(settings)
     run = registry.start_run(record.run_id)
     registry.log_record(run, record)
-    return run, registry.register(run, record, published)
+    return run, registry.register_version(run, record, published)
 
 
 @task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)

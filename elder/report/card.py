@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from elder.names import hub_id
 from elder.record import DOMAINS, CompressionRecord, Json, Number, Row, finite
 from elder.report.html import environment
-from elder.report.summary import summary
+from elder.report.summary import summarise
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -24,7 +24,7 @@ def model_card(record: CompressionRecord) -> str:
     Args:
         record: of a flow, or of ``elder compress`` alone; parts that lack are left out.
     """
-    told = summary(record)
+    told = summarise(record)
     templates = environment()
     templates.filters["cell"] = cell
     name = model_name(record.model.name, record.removed)

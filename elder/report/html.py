@@ -17,7 +17,7 @@ from elder.report.dots import (
     perplexity_values,
     task_values,
 )
-from elder.report.summary import summary
+from elder.report.summary import summarise
 from elder.report.words import as_yaml, compact, duration, number, plus_minus, size
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_report(record: CompressionRecord, path: Path) -> None:
         record: of a flow, or of ``elder compress`` alone; a part that lacks leaves its section out.
         path: the file to write; its folder is made.
     """
-    told = summary(record)
+    told = summarise(record)
     template = environment().get_template("report.html.j2")
     page = template.render(
         vars(told), perplexities=_perplexities(told.rows), tasks=_tasks(told.rows)

@@ -69,7 +69,7 @@ class Summary:
     headline: Headline | None
 
 
-def summary(record: CompressionRecord) -> Summary:
+def summarise(record: CompressionRecord) -> Summary:
     """Put together what the report and the card have in common; parts that lack leave theirs empty."""
     rows = record.rows if isinstance(record, Record) else []
     dense = _row_of(DENSE, rows)

@@ -69,9 +69,9 @@ def reproduce(
     settings = common.settings()
     root = project_root()
     prepare_environment()
-    from tasks.audit.reproduce import reproduce as run
+    from tasks.audit.reproduce import make_again
 
-    result = run(settings, root, name, output)
+    result = make_again(settings, root, name, output)
     show(result.as_json(), common.as_json, lambda: _reproduction_lines(result))
     if not result.comparison.ok:
         raise typer.Exit(1)

@@ -26,11 +26,13 @@ def run(
     settings = parameters.settings(method=method)
     root = project_root()
     prepare_environment()
-    from flows.run import run_compression, summary
+    from flows.run import run_compression, run_result
 
     end_as_after_ctrl_c()
     record = run_compression(settings, root, method or DEFAULT)
-    show(summary(record), as_json, lambda: _run_lines(record, settings.registry.name))
+    show(
+        run_result(record), as_json, lambda: _run_lines(record, settings.registry.name)
+    )
     if record.gate.refused:
         raise typer.Exit(1)
 

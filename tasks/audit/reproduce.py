@@ -94,7 +94,7 @@ class Reproduction(BaseModel):
         return head | tree.pop("comparison") | tree
 
 
-def reproduce(
+def make_again(
     settings: params.Params, root: Path, name: str, output: Path | None = None
 ) -> Reproduction:
     """Make a registered version again, and compare layers, weights and perplexities with its record.

@@ -1,7 +1,8 @@
 """The record of runs and the model registry, in MLflow. Versions point to the store by reference; no bytes are copied.
 
-A flow uses, in this order: ``check_store`` (cheap, before any work), ``start_run``, ``log_record``, ``register``,
-``log_files``, ``end_run``. All can be repeated: a flow that starts again under its own run id continues its MLflow run.
+A flow uses, in this order: ``check_store`` (cheap, before any work), ``start_run``, ``log_record``,
+``register_version``, ``log_files``, ``end_run``. All can be repeated: a flow that starts again under its own run id
+continues its MLflow run.
 """
 
 import json
@@ -178,7 +179,7 @@ class Registry:
 
     # Versions
 
-    def register(
+    def register_version(
         self, mlflow_run: str, record: Record, published: Published
     ) -> str | None:
         """Register the published model as a new version with the alias ``challenger``, linked to the run.

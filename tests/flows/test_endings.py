@@ -138,7 +138,7 @@ def test_a_run_holds_the_projects_turn(
     )
     monkeypatch.setattr(run, "require", lambda *_: None)
     monkeypatch.setattr(run, "end_server_with_this_process", lambda: None)
-    monkeypatch.setattr("flows.compress.compress", stand_in)
+    monkeypatch.setattr("flows.compress.compress_and_register", stand_in)
     run.run_compression(Params(), tmp_path, "default")
     FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
 

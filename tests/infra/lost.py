@@ -7,7 +7,7 @@ from typing import Any
 
 from elder import params
 from elder.record import Record
-from tasks.record import publish_folder, register, report
+from tasks.record import publish_folder, register_run, report
 from tasks.registry.client import Registry
 from tasks.registry.history import Entry
 from tasks.registry.promotion import carry_out, plan_promotion, plan_rollback
@@ -75,7 +75,7 @@ def run(
     unsigned = settings.model_copy(update={"signing": params.Signing(private_key=None)})
     typed = Record.model_validate(record)
     published = publish_folder(folder, typed, unsigned, root)
-    mlflow_run, version = register.fn(typed, published, settings.registry)
+    mlflow_run, version = register_run.fn(typed, published, settings.registry)
     later = {
         "artifact": published.model_dump(exclude={"uploaded_bytes"}),
         "model_version": version,

@@ -10,7 +10,7 @@ import yaml
 from elder.record import CompressionRecord, Record
 from elder.report.card import model_card
 from elder.report.html import write_report
-from elder.report.summary import summary
+from elder.report.summary import summarise
 from tests.elder.records import compress_record, make_record
 
 HOSTILE = '<script>alert("1")</script>|`x`'
@@ -68,7 +68,7 @@ def test_report_has_every_row_rule_and_digest(tmp_path):
 
 def test_headline_says_how_much_of_the_gap_is_closed():
     # ln(51.6 / 45.7) / ln(51.6 / 41.3) = 0.12143 / 0.22265 = 0.5454
-    headline = summary(typed(make_record())).headline
+    headline = summarise(typed(make_record())).headline
     assert headline.closed == pytest.approx(0.5454, abs=1e-4)
     assert (headline.best.name, headline.best.tokens) == ("sleb", 0)
 

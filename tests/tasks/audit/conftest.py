@@ -167,7 +167,7 @@ def publish_version(
         registry, typed = Registry(settings.registry), Record.model_validate(record)
         run = registry.start_run(run_id)
         registry.log_record(run, typed)
-        number = registry.register(run, typed, published)
+        number = registry.register_version(run, typed, published)
         later = {
             "artifact": published.model_dump(exclude={"uploaded_bytes"}),
             "model_version": number,

@@ -10,7 +10,7 @@ import pytest
 from elder import params
 from elder.record import Record
 from elder.settings import validate
-from tasks.audit.reproduce import Reproduction, reproduce
+from tasks.audit.reproduce import Reproduction, make_again
 from tasks.audit.run import audit
 from tasks.provenance.bom import bom
 from tasks.provenance.lineage import has_commit
@@ -73,7 +73,7 @@ def version(old: OldVersion, root: Path, settings: params.Params) -> str:
     registry = Registry(settings.registry)
     run = registry.start_run(record.run_id)
     registry.log_record(run, record)
-    number = registry.register(run, record, published)
+    number = registry.register_version(run, record, published)
     artifact = published.model_dump(mode="json", exclude={"uploaded_bytes"})
     later = {"artifact": artifact, "model_version": number}
     registry.log_files(run, record.model_copy(update=later))
@@ -120,7 +120,7 @@ def test_the_present_code_makes_an_old_version_again(
 ) -> None:
     """The record holds parameters at places where they no longer are; the commit is not known in this folder."""
     (root / "elder").symlink_to(ROOT / "elder")
-    result = reproduce(settings, root, f"{NAME}/{version}")
+    result = make_again(settings, root, f"{NAME}/{version}")
     assert result.code == "the present code"
     holds(result)
 
@@ -150,7 +150,7 @@ def test_its_own_commit_makes_an_old_version_again(
     ]
     subprocess.run(command, check=True)
     old.lay_out(clone)
-    result = reproduce(settings, clone, f"{NAME}/{version}")
+    result = make_again(settings, clone, f"{NAME}/{version}")
     assert result.code == f"commit {commit}"
     assert not [note for note in result.comparison.notes if "present code" in note]
     holds(result)

@@ -216,8 +216,8 @@ def test_registered_version_loads_in_transformers(settings, record, model, tmp_p
     published = store.publish(model, "tiny")
     registry, typed = Registry(settings), Record.model_validate(record)
     run = registry.start_run("local")
-    version = registry.register(run, typed, published)
-    assert registry.register(run, typed, published) == version
+    version = registry.register_version(run, typed, published)
+    assert registry.register_version(run, typed, published) == version
 
     entry = registry.client.get_model_version_by_alias("tiny", "challenger")
     assert (entry.version, entry.run_id, entry.source) == (
@@ -272,7 +272,9 @@ def test_registered_version_in_s3_loads_in_transformers(
         )
         registry = Registry(settings)
         run = registry.start_run("s3")
-        version = registry.register(run, Record.model_validate(record), published)
+        version = registry.register_version(
+            run, Record.model_validate(record), published
+        )
         uri = f"models:/tiny/{version}"
         env = {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         assert _load_elsewhere(settings, uri, tmp_path, env) == "[[1, 2]] 2 (1, 2, 4)"
@@ -295,7 +297,7 @@ def test_only_a_gate_that_is_on_refuses(settings, record, model, tmp_path, mode,
     registry, typed = Registry(named), Record.model_validate(record)
     run = registry.start_run(f"gate {mode}")
     registry.log_record(run, typed)
-    version = registry.register(run, typed, published)
+    version = registry.register_version(run, typed, published)
     client = registry.client
     found = client.search_model_versions(f"name = 'gate-{mode}'")
     tags = client.get_run(run).data.tags
