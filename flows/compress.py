@@ -57,9 +57,18 @@ def compress_and_register(folder: Path) -> Record:
         champion = present_champion(settings.registry, settings.store)
         verdict = judge(settings.gate, dense, candidate, speed, champion)
         seconds = time.monotonic() - started
-        rows = [dense, candidate, *others]
-        findings = Findings(rows, speed, champion, verdict, meter.stop(), seconds)
-    record = settle(run, made, data.facts, origin, findings)
+        findings = Findings(
+            made=made,
+            data=data.facts,
+            origin=origin,
+            rows=[dense, candidate, *others],
+            speed=speed,
+            champion=champion,
+            verdict=verdict,
+            energy=meter.stop(),
+            seconds=seconds,
+        )
+    record = settle(run, findings)
     published = publish(run, record)
     mlflow_run, version = register_run(record, published, settings.registry)
     record = with_outcome(record, published, version, run.report)

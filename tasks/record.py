@@ -39,9 +39,12 @@ from tasks.store.open import configured_store
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run measured and decided.
+    """What a run made, measured and decided.
 
     Attributes:
+        made: what the compression found and took.
+        data: where the data came from.
+        origin: where the code came from, and who started the run.
         rows: the dense model, the candidate, and the baselines.
         speed: of the dense model and the candidate.
         champion: the present one, if there is one.
@@ -50,6 +53,9 @@ class Findings:
         seconds: that this attempt took.
     """
 
+    made: CompressionRecord
+    data: DataFacts
+    origin: Lineage
     rows: list[Row]
     speed: Speed
     champion: Champion | None
@@ -77,42 +83,22 @@ def judge(
 
 
 @task(name="settle")
-def settle(
-    run: Run,
-    made: CompressionRecord,
-    facts: DataFacts,
-    origin: Lineage,
-    findings: Findings,
-) -> Record:
+def settle(run: Run, findings: Findings) -> Record:
     """Write down what is going to be published, or return what an earlier attempt of the same run wrote.
 
     A run that was killed while it published then publishes the same bytes again, and registers no second version.
     """
     if read_mark(run.record) is None:
-        write_record(put_together(run, made, facts, origin, findings), run.record)
+        write_record(put_together(run, findings), run.record)
     return read_record(read_mark(run.record), str(run.record))
 
 
-def put_together(
-    run: Run,
-    made: CompressionRecord,
-    facts: DataFacts,
-    origin: Lineage,
-    findings: Findings,
-) -> Record:
-    """Return the record of a run.
-
-    Args:
-        run: the run.
-        made: what the compression found and took.
-        facts: where the data came from.
-        origin: where the code came from, and who started the run.
-        findings: what was measured and decided.
-    """
-    tree = plain(made)
+def put_together(run: Run, findings: Findings) -> Record:
+    """Return the record of a run."""
+    tree = plain(findings.made)
     # not the folder that it was found in
     tree["model"]["name"] = run.settings.model.name
-    tree["lineage"] |= plain(origin)
+    tree["lineage"] |= plain(findings.origin)
     tree["lineage"]["params"] = run.settings.model_dump(mode="json")
     champion, verdict = findings.champion, findings.verdict
     tree |= {
@@ -124,7 +110,7 @@ def put_together(
         "champion": plain(champion) if champion else None,
         "gate": plain(verdict),
         "energy": findings.energy,
-        "data": plain(facts),
+        "data": plain(findings.data),
     }
     return Record.model_validate(tree)
 

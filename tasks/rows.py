@@ -4,6 +4,7 @@ from elder.device import device_of
 from elder.evaluation.protocol import PROTOCOL
 from elder.fingerprint import VERSIONS, Fingerprint, package_version, protocol_parts
 from elder.record import (
+    BUDGET,
     CANDIDATE,
     DENSE,
     CompressionRecord,
@@ -15,15 +16,6 @@ from elder.record import (
 )
 from tasks.run.run import Run
 from tasks.stage import evaluate, evaluate_dense
-
-BUDGET = (
-    "tokens_seen",
-    "tokens_generated",
-    "optimizer_steps",
-    "trainable_parameters",
-    "seconds",
-    "peak_memory_bytes",
-)
 
 
 def dense_row(run: Run, key: Fingerprint) -> Row:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from elder.compare.plan import DENSE, Measurement
-from elder.compare.result import BUDGET, Result, write_result
+from elder.compare.result import Result, write_result
 from elder.compression.compress import describe
 from elder.compression.job import Job, open_job
 from elder.compression.stages import STAGES, SYNTHETIC
@@ -14,7 +14,7 @@ from elder.files import copy_whole
 from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
 from elder.model.load import DTYPES, Loaded, load_model
 from elder.process import prepare_libraries
-from elder.record import Json, plain
+from elder.record import BUDGET, Json, plain
 
 
 def measure(one: Measurement, folder: Path) -> None:

@@ -13,23 +13,9 @@ from pydantic import ConfigDict, Field
 
 from elder.compare.plan import Measurement
 from elder.files import read_json, whole_file, write_json
-from elder.record import Json, Mean, Number, Perplexity, Plain, TaskResult, plain
+from elder.record import Budget, Json, Mean, Number, Perplexity, TaskResult, plain
 
 Losses = dict[str, np.ndarray]  # {domain: (blocks,)}, in nats
-
-
-class Budget(Plain):
-    """What making one model took; zeros for the dense one."""
-
-    tokens_seen: int = 0
-    tokens_generated: int = 0
-    optimizer_steps: int = 0
-    trainable_parameters: int = 0
-    seconds: Number = 0
-    peak_memory_bytes: int = 0
-
-
-BUDGET = tuple(Budget.model_fields)
 
 
 class Result(Budget):

@@ -11,9 +11,9 @@ import numpy as np
 
 from elder.compare.marks import Mark, mark_perplexities, mark_task_means
 from elder.compare.plan import DENSE
-from elder.compare.result import Budget, Result, nll_of
+from elder.compare.result import Result, nll_of
 from elder.compare.rows import FLOORS
-from elder.record import DOMAINS, Mean, Number, Perplexity, Plain, TaskResult
+from elder.record import DOMAINS, Budget, Mean, Number, Perplexity, Plain, TaskResult
 
 SORTED_BY = "out_of_domain"
 LARGEST_EXPONENT = 700  # above it, exp leaves the range of float64

@@ -3,9 +3,18 @@
 import csv
 import io
 
-from elder.compare.result import BUDGET, value_of
+from elder.compare.result import value_of
 from elder.compare.table import Section, TableRow
-from elder.record import DOMAINS, Json, Mean, Number, TaskResult, json_safe, plain
+from elder.record import (
+    BUDGET,
+    DOMAINS,
+    Json,
+    Mean,
+    Number,
+    TaskResult,
+    json_safe,
+    plain,
+)
 
 LEGEND = (
     "± is one standard error: over the seeds, or over the text's blocks for a single seed. **Bold**: the lowest "

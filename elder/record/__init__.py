@@ -19,6 +19,8 @@ from elder.record.base import (
     plain,
 )
 from elder.record.measured import (
+    BUDGET,
+    Budget,
     Evaluation,
     LoadTrial,
     Mean,
@@ -45,6 +47,8 @@ from elder.record.training import Point, Round, Scores, Spent, Trial
 
 __all__ = [
     "BASELINE",
+    "BUDGET",
+    "Budget",
     "CANDIDATE",
     "Champion",
     "CompressionRecord",

@@ -64,8 +64,22 @@ class Evaluation(Plain):
     parameters: int
 
 
-class Row(Plain):
-    """One model of a comparison: what was measured, under which protocol, and the budget it took."""
+class Budget(Plain):
+    """What making one model took; zeros for the dense one."""
+
+    tokens_seen: int = 0
+    tokens_generated: int = 0
+    optimizer_steps: int = 0
+    trainable_parameters: int = 0
+    seconds: Number = 0
+    peak_memory_bytes: int = 0
+
+
+BUDGET = tuple(Budget.model_fields)
+
+
+class MeasuredModel(Plain):
+    """One model of a comparison: what was measured, and under which protocol."""
 
     name: str
     kind: Literal["dense", "candidate", "baseline"]
@@ -76,12 +90,11 @@ class Row(Plain):
     parameters: int | None = None
     protocol_digest: str | None = None
     protocol: dict[str, Json] = Field(default_factory=dict)
-    tokens_seen: int = 0
-    tokens_generated: int = 0
-    optimizer_steps: int = 0
-    trainable_parameters: int = 0
-    seconds: Number = 0
-    peak_memory_bytes: int = 0
+
+
+# of two bases, pydantic writes the fields of the last first: the budget ends a row
+class Row(Budget, MeasuredModel):
+    """A measured model and the budget it took."""
 
 
 class SpeedFacts(Plain):

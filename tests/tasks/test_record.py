@@ -28,6 +28,9 @@ MADE = make_record()
 
 def findings(seconds: float = 2.04) -> Findings:
     return Findings(
+        made=CompressionRecord.model_validate(compress_record()),
+        data=DataFacts(source={"kind": "file"}),
+        origin=Lineage(git_commit="c0ffee", data={"calibration.txt": "9b"}),
         rows=[Row.model_validate(row) for row in MADE["rows"]],
         speed=Speed.model_validate(MADE["speed"]),
         champion=None,
@@ -50,14 +53,8 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path, folder, settings, "default", "build/models/x", None)
 
 
-def settled(run: Run, found: Findings) -> Record:
-    made = CompressionRecord.model_validate(compress_record())
-    origin = Lineage(git_commit="c0ffee", data={"calibration.txt": "9b"})
-    return settle.fn(run, made, DataFacts(source={"kind": "file"}), origin, found)
-
-
 def test_a_record_holds_what_all_tasks_found(run: Run) -> None:
-    record = settled(run, findings())
+    record = settle.fn(run, findings())
     assert (record.run_id, record.seconds, record.model.name) == (
         "r1",
         2.0,
@@ -72,14 +69,14 @@ def test_a_record_holds_what_all_tasks_found(run: Run) -> None:
 
 
 def test_what_is_published_is_settled_once(run: Run) -> None:
-    first = settled(run, findings(seconds=1))
-    assert settled(run, findings(seconds=9)) == first
+    first = settle.fn(run, findings(seconds=1))
+    assert settle.fn(run, findings(seconds=9)) == first
     run.record.write_text("")  # as a power cut leaves it
-    assert settled(run, findings(seconds=9)).seconds == 9
+    assert settle.fn(run, findings(seconds=9)).seconds == 9
 
 
 def test_all_copies_of_a_record_are_the_same_bytes(run: Run, tmp_path: Path) -> None:
-    record = settled(run, findings())
+    record = settle.fn(run, findings())
     write_record(record, tmp_path / "copy.json")
     text = run.record.read_bytes()
     assert (tmp_path / "copy.json").read_bytes() == text
@@ -102,7 +99,7 @@ def test_a_number_that_is_not_finite_is_none_in_json(run: Run, tmp_path: Path) -
 
 
 def test_the_outcome_is_no_part_of_what_is_published(run: Run) -> None:
-    record = settled(run, findings())
+    record = settle.fn(run, findings())
     published = Published(url="store/x", digest="d" * 64, files={}, uploaded_bytes=5)
     told = plain(with_outcome(record, published, "3", run.report))
     assert told["artifact"] == {"url": "store/x", "digest": "d" * 64, "files": {}}

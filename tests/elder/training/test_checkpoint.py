@@ -35,6 +35,13 @@ def gpt2() -> GPT2LMHeadModel:
     )
 
 
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where checkpoints lie, which are written after every step."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
+    return tmp_path / "run.checkpoint"
+
+
 @pytest.mark.parametrize(
     ("family", "optimizer"), [("llama", "adamw"), ("gpt2", "adamw"), ("llama", "muon")]
 )
@@ -43,18 +50,15 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     optimizer: str,
     llama: Callable,
     blocks: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
 ) -> None:
     def fresh() -> Any:
         return gpt2() if family == "gpt2" else llama(2)
 
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
     plan = replace(PLAN, optimizer=optimizer)
     whole = fresh()
     expected = train(whole, blocks, next_token(whole), plan, RUN)
 
-    checkpoint = tmp_path / "run.checkpoint"
     broken = fresh()
     loss, calls = next_token(broken), []
 
@@ -78,17 +82,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert len(steps) == 3  # three of six were done
     assert weights_digest(resumed) == weights_digest(whole)
     assert spent == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 def test_a_checkpoint_of_another_schedule_is_not_used(
-    llama: Callable,
-    blocks: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    llama: Callable, blocks: torch.Tensor, checkpoint: Path
 ) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
-    checkpoint = tmp_path / "run.checkpoint"
     model = llama(2)
     train(model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=checkpoint))
     other = Schedule(**{**asdict(PLAN), "seed": 4})
@@ -104,21 +103,21 @@ def test_a_checkpoint_of_another_schedule_is_not_used(
     "fault", ["empty", "truncated", "zeroed", "older", "smaller", "fewer"]
 )
 def test_a_checkpoint_that_cannot_be_used_is_none(
-    fault: str,
-    llama: Callable,
-    blocks: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fault: str, llama: Callable, blocks: torch.Tensor, checkpoint: Path
 ) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_EVERY", -1.0)
-    path = tmp_path / "run.checkpoint"
     expected = llama(2)
     whole = train(
-        expected, blocks, next_token(expected), PLAN, replace(RUN, checkpoint=path)
+        expected,
+        blocks,
+        next_token(expected),
+        PLAN,
+        replace(RUN, checkpoint=checkpoint),
     )
-    spoil(path, fault)
+    spoil(checkpoint, fault)
     model = llama(2)
-    spent = train(model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=path))
+    spent = train(
+        model, blocks, next_token(model), PLAN, replace(RUN, checkpoint=checkpoint)
+    )
     assert spent == whole
     assert weights_digest(model) == weights_digest(expected)
 
