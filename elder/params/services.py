@@ -16,6 +16,10 @@ class Store(Section):
         None, description="endpoint of an S3-compatible server"
     )
     region: str | None = Field(None, description="region of the bucket")
+    history: str | None = Field(
+        None,
+        description="where decisions lie, if others may write there than models; null: in the store",
+    )
 
 
 class Registry(Section):
@@ -41,6 +45,14 @@ class Signing(Section):
 
     private_key: str | None = Field(
         "keys/signing.pem", description="EC key, made on first use; null: sign nothing"
+    )
+    trusted: str = Field(
+        "keys/trusted.yaml",
+        description="file of the public keys that are believed; commit it",
+    )
+    command: str | None = Field(
+        None,
+        description="program that signs with a key of its own, in place of private_key",
     )
     keyless: bool = Field(
         False, description="sign with an identity, through Sigstore, instead of the key"

@@ -25,6 +25,8 @@ from elder.recovery import RECOVERIES
 from elder.selection import get_method
 from tasks import sources
 from tasks.provenance import signing
+from tasks.provenance.keys import refuse_lost
+from tasks.provenance.trust import trust_of
 from tasks.store.models import local_model
 
 FREE_GIB = 2  # a small model's run takes less; a large one needs several times its size
@@ -127,17 +129,18 @@ def evaluation(settings: Params, root: Path) -> str:
 def key(settings: Params, root: Path) -> str:
     """Look for the key that signs; where there is none yet, whether it can be made."""
     chosen = settings.signing
-    if chosen.keyless or chosen.private_key is None:
+    if chosen.keyless:
         signing.check_key(chosen, root)
-        return (
-            "keyless, through Sigstore"
-            if chosen.keyless
-            else "none: models are not signed"
-        )
+        return "keyless, through Sigstore"
+    if chosen.command is not None:
+        return f"by {chosen.command}"
+    if chosen.private_key is None:
+        return "none: models are not signed, and none can be promoted"
     path = root / chosen.private_key
     if path.exists():
         signing.check_key(chosen, root)
         return chosen.private_key
+    refuse_lost(path, trust_of(chosen, root))
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise UserError(

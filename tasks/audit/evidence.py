@@ -11,6 +11,7 @@ from elder.errors import UserError
 from elder.files import read_json
 from elder.record import Json, Record, read_record
 from tasks.provenance.bom import RECORD
+from tasks.provenance.trust import Trust
 from tasks.registry.client import Registry, parse_reference
 from tasks.store.manifest import MANIFEST, Files, describe, parse
 from tasks.store.open import open_model
@@ -41,7 +42,7 @@ class Evidence:
         folder: all that lies at ``source``, as it lies.
         settings: parameters of whoever audits.
         root: the project's folder.
-        public_key: key that must have signed; None: nobody said which.
+        trust: who must have signed.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Evidence:
     folder: Path
     settings: params.Params
     root: Path
-    public_key: Path | None
+    trust: Trust
 
     @cached_property
     def files(self) -> Files:
@@ -103,7 +104,7 @@ Check = Callable[[Evidence], str]
 
 
 def gather(
-    settings: params.Params, root: Path, name: str, public_key: Path | None, place: Path
+    settings: params.Params, root: Path, name: str, trust: Trust, place: Path
 ) -> Evidence:
     """Find a version in the registry and what it points to in the store, which may be copied into ``place``.
 
@@ -134,5 +135,5 @@ def gather(
         folder=store.as_it_lies(prefix, place),
         settings=settings,
         root=root,
-        public_key=public_key,
+        trust=trust,
     )

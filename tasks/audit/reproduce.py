@@ -20,6 +20,7 @@ from tasks.audit.evidence import Broken, Evidence, Unknown, gather
 from tasks.audit.rerun import Rerun, bring_data, code_of
 from tasks.audit.store import files
 from tasks.provenance.lineage import hardware
+from tasks.provenance.trust import trust_of
 from tasks.store.models import local_model
 
 # Relative difference of a perplexity: rounding to text where all else is the same; other processors and versions add up
@@ -113,7 +114,8 @@ def make_again(
         check_output(output)
     with tempfile.TemporaryDirectory(prefix="elder-reproduce-") as made:
         place = Path(made)
-        evidence = gather(settings, root, name, None, place / "stored")
+        trust = trust_of(settings.signing, root)
+        evidence = gather(settings, root, name, trust, place / "stored")
         record = _whole_record(evidence, name)
         with code_of(root, record.lineage, place / "code") as (code, notes):
             rerun = Rerun(record, root, code, settings)

@@ -18,6 +18,7 @@ from tasks.audit.mlflow import MLFLOW_CHECKS
 from tasks.audit.record import commit, data, gate, measured_again, source_model
 from tasks.audit.store import STORE_CHECKS
 from tasks.errors import Unreachable
+from tasks.provenance.trust import trust_file, trust_of
 
 # In the order in which they are told.
 CHECKS: dict[str, Check] = {
@@ -79,19 +80,16 @@ def audit(
         settings: registry, store and signing key.
         root: the project's folder, where data, source model and commits are looked for.
         name: ``NAME@ALIAS`` or ``NAME/VERSION``.
-        public_key: key that must have signed; None takes the one beside ``signing.private_key``.
+        public_key: key that must have signed; None: one of those that ``signing.trusted`` names.
         measure: measure perplexity again, too.
 
     Raises:
         UserError: there is no such version, no such key, or registry or store cannot be read.
     """
-    if public_key is not None and not public_key.is_file():
-        raise UserError(
-            f"there is no public key {str(public_key)!r}; name the PEM file of one"
-        )
+    trust = trust_file(public_key) if public_key else trust_of(settings.signing, root)
     checks = CHECKS | MEASURE if measure else CHECKS
     with tempfile.TemporaryDirectory(prefix="elder-audit-") as place:
-        evidence = gather(settings, root, name, public_key, Path(place))
+        evidence = gather(settings, root, name, trust, Path(place))
         findings = [examine(title, check, evidence) for title, check in checks.items()]
     return Audit(
         name=evidence.name,

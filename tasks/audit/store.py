@@ -8,7 +8,8 @@ from elder.errors import UserError
 from tasks.audit.evidence import Broken, Check, Evidence, Unknown
 from tasks.provenance.bom import BOM
 from tasks.provenance.bom import faults as bom_faults
-from tasks.provenance.signing import SIGNATURE, fault, public_key
+from tasks.provenance.bundle import BadSignature
+from tasks.provenance.signing import SIGNATURE, check_files
 from tasks.store.manifest import difference, digest
 
 if TYPE_CHECKING:
@@ -60,28 +61,14 @@ def version_digest(evidence: Evidence) -> str:
 
 
 def signature(evidence: Evidence) -> str:
-    """Verify the signature with the public key, or with the identity that must have signed."""
-    settings = evidence.settings.signing
-    key = evidence.public_key or public_key(settings, evidence.root)
-    if key is None and not settings.keyless:
-        raise Unknown(
-            "signing.private_key is null, so no key is known; name one with --public-key"
-        )
-    if key is not None and evidence.public_key is None and not key.is_file():
-        raise Unknown(
-            f"there is no public key {str(key)!r}; name one with --public-key"
-        )
-    if key is None and not (settings.identity and settings.issuer):
-        raise Unknown(
-            "who must have signed is not said; set signing.identity and signing.issuer"
-        )
+    """Verify the signature: by a key that is trusted with models, over every file as it is."""
+    path = evidence.folder / SIGNATURE
+    data = path.read_bytes() if path.is_file() else None
     try:
-        reason = fault(evidence.folder, settings, key)
-    except UserError as error:
-        raise Unknown(str(error)) from None
-    if reason:
-        raise Broken(reason)
-    return f"{SIGNATURE} holds for every file, by {key or settings.identity}"
+        signed = check_files(data, evidence.files, evidence.trust)
+    except BadSignature as error:
+        raise Broken(str(error)) from None
+    return f"{SIGNATURE} holds for every file, by {signed.by}"
 
 
 def bill_of_materials(evidence: Evidence) -> str:

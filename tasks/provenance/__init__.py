@@ -1,1 +1,1 @@
-"""Where a model comes from: bill of materials, signature, lineage, energy."""
+"""Where a model comes from, and who says so: keys and signatures, bill of materials, lineage, energy."""

@@ -9,13 +9,15 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
+from elder.params import Signing
 from elder.record import Json
 
 
 def lineage(root: Path) -> dict[str, Json]:
     """Return commit, cleanliness of the tree, starter, packages and hardware; None for what cannot be known here."""
     commit = git(root, "rev-parse", "HEAD")
-    status = git(root, "status", "--porcelain")
+    # whom to believe changes no number, and is written by the first run of a project
+    status = git(root, "status", "--porcelain", "--", ".", f":!{Signing().trusted}")
     return {
         "git_commit": commit,
         "git_clean": None if status is None else status == "",

@@ -52,6 +52,13 @@ def configured_store(settings: params.Store, root: Path) -> Store:
     return open_store(url, settings.endpoint, settings.region)
 
 
+def history_store(settings: params.Store, root: Path) -> Store:
+    """Open where decisions lie: a place of their own, or the store."""
+    return configured_store(
+        settings.model_copy(update={"url": settings.history or settings.url}), root
+    )
+
+
 def open_model(
     url: str, endpoint: str | None = None, region: str | None = None
 ) -> tuple[Store, str]:
