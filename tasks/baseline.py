@@ -1,6 +1,5 @@
 """A row beside the candidate: as many layers removed by another method, nothing trained, under the same protocol."""
 
-import json
 from pathlib import Path
 
 import yaml
@@ -9,6 +8,8 @@ from prefect import task
 import elder
 from elder.compensation import NONE
 from elder.compression.recipes import apply_method
+from elder.compression.results import Learnt
+from elder.files import read_json
 from elder.fingerprint import Fingerprint, folder_digest, recipe_of
 from elder.params import Params
 from elder.record import BASELINE, Json, Row, plain
@@ -82,11 +83,11 @@ def baseline(key: str, name: str, run: Run) -> dict[str, Json]:
     else:
         work = _compress_by(own, name, run)
     folder = work / ("compensate" if mended else "remove")
-    learnt = json.loads((work / "learn.json").read_text(encoding="utf-8"))
+    learnt = Learnt.model_validate(read_json(work / "learn.json"))
     result = run.baseline(name) / "evaluation.json"
     evaluation = evaluate(name, folder, run.stage_params, result)
-    spent = learnt | learnt["spent"]
-    return plain(row(name, BASELINE, evaluation, spent, learnt["removed"]))
+    spent = plain(learnt) | plain(learnt.spent)
+    return plain(row(name, BASELINE, evaluation, spent, learnt.removed))
 
 
 def _compress_by(own: Params, name: str, run: Run) -> Path:

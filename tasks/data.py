@@ -20,6 +20,7 @@ import yaml
 from prefect import task
 
 from elder.errors import UserError
+from elder.files import read_json
 from elder.fingerprint import Fingerprint
 from elder.locks import FOR_EVER, hold
 from elder.params import Params
@@ -96,9 +97,7 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
             "digests": {
                 out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs
             },
-            "source": json.loads(
-                (root / place / "source.json").read_text(encoding="utf-8")
-            ),
+            "source": read_json(root / place / "source.json"),
             "stages": made,
             "dvc_lock": str(told),
             "dvc_lock_sha256": hashlib.sha256(told.read_bytes()).hexdigest(),

@@ -1,6 +1,5 @@
 """Put the run's record together from what its tasks returned, and tell it: to the registry, the report and the card."""
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from prefect import task
 
 from elder import params
 from elder.evaluation.gate import judge as judge_rules
-from elder.files import write_json
+from elder.files import read_json, write_json, write_text
 from elder.record import (
     Champion,
     CompressionRecord,
@@ -133,8 +132,8 @@ def publish_folder(
         root: folder that relative paths start from.
     """
     told = plain(record)
-    (folder / "README.md").write_text(model_card(record), encoding="utf-8")
-    known = json.loads((folder / "elder.json").read_text(encoding="utf-8"))
+    write_text(folder / "README.md", model_card(record))
+    known = read_json(folder / "elder.json")
     known |= {key: told[key] for key in ("run_id", "model", "lineage")}
     write_json(folder / "elder.json", known)
     write_record(record, folder / RECORD)

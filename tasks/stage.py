@@ -3,7 +3,6 @@
 A process of its own is the only way that GPU memory is surely freed, and a crash there leaves the flow alive.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from prefect import task
 
 from elder.errors import NEED_LESS, Crash, UserError
+from elder.files import read_json
 from elder.process import CPU_SETTINGS
 from elder.record import CompressionRecord, Json, Speed
 from tasks.run.run import Run
@@ -62,7 +62,7 @@ def compression_stage(
 ) -> dict[str, Json]:
     """Run one or more stages of a compression (comma-separated); returns the last one's result."""
     run_stage("job", names, "--work", work, "--params", params, "--calibration", blocks)
-    return _read(work / f"{names.split(',')[-1]}.json")
+    return read_json(work / f"{names.split(',')[-1]}.json")
 
 
 @task(name="save model")
@@ -72,7 +72,7 @@ def save(run: Run) -> CompressionRecord:
         *("finish", "--work", run.work, "--params", run.stage_params),
         *("--calibration", run.blocks, "--output", run.model, "--method", run.method),
     )
-    return CompressionRecord.model_validate(_read(run.model / "elder.json"))
+    return CompressionRecord.model_validate(read_json(run.model / "elder.json"))
 
 
 @task(name="evaluate", task_run_name="evaluate {name}")
@@ -81,7 +81,7 @@ def evaluate(
 ) -> dict[str, Json]:
     """Evaluate a model of a run."""
     run_stage("evaluate", model, "--params", params, "--result", result)
-    return _read(result)
+    return read_json(result)
 
 
 @task(
@@ -97,7 +97,7 @@ def evaluate_dense(key: str, run: Run) -> dict[str, Json]:
     """
     result = run.result("dense")
     run_stage("evaluate", run.source, "--params", run.stage_params, "--result", result)
-    return _read(result)
+    return read_json(result)
 
 
 @task(name="measure speed")
@@ -108,8 +108,4 @@ def measure_speed(run: Run) -> Speed:
         *("bench", run.source, run.model),
         *("--params", run.stage_params, "--result", result),
     )
-    return Speed.model_validate(_read(result))
-
-
-def _read(path: Path) -> Json:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return Speed.model_validate(read_json(result))

@@ -12,8 +12,8 @@ def start_from(run: Run, data: Data) -> Lineage:
     """Make a run's folder ready for its stages, and return where data and code came from."""
     origin = lineage(run.root)
     inputs = model_parts(run.pinned)
-    inputs |= {"data": data.digests, "commit": origin["git_commit"]}
+    inputs |= {"data": data.digests, "commit": origin.git_commit}
     start_over_unless_same(run, Fingerprint(inputs))
     write_stage_params(run)
-    origin |= {"data": data.digests, "dvc_lock_sha256": data.lock_sha256}
-    return Lineage.model_validate(origin)
+    files = {"data": data.digests, "dvc_lock_sha256": data.lock_sha256}
+    return origin.model_copy(update=files)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elder.files import write_text
 from elder.record import DOMAINS, CompressionRecord, Row
 from elder.report.dots import (
     Plot,
@@ -36,8 +37,7 @@ def write_report(record: CompressionRecord, path: Path) -> None:
     page = template.render(
         vars(told), perplexities=_perplexities(told.rows), tasks=_tasks(told.rows)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def environment() -> "Environment":

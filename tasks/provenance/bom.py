@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from elder.errors import UserError
-from elder.files import parse_json
+from elder.files import parse_json, write_text
 from elder.record import Json, Number, Record
 from elder.report.card import model_name
 from tasks.store.manifest import File, Files, describe
@@ -54,7 +54,7 @@ def write_bom(folder: Path, record: Record, leave_out: tuple[str, ...] = ()) -> 
     files = {
         name: file for name, file in describe(folder).items() if name not in unknown
     }
-    (folder / BOM).write_text(bom(record, files), encoding="utf-8")
+    write_text(folder / BOM, bom(record, files))
 
 
 def bom(record: Record, files: Files) -> str:

@@ -10,22 +10,22 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from elder.params import Signing
-from elder.record import Json
+from elder.record import Json, Lineage
 
 
-def lineage(root: Path) -> dict[str, Json]:
+def lineage(root: Path) -> Lineage:
     """Return commit, cleanliness of the tree, starter, packages and hardware; None for what cannot be known here."""
     commit = git(root, "rev-parse", "HEAD")
     # whom to believe changes no number, and is written by the first run of a project
     status = git(root, "status", "--porcelain", "--", ".", f":!{Signing().trusted}")
-    return {
-        "git_commit": commit,
-        "git_clean": None if status is None else status == "",
-        "started_by": person(),
-        "deployment": _deployment(),
-        "installed": _installed(),
-        "hardware": hardware(),
-    }
+    return Lineage(
+        git_commit=commit,
+        git_clean=None if status is None else status == "",
+        started_by=person(),
+        deployment=_deployment(),
+        installed=_installed(),
+        hardware=hardware(),
+    )
 
 
 def person() -> str:
