@@ -1,10 +1,11 @@
-"""docs/extending.md does what it says: its worked example is read from the page, imported and run."""
+"""docs/extending.md does what it says: its worked examples are read from the page, imported and run."""
 
 import importlib
 import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,33 +17,58 @@ from elder.cli.app import build_app
 from elder.cli.services import LIBRARY
 from elder.compare.rows import parse_rows
 from elder.data import choose_blocks
+from elder.errors import UserError
 from elder.fingerprint import recipe_of
 from elder.model.layers import find_layers
+from elder.params.catalogue import Catalogue
+from elder.recovery import RECOVERIES, student_of
 from elder.selection import METHODS
-from elder.settings import read_params
+from elder.settings import read_params, validate
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-EXAMPLE = "elder/selection/norm_ratio.py"
+SELECTION, RECOVERY = "elder/selection/norm_ratio.py", "elder/recovery/steady.py"
+
+
+@contextmanager
+def imported(section: str, place: str, catalogue: Catalogue) -> Iterator[str]:
+    """Import a section's example as the module that it names; then forget it, so that no other test meets it."""
+    code = re.search(rf"## {section}\n.*?```python\n(.*?)```", PAGE, re.DOTALL)
+    assert code
+    assert f"`{place}`" in PAGE
+    module = Path(place).stem
+    Path(f"{module}.py").write_text(code[1], encoding="utf-8")
+    known = set(catalogue)
+    importlib.import_module(module)
+    (name,) = set(catalogue) - known
+    try:
+        yield name
+    finally:
+        del catalogue.entries[name], sys.modules[module]
 
 
 @pytest.fixture(autouse=True)
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Import the example as the module that the page names; then forget it, so that no other test meets it."""
-    code = re.search(r"## A selection method.*?```python\n(.*?)```", PAGE, re.DOTALL)
-    assert code
-    (tmp_path / Path(EXAMPLE).name).write_text(code[1], encoding="utf-8")
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in an empty folder that modules are imported from."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     # it would hide warnings from the other tests
     monkeypatch.setattr("elder.cli.options.prepare_libraries", lambda: None)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    known = set(METHODS)
-    importlib.import_module("norm_ratio")
-    (name,) = set(METHODS) - known
-    yield name
-    del METHODS.entries[name], sys.modules["norm_ratio"]
+    yield
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def example(empty_folder: None) -> Iterator[str]:
+    with imported("A selection method", SELECTION, METHODS) as name:
+        yield name
+
+
+@pytest.fixture
+def recovery(empty_folder: None) -> Iterator[str]:
+    with imported("A recovery", RECOVERY, RECOVERIES) as name:
+        yield name
 
 
 def select(model: Path, text: Path, *arguments: str) -> Result:
@@ -151,10 +177,46 @@ def test_the_worked_example_protects_layers_and_is_named_to_who_errs(
     assert f"did you mean '{example}'?" in done.stderr
 
 
+def test_the_worked_recovery_is_the_loss_that_it_says(
+    recovery: str, trained: LlamaForCausalLM, text_blocks: torch.Tensor
+) -> None:
+    ids = text_blocks[:2]
+    with torch.no_grad():
+        logits = trained(ids).logits.double()
+    sums = logits.exp().sum(dim=-1).log()  # (2, 48)
+    wanted = logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    next_token = (sums[:, :-1] - wanted).mean().item()
+    for z in (0.0, 1e-4, 0.5):
+        made = validate({"recover": {"mode": recovery, recovery: {"z": z}}})
+        student = student_of(made.recover, trained, None)
+        loss = RECOVERIES.find(recovery).function(student)(ids)
+        expected = next_token + z * sums.square().mean().item()
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_worked_recovery_is_run_by_its_name_with_its_setting(
+    recovery: str, model_folder: Path, text_file: Path
+) -> None:
+    given = f"--method last --layers 2 --samples 8 --seq-len 32 --recover {recovery}"
+    few = "--set recover.epochs=1 --set recover.lr=1e-3 --set regularise.epochs=0"
+    asked = [*given.split(), *few.split(), "--set", f"recover.{recovery}.z=1e-3"]
+    places = ["--calibration", str(text_file), "--output", "out", "--json"]
+    done = CliRunner().invoke(
+        build_app(LIBRARY), ["compress", str(model_folder), *asked, *places]
+    )
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["recipe"]["recover"]["mode"] == recovery == "steady"
+    assert record["recipe"]["recover"][recovery] == {"z": 1e-3}
+    assert record["tokens_seen"] == 8 * 32
+    with pytest.raises(UserError, match=f"{recovery}.z = -1"):
+        validate({"recover": {recovery: {"z": -1}}})
+
+
 def test_every_place_that_the_page_names_is_there() -> None:
     places = set(
         re.findall(r"`((?:elder|tasks|flows|tests|data|docs)/[\w/.]*)`", PAGE)
-    ) - {EXAMPLE}
+    ) - {SELECTION, RECOVERY}
     assert len(places) > 12
     assert [place for place in sorted(places) if not (ROOT / place).exists()] == []
     named = re.findall(r"`(\w+)` (?:of|in) `(elder/[\w/]+\.py)`", PAGE)
