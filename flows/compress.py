@@ -54,7 +54,7 @@ def compress_and_register(folder: Path) -> Record:
         dense, candidate = dense_row(run, key), candidate_row(run, made)
         others = baselines(run, key, data.digests[run.blocks.name])
         speed = measure_speed(run)
-        champion = present_champion(settings.registry, settings.store)
+        champion = present_champion(settings, run.root)
         verdict = judge(settings.gate, dense, candidate, speed, champion)
         seconds = time.monotonic() - started
         findings = Findings(
@@ -70,7 +70,7 @@ def compress_and_register(folder: Path) -> Record:
         )
     record = settle(run, findings)
     published = publish(run, record)
-    mlflow_run, version = register_run(record, published, settings.registry)
+    mlflow_run, version = register_run(record, published, settings, run.root)
     record = with_outcome(record, published, version, run.report)
     report(record, run.report, settings.registry, mlflow_run)
     close_run(folder, record)

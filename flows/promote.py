@@ -15,6 +15,7 @@ from pydantic import Field
 from elder.params import Params
 from elder.settings import read_params
 from flows.environment import prepare_environment
+from tasks.provenance.identity import who_acts
 from tasks.registry.history import Entry
 from tasks.registry.promotion import Plan, Refused, carry_out, plan_promotion
 from tasks.retry import try_again
@@ -27,7 +28,9 @@ class Decision(RunInput):
 
     approve: bool = Field(description="make this version the champion")
     reason: str = Field(description="why; the history keeps it", min_length=1)
-    by: str = Field(description="who decides; the history keeps it", min_length=1)
+    by: str = Field(
+        description="who decides; the history keeps it as a comment", min_length=1
+    )
 
 
 @flow(name="promote", flow_run_name="{name} version {version}")
@@ -74,7 +77,8 @@ def promote(
             )
         # the bytes once more: the answer may have taken a day
         check_promotion(settings, root, name, str(version), force)
-        entry = decide(settings, root, plan, answer.by, answer.reason)
+        said = f"the form says: {answer.by}"
+        entry = decide(settings, root, plan, answer.reason, said)
     except Refused as refusal:
         return Completed(name="Refused", message=str(refusal))
     return Completed(
@@ -100,6 +104,9 @@ def check_promotion(
 
 
 @task(name="promote")
-def decide(settings: Params, root: Path, plan: Plan, by: str, reason: str) -> Entry:
-    """Write the decision down and move the champion."""
-    return carry_out(settings, root, plan, by, reason)
+def decide(
+    settings: Params, root: Path, plan: Plan, reason: str, comment: str
+) -> Entry:
+    """Write the decision down and move the champion; nobody vouches for the name in the form, which is a comment."""
+    who = who_acts(settings.registry)
+    return carry_out(settings, root, plan, who, reason, comment)

@@ -28,15 +28,17 @@ from elder.settings import read_params
 from flows.environment import prepare_environment
 from tasks.errors import Unreachable, plain_errors
 from tasks.provenance.bom import BOM, RECORD, listed_files
-from tasks.registry.champion import CHAMPION, stored_record
+from tasks.provenance.keys import Signer, signer_of
+from tasks.provenance.trust import Trust, trust_of
 from tasks.registry.client import Registry
-from tasks.registry.history import Entry, read_log
+from tasks.registry.history import Entry, read_history
 from tasks.registry.metrics import created_at
-from tasks.registry.promotion import history
-from tasks.registry.versions import by_digest, same_model
+from tasks.registry.promotion import history_of
+from tasks.registry.verified import name_of, signed_record
+from tasks.registry.versions import CHAMPION, by_digest, same_model
 from tasks.store.base import Published, Store
 from tasks.store.manifest import MANIFEST, describe
-from tasks.store.open import configured_store
+from tasks.store.open import configured_store, history_store
 
 
 def publish(folder: Path, settings: Params, root: Path) -> str:
@@ -85,8 +87,15 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
             or registry or store cannot be used.
     """
     name, store = settings.registry.name, configured_store(settings.store, root)
-    log = read_log(store, name)
-    records, lines = _records(settings, store)
+    signer = signer_of(settings.signing, root, "model")
+    trust = trust_of(settings.signing, root)
+    decisions = read_history(history_store(settings.store, root), name, trust)
+    if decisions.faults:
+        raise UserError(
+            f"{'; '.join(decisions.faults)}: bring the history of {name} back first, from a backup"
+        )
+    log = decisions.entries
+    records, lines = _records(name, store, trust)
     if not (records or lines or log):
         others = sorted({path.partition("/")[0] for path in store.paths("models")})
         raise UserError(
@@ -108,11 +117,11 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
             version=versions.get(digest),
             number=wanted.get(digest, 0),
         )
-        version = _fill(registry, model)
+        version = _fill(registry, model, signer)
         outcome = f"version {version}" if version else "refused by the gate"
         lines.append(f"run {model.record.run_id}: {outcome}")
-    log, fault = history(settings, root, name, whole=True)
-    return [*lines, _ending(registry, log)], fault
+    decisions, faults = history_of(settings, root, name, whole=True)
+    return [*lines, _ending(registry, decisions.entries)], "; ".join(faults)
 
 
 def numbers(digests: list[str], log: list[Entry]) -> dict[str, int]:
@@ -164,9 +173,11 @@ def _same_numbers(
         same_model(registry, entry.version, there, entry.digest)
 
 
-def _records(settings: Params, store: Store) -> tuple[dict[str, Record], list[str]]:
-    """Return the records of all models by digest, the oldest first, and a line for each model that has none."""
-    folder = f"models/{settings.registry.name}"
+def _records(
+    name: str, store: Store, trust: Trust
+) -> tuple[dict[str, Record], list[str]]:
+    """Return the signed records of all whole models by digest, the oldest first, and a line for each other model."""
+    folder = f"models/{name}"
     records: dict[str, Record] = {}
     lines = []
     for path in sorted(store.paths(folder)):
@@ -174,9 +185,7 @@ def _records(settings: Params, store: Store) -> tuple[dict[str, Record], list[st
         if rest != MANIFEST:
             continue
         try:
-            records[digest] = stored_record(
-                f"{store.url}/{folder}/{digest}", settings.store
-            )
+            records[digest] = _believed(name, store, f"{folder}/{digest}", trust)
         except Unreachable:
             raise
         except UserError as error:
@@ -185,7 +194,22 @@ def _records(settings: Params, store: Store) -> tuple[dict[str, Record], list[st
     return {digest: records[digest] for digest in by_age}, lines
 
 
-def _fill(registry: Registry, model: StoredModel) -> str | None:
+def _believed(name: str, store: Store, prefix: str, trust: Trust) -> Record:
+    """Return the record of a model whose bytes are those that somebody who is trusted has signed, under this name.
+
+    Raises:
+        UserError: if they are not.
+    """
+    record, _, _ = signed_record(store, prefix, trust)
+    if name_of(record) != name:
+        raise UserError(f"it was signed as a model of {name_of(record)!r}")
+    faults = store.verify(prefix)
+    if faults:
+        raise UserError("; ".join(faults))
+    return record
+
+
+def _fill(registry: Registry, model: StoredModel, signer: Signer) -> str | None:
     """Record a run where MLflow does not know it, and register its model where it is not; returns the version."""
     record = model.record
     run, status = registry.find_run(record.run_id) or (None, None)
@@ -193,7 +217,10 @@ def _fill(registry: Registry, model: StoredModel) -> str | None:
     if run is None or status != "FINISHED":
         run = registry.start_run(record.run_id, at=at)
         registry.log_record(run, record)
-    version = model.version or _register(registry, run, model)
+    version = model.version or _register(registry, run, model, signer)
+    if version is not None:
+        digest = model.published.digest
+        registry.sign_version(version, digest, record.run_id, signer)
     if RECORD not in registry.attached(run):
         artifact = model.published.model_dump(exclude={"uploaded_bytes"})
         whole = record.model_copy(
@@ -208,12 +235,15 @@ def _fill(registry: Registry, model: StoredModel) -> str | None:
     return version
 
 
-def _register(registry: Registry, run: str, model: StoredModel) -> str | None:
+def _register(
+    registry: Registry, run: str, model: StoredModel, signer: Signer
+) -> str | None:
     """Register a model under its number; a number below it, whose model is gone, stays empty, as MLflow reuses none."""
-    version = registry.register_version(run, model.record, model.published)
+    record, published = model.record, model.published
+    version = registry.register_version(run, record, published, signer)
     while version is not None and int(version) < model.number:
         registry.delete_version(version)
-        version = registry.register_version(run, model.record, model.published)
+        version = registry.register_version(run, record, published, signer)
     return version
 
 

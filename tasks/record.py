@@ -25,10 +25,12 @@ from elder.record import (
 from elder.report.card import model_card
 from elder.report.html import write_report
 from tasks.provenance.bom import RECORD, write_bom
+from tasks.provenance.keys import signer_if_any
 from tasks.provenance.signing import SIGNATURE, sign
 from tasks.record_file import write_record
 from tasks.registry.champion import champion_of
 from tasks.registry.client import Registry
+from tasks.registry.ledger import open_ledger
 from tasks.retry import try_again
 from tasks.run.marks import read_mark
 from tasks.run.run import Run
@@ -64,9 +66,9 @@ class Findings:
 
 
 @task(name="champion", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
-def present_champion(settings: params.Registry, store: params.Store) -> Champion | None:
+def present_champion(settings: params.Params, root: Path) -> Champion | None:
     """Read the champion's numbers from the record that lies beside its weights; see `champion_of`."""
-    return champion_of(Registry(settings), store)
+    return champion_of(open_ledger(settings, root, settings.registry.name))
 
 
 @task(name="gate")
@@ -146,13 +148,14 @@ def publish_folder(
 
 @task(name="register", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
 def register_run(
-    record: Record, published: Published, settings: params.Registry
+    record: Record, published: Published, settings: params.Params, root: Path
 ) -> tuple[str, str | None]:
     """Record the run in MLflow and, where the gate lets it pass, register the model; returns (MLflow run, version)."""
-    registry = Registry(settings)
+    registry = Registry(settings.registry)
     run = registry.start_run(record.run_id)
     registry.log_record(run, record)
-    return run, registry.register_version(run, record, published)
+    signer = signer_if_any(settings.signing, root)
+    return run, registry.register_version(run, record, published, signer)
 
 
 @task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
+from elder.errors import UserError
 from elder.evaluation.rules import (
     Limit,
     at_least,
@@ -17,6 +20,7 @@ from elder.record import (
     Champion,
     Domain,
     LoadTrial,
+    Record,
     Repetition,
     Row,
     Rule,
@@ -54,6 +58,36 @@ def judge(
         enforced=gate.mode == "on",
         rules=rules,
     )
+
+
+def judge_again(record: Record) -> Verdict:
+    """Judge a record's numbers by the record's own rules.
+
+    Raises:
+        UserError: it does not hold the rules, or the numbers.
+    """
+    try:
+        rules = Gate.model_validate(record.lineage.params["gate"])
+    except (KeyError, ValidationError):
+        raise UserError(
+            "the record does not say by which rules the gate judged"
+        ) from None
+    rows = record.dense, record.candidate
+    return judge(rules, *rows, record.speed, record.champion)
+
+
+def differences(told: Verdict, judged: Verdict) -> list[str]:
+    """Return a sentence for each thing in which two verdicts differ."""
+    before: dict[str, object] = {"mode": told.mode, "passed": told.passed}
+    now: dict[str, object] = {"mode": judged.mode, "passed": judged.passed}
+    for verdict, by_rule in ((told, before), (judged, now)):
+        for rule in verdict.rules:
+            by_rule[f"rule {rule.rule}"] = (rule.value, rule.limit, rule.passed)
+    return [
+        f"{what} is {before.get(what)}, judged again {now.get(what)}"
+        for what in before | now
+        if before.get(what) != now.get(what)
+    ]
 
 
 def _known(rules: Iterable[Rule | None]) -> list[Rule]:

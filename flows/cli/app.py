@@ -8,7 +8,7 @@ from elder.cli.app import build_app as build_library
 from elder.cli.options import with_options
 from elder.cli.services import Services
 from elder.params import Params
-from flows.cli import audit, registry, run, serve, sweep
+from flows.cli import audit, keys, registry, run, serve, sweep
 from flows.environment import prepare_environment
 
 COMMANDS = (
@@ -17,6 +17,7 @@ COMMANDS = (
     registry.promote,
     registry.rollback,
     registry.history,
+    keys.keys,
     run.run,
     run.doctor,
     serve.serve,

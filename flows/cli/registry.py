@@ -1,5 +1,6 @@
 """``elder promote``, ``elder rollback``, ``elder history``: who is champion, and who decided so, when and why."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ Force = Annotated[
         help="Go on where the comparison with the champion says no or cannot be made.",
     ),
 ]
+AcceptHistory = Annotated[
+    bool,
+    typer.Option(
+        "--accept-history",
+        help="Sign the history as it lies, though it is unsigned or cut, or the registry tells otherwise.",
+    ),
+]
+HISTORY = ("", "decision", "version", "before", "by", "key", "at (UTC)", "reason")
 COLUMNS = {"layers": "d", "in_domain": ".2f", "out_of_domain": ".2f", "tasks": ".3f"}
 
 
@@ -59,16 +68,19 @@ def promote(
     ],
     confirmation: Confirmation,
     force: Force = False,
+    accept_history: AcceptHistory = False,
     common: CommonOptions,
 ) -> None:
-    """Make a version the champion, after checks of its gate, its stored bytes and its numbers beside the champion."""
+    """Make a version the champion, after checks of its signatures, gate, bytes and numbers beside the champion."""
     confirmation.check()
     settings = common.decision()
     prepare_environment()
     from tasks.registry.promotion import plan_promotion
 
     def plan() -> "Plan":
-        return plan_promotion(settings, Path.cwd(), name, version, force)
+        return plan_promotion(
+            settings, Path.cwd(), name, version, force, accept_history
+        )
 
     _decide(settings, plan, confirmation, common.as_json)
 
@@ -90,25 +102,22 @@ def history(name: Name, common: CommonOptions) -> None:
     """Show every promotion and rollback of a model: who, when, why, and from which version."""
     settings = common.decision()
     prepare_environment()
-    from tasks.registry.promotion import history as find
+    from tasks.registry.promotion import history_of
 
-    log, fault = find(settings, Path.cwd(), name)
-    if fault:
-        say(f"the registry was not brought in line with the history: {fault}")
+    decisions, faults = history_of(settings, Path.cwd(), name)
+    log = decisions.entries
     if common.as_json:
-        last = (
-            log[-1].model_dump()
-            if log
-            else dict.fromkeys(("version", "previous", "by", "at"))
-        )
-        heading = {key: last[key] for key in ("version", "previous", "by", "at")}
-        show(
-            {"name": name, **heading, "entries": [entry.model_dump() for entry in log]},
-            True,
-            list,
-        )
+        heading = dict.fromkeys(("version", "previous", "by", "at"))
+        if log and not faults:
+            last = log[-1].model_dump()
+            heading = {key: last[key] for key in heading}
+        entries = [entry.model_dump() for entry in log]
+        told = {"name": name, **heading, "entries": entries, "faults": faults}
+        show(told, True, list)
     else:
-        _print_table(name, log)
+        _print_table(name, log, faults)
+    if faults:
+        refuse(f"who is champion of {name} is in doubt: {'; '.join(faults)}", 1)
 
 
 def on_terminal() -> bool:
@@ -123,7 +132,7 @@ def _decide(
     as_json: bool,
 ) -> None:
     """Check, ask, and do; exit 1 where a check or the person who was asked said no."""
-    from tasks.provenance.lineage import person
+    from tasks.provenance.identity import who_acts
     from tasks.registry.promotion import Refused, carry_out
 
     reason = confirmation.reason
@@ -134,7 +143,8 @@ def _decide(
             if not typer.confirm(f"{plan.action.capitalize()}?", err=True):
                 refuse("nothing was changed", 1)
             reason = reason or typer.prompt("Why?", err=True)
-        entry = carry_out(settings, Path.cwd(), plan, person(), reason or "")
+        who, comment = who_acts(settings.registry), os.environ.get("ELDER_USER")
+        entry = carry_out(settings, Path.cwd(), plan, who, reason or "", comment)
     except Refused as refusal:
         refuse(f"refused: {refusal}", 1)
     show(
@@ -164,8 +174,14 @@ def _plan_lines(plan: "Plan") -> list[str]:
     return [
         *lines,
         plan.compared,
-        f"The stored bytes of version {plan.version} are those of its manifest.",
+        f"The stored bytes of version {plan.version} are those that were signed.",
+        *([f"Accepted as it lies: {plan.accepted}"] if plan.accepted else []),
     ]
+
+
+def _why(entry: "Entry") -> str:
+    """Return the reason, and in brackets what was said beside it."""
+    return f"{entry.reason} ({entry.comment})" if entry.comment else entry.reason
 
 
 def _sentence(name: str, entry: "Entry") -> str:
@@ -173,18 +189,21 @@ def _sentence(name: str, entry: "Entry") -> str:
     return f"{name}: champion is version {entry.version} ({before}), by {entry.by} at {entry.at}: {entry.reason}"
 
 
-def _print_table(name: str, log: "list[Entry]") -> None:
+def _print_table(name: str, log: "list[Entry]", faults: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if not log:
-        print(f"{name}: nothing was ever promoted")
+        print(
+            f"{name}: nothing was ever promoted{' that can be believed' if faults else ''}"
+        )
         return
-    table = Table(
-        title=f"{name}: champion is version {log[-1].version}", title_justify="left"
-    )
-    for heading in ("", "decision", "version", "before", "by", "at (UTC)", "reason"):
+    title = f"{name}: champion is version {log[-1].version}"
+    if faults:
+        title = f"{name}: the decisions that can be believed"
+    table = Table(title=title, title_justify="left")
+    for heading in HISTORY:
         table.add_column(heading)
     for entry in log:
         row: list[Any] = [
@@ -194,6 +213,6 @@ def _print_table(name: str, log: "list[Entry]") -> None:
             entry.previous or "none",
             entry.by,
         ]
-        row += [entry.at[:19].replace("T", " "), entry.reason]
+        row += [entry.signed_by, entry.at[:19].replace("T", " "), _why(entry)]
         table.add_row(*(Text(one_line(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from elder import params
-from elder.evaluation.gate import judge
-from elder.record import Perplexity, Verdict
+from elder.evaluation.gate import differences, judge_again
+from elder.record import Perplexity
 from elder.settings import params_of_record
 from tasks.audit.evidence import Broken, Evidence, Unknown
 from tasks.audit.mlflow import some
@@ -19,9 +19,8 @@ TOLERANCE = 1e-3
 def gate(evidence: Evidence) -> str:
     """Judge the record's numbers again by the record's own rules."""
     record = evidence.record
-    rules = params.Gate.model_validate(record.lineage.params["gate"])
-    judged = judge(rules, record.dense, record.candidate, record.speed, record.champion)
-    faults = _differences(record.gate, judged)
+    judged = judge_again(record)
+    faults = differences(record.gate, judged)
     if judged.refused:
         faults.append("it refuses this model, which is registered all the same")
     if faults:
@@ -139,20 +138,6 @@ def measured_again(evidence: Evidence) -> str:
             )
         sentences.append(f"{domain} {now:.4f}")
     return f"measured again: {', '.join(sentences)}"
-
-
-def _differences(told: Verdict, judged: Verdict) -> list[str]:
-    """Return a sentence for each thing in which two verdicts differ."""
-    before: dict[str, object] = {"mode": told.mode, "passed": told.passed}
-    now: dict[str, object] = {"mode": judged.mode, "passed": judged.passed}
-    for verdict, by_rule in ((told, before), (judged, now)):
-        for rule in verdict.rules:
-            by_rule[f"rule {rule.rule}"] = (rule.value, rule.limit, rule.passed)
-    return [
-        f"{what} is {before.get(what)}, judged again {now.get(what)}"
-        for what in before | now
-        if before.get(what) != now.get(what)
-    ]
 
 
 def _number(measured: Perplexity) -> float:

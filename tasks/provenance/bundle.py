@@ -142,6 +142,20 @@ def verify_bundle(data: bytes, trust: Trust, kind: str, what: str) -> Signed:
     return Signed(statement, key, by)
 
 
+def covered_statement(data: bytes, what: str) -> Statement:
+    """Return the statement in a bundle whose bytes something else vouches for, such as a digest that was signed.
+
+    Raises:
+        BadSignature: it is no bundle.
+    """
+    try:
+        bundle = parse_json(data, what)
+        payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
+    except (UserError, KeyError, TypeError, binascii.Error):
+        raise BadSignature(f"{what} is no signature in a Sigstore bundle") from None
+    return _statement(payload, what)
+
+
 def pae(payload: bytes) -> bytes:
     """Return the bytes that are signed for a payload (DSSE v1, pre-authentication encoding)."""
     kind = PAYLOAD_TYPE.encode()

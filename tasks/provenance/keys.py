@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -122,14 +122,15 @@ def signer_of(settings: params.Signing, root: Path, role: Role) -> Signer:
             "signing.private_key is null, so nothing can be signed: name a key, or a signing.command"
         )
     path = root / settings.private_key
-    trust = trust_of(settings, root)
+    trust, since = trust_of(settings, root), None
     if not path.exists():
         refuse_lost(path, trust)
         with plain_errors(path):
             _make(path)
+        since = _today()
     key = read_private(path)
     if trust.nobody:
-        _announce(path, key, settings, root)
+        _announce(path, trust_own_key(settings, root, ROLES, since), settings.trusted)
     elif not trust.holds(public_text(key), role):
         raise UserError(
             f"{str(path)!r} is not trusted with {_signs(role)} by {settings.trusted!r}: use a key that is, or add"
@@ -137,6 +138,13 @@ def signer_of(settings: params.Signing, root: Path, role: Role) -> Signer:
         )
     _write_public(path, key)
     return FileSigner(key)
+
+
+def signer_if_any(settings: params.Signing, root: Path) -> Signer | None:
+    """Return what signs models and registrations here; None where the settings name nothing."""
+    if settings.command is None and (settings.private_key is None or settings.keyless):
+        return None
+    return signer_of(settings, root, "model")
 
 
 def refuse_lost(path: Path, trust: Trust) -> None:
@@ -165,13 +173,22 @@ def new_key(settings: params.Signing, root: Path, roles: Sequence[Role]) -> Trus
             path.rename(path.with_name(f"{path.stem}-until-{stamp}{path.suffix}"))
             path.with_suffix(PUBLIC_SUFFIX).unlink(missing_ok=True)
         _make(path)
-    return trust_own_key(settings, root, roles)
+    return trust_own_key(settings, root, roles, _today())
 
 
 def trust_own_key(
-    settings: params.Signing, root: Path, roles: Sequence[Role]
+    settings: params.Signing,
+    root: Path,
+    roles: Sequence[Role],
+    since: date | None = None,
 ) -> TrustedKey:
-    """Add the present private key's public half to the trusted ones, from today.
+    """Add the present private key's public half to the trusted ones.
+
+    Args:
+        settings: the key, and the file of those that are trusted.
+        root: folder that relative paths start from.
+        roles: what it may sign.
+        since: first day on which what it signs counts; None: whatever it ever signed does.
 
     Raises:
         UserError: there is no key, or it is trusted already.
@@ -183,9 +200,8 @@ def trust_own_key(
         raise UserError(
             f"{str(path)!r} stands in {settings.trusted!r} already: edit its roles and dates there"
         )
-    today = datetime.now(UTC).date()
-    name = f"{operating_system_user()} {today}"
-    trusted = TrustedKey(name=name, public_key=public, roles=tuple(roles), since=today)
+    name = f"{operating_system_user()} {_today()}"
+    trusted = TrustedKey(name=name, public_key=public, roles=tuple(roles), since=since)
     add_key(settings, root, trusted)
     _write_public(path, key)
     return trusted
@@ -260,15 +276,16 @@ def _make(path: Path) -> None:
     _create(path, pem, 0o600)
 
 
-def _announce(
-    path: Path, key: "EllipticCurvePrivateKey", settings: params.Signing, root: Path
-) -> None:
-    """Trust the first key of a project, and say so."""
-    trusted = trust_own_key(settings, root, ROLES)
+def _announce(path: Path, trusted: TrustedKey, place: str) -> None:
+    """Say that the first key of a project is trusted from now on."""
     say(
         f"nobody was trusted yet: what {path} signs is believed from now on (key {trusted.fingerprint[:16]}...). Commit"
-        f" {settings.trusted}, so that others believe it too, and keep a copy of the key."
+        f" {place}, so that others believe it too, and keep a copy of the key."
     )
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def _write_public(path: Path, key: "EllipticCurvePrivateKey") -> None:

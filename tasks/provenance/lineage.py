@@ -1,9 +1,6 @@
 """Where a run comes from: the code's commit, the packages, the hardware, and who or what started it."""
 
-import getpass
-import os
 import re
-import socket
 import subprocess
 from functools import cache
 from importlib.metadata import distributions
@@ -11,6 +8,7 @@ from pathlib import Path
 
 from elder.params import Signing
 from elder.record import Json, Lineage
+from tasks.provenance.identity import operating_system_user
 
 
 def lineage(root: Path) -> Lineage:
@@ -21,16 +19,11 @@ def lineage(root: Path) -> Lineage:
     return Lineage(
         git_commit=commit,
         git_clean=None if status is None else status == "",
-        started_by=person(),
+        started_by=operating_system_user(),
         deployment=_deployment(),
         installed=_installed(),
         hardware=hardware(),
     )
-
-
-def person() -> str:
-    """Return who acts: what ELDER_USER says, or the user and the machine."""
-    return os.environ.get("ELDER_USER") or f"{_user()}@{socket.gethostname()}"
 
 
 def git(root: Path, *arguments: str) -> str | None:
@@ -55,13 +48,6 @@ def _output(*command: str) -> str | None:
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
-        return str(os.getuid())
 
 
 def _deployment() -> dict[str, Json] | None:

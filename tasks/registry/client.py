@@ -19,9 +19,11 @@ from elder.errors import UserError
 from elder.files import read_json
 from elder.record import Json, Record, plain
 from tasks.provenance.bom import RECORD
+from tasks.provenance.keys import Signer
 from tasks.record_file import record_text
 from tasks.registry.connection import connect, plain_refusals, sqlite_file
 from tasks.registry.metrics import created_at, metrics_of, params_of, tags_of
+from tasks.registry.registration import TAG, sign_registration
 from tasks.store.base import Published
 from tasks.store.open import open_model
 
@@ -180,11 +182,21 @@ class Registry:
     # Versions
 
     def register_version(
-        self, mlflow_run: str, record: Record, published: Published
+        self,
+        mlflow_run: str,
+        record: Record,
+        published: Published,
+        signer: Signer | None = None,
     ) -> str | None:
         """Register the published model as a new version with the alias ``challenger``, linked to the run.
 
         A second call for the same run and bytes returns the version that is there.
+
+        Args:
+            mlflow_run: MLflow's id of the run.
+            record: of the run.
+            published: where the model lies.
+            signer: signs that this number is this model; None: nobody will believe that it is.
 
         Returns:
             The version, or None where the gate refused: the run is then recorded and nothing is registered.
@@ -203,8 +215,19 @@ class Registry:
                     tags=tags_of(record) | own,
                 )
                 version = str(made.version)
+            if signer is not None:
+                self.sign_version(version, published.digest, record.run_id, signer)
             self.client.set_registered_model_alias(self.name, CHALLENGER, version)
         return version
+
+    def sign_version(
+        self, version: str, digest: str, run_id: str, signer: Signer
+    ) -> None:
+        """Sign the registration of a version, unless it is signed already."""
+        with self.refusals():
+            if TAG not in self.client.get_model_version(self.name, version).tags:
+                tag = sign_registration(self.name, version, digest, run_id, signer)
+                self.client.set_model_version_tag(self.name, version, TAG, tag)
 
     def ensure_model(self) -> None:
         """Make the registered model where it is missing."""

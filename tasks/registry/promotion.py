@@ -1,11 +1,11 @@
 """Promote a registered version to champion, or roll back to the champion before it.
 
     plan = plan_promotion(settings, Path.cwd(), "my-model", "3")     # all checks; changes nothing
-    entry = carry_out(settings, Path.cwd(), plan, "anna@host", "better on our texts")
+    entry = carry_out(settings, Path.cwd(), plan, who_acts(settings.registry), "better on our texts")
 
 A plan names the number of the history entry that it wants to write. If somebody else decided in the meantime, that
-number is taken and the plan is refused: nobody overwrites a decision that he has not seen. The entry is written first,
-the registry follows; whoever finds the registry behind the history, after a crash in between, moves it on.
+number is taken and the plan is refused: nobody overwrites a decision that he has not seen. The entry is signed and
+written first, the registry follows; whoever finds the registry behind, after a crash in between, moves it on.
 """
 
 from datetime import UTC, datetime
@@ -18,20 +18,22 @@ from elder import params
 from elder.errors import UserError
 from elder.evaluation.gate import beside_champion
 from elder.record import Champion, Number, Record, Row
-from tasks.registry.champion import champion_of, stored_record
-from tasks.registry.client import Registry
+from tasks.provenance.bundle import BadSignature
+from tasks.provenance.identity import Identity
+from tasks.provenance.keys import signer_of
+from tasks.registry.champion import champion_of
 from tasks.registry.connection import sqlite_file
-from tasks.registry.history import Entry, append, champions, read_log
+from tasks.registry.history import Entry, History, append, champions
+from tasks.registry.ledger import Disagreement, Ledger, open_ledger
+from tasks.registry.verified import VerifiedVersion, stored_bytes_faults, verdict_fault
 from tasks.registry.versions import (
+    CHAMPION,
     Gone,
-    Version,
-    find_version,
     is_told,
+    last_told,
     same_model,
     write_history,
 )
-from tasks.store.base import Store
-from tasks.store.open import configured_store, open_model
 
 BEGINS = "It was the champion already, in the registry; the history begins with it."
 LONGEST_REASON = 1000  # characters; the registry's tags take a few thousand
@@ -52,105 +54,131 @@ class Plan(BaseModel):
     previous: str | None
     digest: str
     compared: str
+    before: str | None  # of the history's last entry, which this one follows
+    earlier: dict[int, str] | None = (
+        None  # of all entries, where they are accepted as they lie
+    )
+    accepted: str | None = None  # what is wrong with them
     # by version: layers, perplexities and mean over tasks, as its record has them
     measured: dict[str, dict[str, Number | None]]
 
 
 def plan_promotion(
-    settings: params.Params, root: Path, name: str, version: str, force: bool = False
+    settings: params.Params,
+    root: Path,
+    name: str,
+    version: str,
+    force: bool = False,
+    accept_history: bool = False,
 ) -> Plan:
-    """Check all that a promotion needs: the gate's verdict, the comparison with the champion, the stored bytes.
+    """Check all that a promotion needs: signatures, the gate's verdict, the comparison with the champion, the bytes.
 
     Args:
-        settings: registry, store, and the gate's limit for the comparison.
-        root: folder below which a relative local store lies.
+        settings: registry, store, whom to believe, and the gate's limit for the comparison.
+        root: folder below which relative places lie.
         name: registered model.
         version: number of the version that should become champion.
         force: go on where the comparison says no, or cannot be made.
+        accept_history: take the history as it lies, though it does not hold or the registry tells otherwise.
 
     Raises:
         Refused: a check said no.
         UserError: there is no such version, it is champion already by the history, or registry or store cannot be used.
     """
-    registry, store = _open(settings, root, name)
-    log, gone = _settle(registry, store)
-    version_found = _passed_version(registry, version)
-    if gone:
-        champion: Champion | None = Champion(version=log[-1].version, fault=gone)
-    else:
-        champion = champion_of(registry, settings.store)
+    ledger = _open(settings, root, name)
+    signer_of(settings.signing, root, "decision")  # nothing is asked for in vain
+    if not accept_history:
+        _settle(ledger)
+    history = ledger.history()
+    faults = ledger.faults(history) if accept_history else []
+    candidate = _verified(ledger, version)
+    fault = verdict_fault(candidate.record)
+    if fault:
+        raise Refused(f"version {version} of {name}: {fault}: promote another")
+    champion = None if faults else champion_of(ledger)
     itself = champion is not None and champion.version == version
-    if itself and log:
+    if itself and history.entries:
         raise UserError(f"version {version} of {name} is the champion already")
-    record = _record(name, version_found, settings.store)
     # no decision is known: the history was lost with its store, or never was
     if itself:
         champion, compared = None, BEGINS
+    elif faults:
+        champion = _alias_holder(ledger)
+        compared = "Not compared with the champion: the history did not hold."
     else:
         title = f"version {version} of {name}"
-        compared = _compare(settings.gate, record.candidate, champion, force, title)
-    _check_bytes(name, version_found, settings.store)
-    measured = {version: _numbers(record)}
+        row = candidate.record.candidate
+        compared = _compare(settings.gate, row, champion, force, title)
+    _check_bytes(name, candidate, settings.store)
+    measured = {version: _numbers(candidate.record)}
     if champion and champion.url and not champion.fault:
-        measured[champion.version] = _numbers(
-            stored_record(champion.url, settings.store)
-        )
+        measured[champion.version] = _numbers(ledger.version(champion.version).record)
     return Plan(
         action="promote",
         name=name,
-        number=len(log) + 1,
+        number=_next_number(ledger, history, faults),
         version=version,
         previous=champion.version if champion else None,
-        digest=version_found.digest,
+        digest=candidate.digest,
         compared=compared,
+        before=history.head,
+        earlier=history.files if faults else None,
+        accepted="; ".join(faults)[:LONGEST_REASON] or None,
         measured=measured,
     )
 
 
-def _passed_version(registry: Registry, version: str) -> Version:
-    registered = find_version(registry, version)
-    if registered.gate.rpartition(" ")[2] != "passed":
-        raise Refused(
-            f"version {version} of {registry.name} did not pass the gate (gate: {registered.gate}): promote another"
-        )
-    return registered
-
-
 def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:
-    """Find the champion before the present one, and check its stored bytes.
+    """Find the champion before the present one, and check its signatures and stored bytes.
 
     Raises:
-        Refused: its bytes are not what they were.
+        Refused: they do not hold, or the history does not.
         UserError: there is none, its number means another model now, or registry or store cannot be used.
     """
-    registry, store = _open(settings, root, name)
-    log, _ = _settle(registry, store)
-    stack = champions(log)
+    ledger = _open(settings, root, name)
+    signer_of(settings.signing, root, "decision")
+    _settle(ledger)
+    history = ledger.history()
+    stack = champions(history.entries)
     if len(stack) < 2:
         raise UserError(
             f"{name} has no champion to go back to: elder history {name} shows who was champion"
         )
-    back = find_version(registry, stack[-2])
-    for entry in log:
+    back = _verified(ledger, stack[-2])
+    for entry in history.entries:
         if entry.version == back.version:
-            same_model(registry, back.version, back.digest, entry.digest)
+            same_model(ledger.registry, back.version, back.digest, entry.digest)
     _check_bytes(name, back, settings.store)
     return Plan(
         action="rollback",
         name=name,
-        number=len(log) + 1,
+        number=_next_number(ledger, history, []),
         version=back.version,
         previous=stack[-1],
         digest=back.digest,
         compared="A rollback compares nothing.",
+        before=history.head,
         measured={},
     )
 
 
 def carry_out(
-    settings: params.Params, root: Path, plan: Plan, by: str, reason: str
+    settings: params.Params,
+    root: Path,
+    plan: Plan,
+    who: Identity,
+    reason: str,
+    comment: str | None = None,
 ) -> Entry:
-    """Make a decision that was checked: first the entry in the history, then the registry.
+    """Make a decision that was checked: first the signed entry in the history, then the registry.
+
+    Args:
+        settings: registry, store, and the key that decides.
+        root: folder below which relative places lie.
+        plan: what was checked.
+        who: decides.
+        reason: why.
+        comment: what else was said, for which nobody vouches.
 
     Raises:
         Refused: somebody else decided since the plan was made.
@@ -160,90 +188,134 @@ def carry_out(
         raise UserError(
             f"a reason of {len(reason)} characters: say in 1 to {LONGEST_REASON} why, the history keeps it"
         )
-    registry, store = _open(settings, root, plan.name)
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    ledger = _open(settings, root, plan.name)
+    signer = signer_of(settings.signing, root, "decision")
     told = plan.model_dump(exclude={"name", "measured"})
-    entry = Entry(**told, by=by, at=at, reason=reason.strip())
-    if not append(store, plan.name, entry):
-        first = read_log(store, plan.name)[plan.number - 1]
-        raise Refused(
-            f"{first.by} was faster: {first.action} to version {first.version} of {plan.name} at {first.at}"
-            f" ({first.reason}); look at elder history {plan.name}, then decide again"
-        )
+    entry = Entry(
+        **told,
+        by=who.name,
+        vouched_by=who.vouched_by,
+        at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        reason=reason.strip(),
+        comment=comment,
+    )
+    if not append(ledger.decisions, plan.name, entry, signer):
+        raise Refused(_who_was_faster(ledger, plan))
     try:
-        settle(registry, store)
+        log = settle(ledger, checked=True)
     except UserError as error:
         raise UserError(
             f"the decision stands in the history of {plan.name}, but the registry could not be told ({error}):"
             f" elder history {plan.name} tells it"
         ) from error
-    return entry
+    return next(one for one in log if one.number == entry.number)
 
 
-def settle(registry: Registry, store: Store, whole: bool = False) -> list[Entry]:
+def settle(ledger: Ledger, whole: bool = False, checked: bool = False) -> list[Entry]:
     """Move the registry on to what the history says, where it is behind, and return the history.
 
     After each change the history is read again: whoever tells an older decision at the same moment as somebody else a
     newer one must not have the last word.
 
     Args:
-        registry: of the model.
-        store: where the history lies.
+        ledger: of the model.
         whole: look at every tag, even where the last decision was told.
+        checked: history and registry were found to agree a moment ago.
+
+    Raises:
+        Disagreement: the history does not hold, or the registry tells something that does not follow from it.
+        Gone: the registry does not have the champion.
     """
     told: Entry | None = None
+    log = ledger.history().entries if checked else ledger.agreed()
     while True:
-        log = read_log(store, registry.name)
         if not log:
             return log
         # that all tags but the last are there
         trusted = told == log[-1] if told else not whole
-        if trusted and is_told(registry, log[-1]):
+        if trusted and is_told(ledger.registry, log[-1]):
             return log
-        write_history(registry, log)
+        write_history(ledger.registry, log)
         told = log[-1]
+        log = ledger.history().entries
 
 
-def history(
+def history_of(
     settings: params.Params, root: Path, name: str, whole: bool = False
-) -> tuple[list[Entry], str]:
-    """Return all decisions on a model, and what kept the registry from being moved on to the last of them, or ''."""
-    registry, store = _open(settings, root, name)
-    log = read_log(store, name)
+) -> tuple[History, list[str]]:
+    """Return all decisions on a model that can be believed, and what is wrong.
+
+    The registry is moved on to the last of them where it is behind and nothing is wrong.
+    """
+    ledger = _open(settings, root, name)
+    history = ledger.history()
+    if history.faults:
+        return history, history.faults
     try:
-        return settle(registry, store, whole), ""
+        settle(ledger, whole)
+        return ledger.history(), []
+    except Disagreement:
+        return history, ledger.faults(history)
     except UserError as error:  # the history can be read where the registry is lost
-        return log, str(error)
+        return history, [
+            f"the registry was not brought in line with the history: {error}"
+        ]
 
 
-def _settle(registry: Registry, store: Store) -> tuple[list[Entry], str]:
-    """Settle, unless the registry lost the champion: then another can follow; returns the history and that fault."""
+def _settle(ledger: Ledger) -> None:
+    """Settle, unless the registry lost the champion: then another can follow.
+
+    Raises:
+        Refused: history and registry disagree.
+    """
     try:
-        return settle(registry, store), ""
+        settle(ledger)
     except Gone:
-        return read_log(store, registry.name), "the registry does not have it any more"
+        return
+    except Disagreement as error:
+        raise Refused(str(error)) from None
 
 
-def _open(settings: params.Params, root: Path, name: str) -> tuple[Registry, Store]:
+def _open(settings: params.Params, root: Path, name: str) -> Ledger:
     uri = settings.registry.tracking_uri
     database = sqlite_file(uri)
     if database and not database.exists():
         raise UserError(
             f"there is no registry {uri} here: give this command in the project's folder, or set registry.tracking_uri"
         )
-    registry = Registry(settings.registry.model_copy(update={"name": name}))
-    return registry, configured_store(settings.store, root)
+    return open_ledger(settings, root, name)
 
 
-def _record(name: str, candidate: Version, store: params.Store) -> Record:
+def _verified(ledger: Ledger, version: str) -> VerifiedVersion:
     try:
-        record = stored_record(candidate.url, store)
-        _ = record.candidate  # there must be one to compare
-    except UserError as error:
-        raise Refused(
-            f"version {candidate.version} of {name} cannot be compared with anything: {error}"
-        ) from error
-    return record
+        candidate = ledger.version(version)
+        _ = candidate.record.candidate  # there must be one to compare
+    except BadSignature as error:
+        raise Refused(f"{error}. It cannot be champion: promote another") from None
+    return candidate
+
+
+def _alias_holder(ledger: Ledger) -> Champion | None:
+    """Return who is champion by the registry alone."""
+    holder = ledger.registry.holder(CHAMPION)
+    return Champion(version=holder[0]) if holder else None
+
+
+def _next_number(ledger: Ledger, history: History, faults: list[str]) -> int:
+    """Return the next entry's number: beyond all that are there and, where those fail, that the registry tells."""
+    last = max(history.files, default=0)
+    return (max(last, last_told(ledger.registry)) if faults else last) + 1
+
+
+def _who_was_faster(ledger: Ledger, plan: Plan) -> str:
+    look = f"look at elder history {plan.name}, then decide again"
+    for entry in ledger.history().entries:
+        if entry.number == plan.number:
+            return (
+                f"{entry.by} was faster: {entry.action} to version {entry.version} of {plan.name} at {entry.at}"
+                f" ({entry.reason}); {look}"
+            )
+    return f"somebody else was faster, and his decision cannot be read: {look}"
 
 
 def _compare(
@@ -262,11 +334,8 @@ def _compare(
     return f"Forced: {rule.reason}"
 
 
-def _check_bytes(name: str, version: Version, settings: params.Store) -> None:
-    store, prefix = open_model(version.url, settings.endpoint, settings.region)
-    faults = store.verify(prefix)
-    if prefix.rpartition("/")[2] != version.digest:
-        faults.append("they are not those of its digest")
+def _check_bytes(name: str, version: VerifiedVersion, settings: params.Store) -> None:
+    faults = stored_bytes_faults(version, settings)
     if faults:
         raise Refused(
             f"version {version.version} of {name} has other stored bytes than were registered: {'; '.join(faults)};"

@@ -2,47 +2,16 @@
 
 import re
 
-from pydantic import BaseModel, ConfigDict
-
 from elder.errors import UserError
-from tasks.registry.champion import CHAMPION
-from tasks.registry.client import Reference, Registry
-from tasks.registry.history import Entry
+from tasks.registry.client import Registry
+from tasks.registry.history import Entry, History
+
+CHAMPION = "champion"  # the alias
+TOLD = "history/"  # how the model's tags begin that tell a decision
 
 
 class Gone(UserError):
     """The registry does not have the version that is champion by the history."""
-
-
-class Version(BaseModel):
-    """A registered version: where its files lie, their digest, and what the gate said of it."""
-
-    model_config = ConfigDict(frozen=True)
-    version: str
-    url: str
-    digest: str
-    gate: str
-
-
-def find_version(registry: Registry, version: str) -> Version:
-    """Look a version of the registered model up.
-
-    Raises:
-        UserError: there is none, or it was not registered by this project.
-    """
-    if not re.fullmatch(r"[1-9]\d*", version):
-        raise UserError(f"version {version!r}: name a number, such as 3")
-    entry = registry.look_up(Reference(registry.name, None, version))
-    if not {"digest", "gate"} <= set(entry.tags):
-        raise UserError(
-            f"version {version} of {registry.name} has no tags 'digest' and 'gate': register it with elder run"
-        )
-    return Version(
-        version=version,
-        url=str(entry.source),
-        digest=entry.tags["digest"],
-        gate=entry.tags["gate"],
-    )
 
 
 def by_digest(registry: Registry) -> dict[str, str]:
@@ -80,12 +49,82 @@ def is_told(registry: Registry, entry: Entry) -> bool:
     )
 
 
-def write_history(registry: Registry, log: list[Entry]) -> None:
-    """Write the history into the registry: tags on its versions and on the model, and last of all the alias.
+def disagreements(registry: Registry, history: History) -> list[str]:
+    """Say where the registry tells something that does not follow from the history; nothing, where it is only behind.
 
-    Whoever finds the alias where the history says knows by this order that the tags are there, too. What is there
-    already is not written again. A version that was deleted since gets no tags. A tag of another history, one that was
-    lost with its store, stays as ``lost-history/...``.
+    The registry is told the alias first and then the decisions, the oldest first. So it may lack the last decisions,
+    and its alias may be that of the last one it tells or of any later one; all else somebody has changed.
+    """
+    aliases, tags = registry.aliases_and_tags()
+    told = _decisions(tags)
+    told = {number: told[number] for number in told if number >= history.start}
+    chain = [entry for entry in history.entries if entry.number >= history.start]
+    faults = _told_otherwise(
+        registry.name, told, {entry.number: entry for entry in chain}
+    )
+    holder, last = aliases.get(CHAMPION), max(told, default=history.start - 1)
+    possible: set[str | None] = {
+        entry.version for entry in chain if entry.number >= last
+    }
+    if not told:
+        possible |= {chain[0].previous, None} if chain else {holder}
+    if holder not in possible and not faults and not _lost(registry, chain):
+        wanted = chain[-1].version if chain else "none"
+        faults.append(
+            f"the registry's alias {CHAMPION} of {registry.name} is at version {holder or 'none'}, by the signed"
+            f" history champion is version {wanted}"
+        )
+    return faults
+
+
+def last_told(registry: Registry) -> int:
+    """Return the number of the last decision that the registry tells, or 0."""
+    _, tags = registry.aliases_and_tags()
+    return max(_decisions(tags), default=0)
+
+
+def _decisions(tags: dict[str, str]) -> dict[int, str]:
+    """Return the decisions that a model's tags tell, by number."""
+    return {
+        int(key.removeprefix(TOLD)): story
+        for key, story in tags.items()
+        if re.fullmatch(rf"{TOLD}\d{{6}}", key)
+    }
+
+
+def _told_otherwise(
+    name: str, told: dict[int, str], chain: dict[int, Entry]
+) -> list[str]:
+    """Say which decisions the registry tells otherwise than the history, or tells alone, or does not tell."""
+    faults = []
+    for number, story in sorted(told.items()):
+        if number not in chain:
+            faults.append(
+                f"the registry tells of decision {number} on {name} ({story[:200]}), the history in the store does not:"
+                " it was cut"
+            )
+        elif story != _story(chain[number]):
+            faults.append(
+                f"the registry tells decision {number} on {name} otherwise than the signed history"
+            )
+    for number in chain:
+        if number not in told and number < max(told, default=0):
+            faults.append(
+                f"the registry does not tell decision {number} on {name} any more"
+            )
+    return faults
+
+
+def _lost(registry: Registry, chain: list[Entry]) -> bool:
+    """Say whether the registry has lost the champion itself, and its alias with it."""
+    return bool(chain) and chain[-1].version not in _tags(registry)
+
+
+def write_history(registry: Registry, log: list[Entry]) -> None:
+    """Write the history into the registry: first the alias, then tags on its versions, last the decisions in order.
+
+    Whoever finds the last decision there knows by this order that the rest is there, too. What is there already is not
+    written again. A version that was deleted since gets no tags.
 
     Args:
         registry: of the model.
@@ -106,16 +145,16 @@ def write_history(registry: Registry, log: list[Entry]) -> None:
             " again as docs/disaster-recovery.md says, or promote another version with --force"
         )
     aliases, told = registry.aliases_and_tags()
+    client, name = registry.client, registry.name
     with registry.refusals():
+        if aliases.get(CHAMPION) != champion:
+            client.set_registered_model_alias(name, CHAMPION, champion)
         for version, tags in version_tags(log).items():
             if version in versions:
                 _tag_version(registry, version, versions[version], tags)
         for entry in log:
-            _tag_model(registry, told, entry)
-        if aliases.get(CHAMPION) != champion:
-            registry.client.set_registered_model_alias(
-                registry.name, CHAMPION, champion
-            )
+            if told.get(_tag(entry)) != _story(entry):
+                client.set_registered_model_tag(name, _tag(entry), _story(entry))
 
 
 def _tag_version(
@@ -131,17 +170,6 @@ def _tag_version(
             client.delete_model_version_tag(name, version, key)
         elif value is not None and present.get(key) != value:
             client.set_model_version_tag(name, version, key, value)
-
-
-def _tag_model(registry: Registry, told: dict[str, str], entry: Entry) -> None:
-    """Tell one decision in a tag of the model; what another history says there is kept under another key."""
-    key, story = _tag(entry), _story(entry)
-    before = told.get(key)
-    if before == story:
-        return
-    if before is not None:
-        registry.client.set_registered_model_tag(registry.name, f"lost-{key}", before)
-    registry.client.set_registered_model_tag(registry.name, key, story)
 
 
 def version_tags(log: list[Entry]) -> dict[str, dict[str, str | None]]:
@@ -166,7 +194,7 @@ def version_tags(log: list[Entry]) -> dict[str, dict[str, str | None]]:
 
 
 def _tag(entry: Entry) -> str:
-    return f"history/{entry.number:06d}"
+    return f"{TOLD}{entry.number:06d}"
 
 
 def _story(entry: Entry) -> str:

@@ -7,7 +7,7 @@ import pytest
 from elder import params
 from tasks.registry.client import Registry
 from tasks.store.base import Store
-from tests.tasks.registered import settings_for
+from tests.tasks.registered import keys, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +18,30 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
+@pytest.fixture(scope="session")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> params.Signing:
+    return keys(tmp_path_factory.mktemp("keys"))
+
+
 @pytest.fixture
 def settings(
-    store: Store, tracking: str, request: pytest.FixtureRequest
+    store: Store,
+    tracking: str,
+    signing: params.Signing,
+    request: pytest.FixtureRequest,
 ) -> params.Params:
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return settings_for(store.url, tracking, getattr(store, "endpoint", None), name)
+    return settings_for(
+        store.url, tracking, getattr(store, "endpoint", None), name, signing
+    )
 
 
 @pytest.fixture
 def local(
-    tmp_path: Path, tracking: str, request: pytest.FixtureRequest
+    tmp_path: Path,
+    tracking: str,
+    signing: params.Signing,
+    request: pytest.FixtureRequest,
 ) -> params.Params:
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-    return settings_for(str(tmp_path / "store"), tracking, name=name)
+    return settings_for(str(tmp_path / "store"), tracking, None, name, signing)

@@ -3,10 +3,20 @@
 from pathlib import Path
 
 from elder import params
+from tasks.provenance.identity import Identity
 from tasks.registry.client import Registry
 from tasks.registry.history import Entry
-from tasks.registry.promotion import carry_out, plan_promotion, plan_rollback
+from tasks.registry.promotion import (
+    carry_out,
+    history_of,
+    plan_promotion,
+    plan_rollback,
+)
 from tests.tasks.registered import record, register
+
+ANNA = Identity("anna@host", "operating system")
+BEN = Identity("ben@host", "operating system")
+OWN_TAGS = ("digest", "gate", "registration")
 
 
 def add(
@@ -18,9 +28,8 @@ def add(
 ) -> str:
     """Register version ``number``."""
     gate = more.pop("gate", "passed")
-    version, _ = register(
-        settings, root / f"model {number}", record(perplexity, **more), gate
-    )
+    content = record(perplexity, gate=gate, **more)
+    version, _ = register(settings, root / f"model {number}", content, gate)
     assert version == str(number)
     return version
 
@@ -29,7 +38,13 @@ def promote(
     settings: params.Params, root: Path, version: str, force: bool = False
 ) -> Entry:
     plan = plan_promotion(settings, root, settings.registry.name, version, force)
-    return carry_out(settings, root, plan, "anna@host", f"version {version} it is")
+    return carry_out(settings, root, plan, ANNA, f"version {version} it is")
+
+
+def decisions(settings: params.Params, root: Path) -> tuple[list[Entry], list[str]]:
+    """Return the history that can be believed, and what is wrong."""
+    history, faults = history_of(settings, root, settings.registry.name)
+    return history.entries, faults
 
 
 def roll_back(settings: params.Params, root: Path) -> Entry:
@@ -37,7 +52,7 @@ def roll_back(settings: params.Params, root: Path) -> Entry:
         settings,
         root,
         plan_rollback(settings, root, settings.registry.name),
-        "ben@host",
+        BEN,
         "it failed",
     )
 
@@ -53,7 +68,7 @@ def tags(settings: params.Params, version: str) -> dict[str, str]:
         .client.get_model_version(settings.registry.name, version)
         .tags
     )
-    return {key: value for key, value in found.items() if key not in ("digest", "gate")}
+    return {key: value for key, value in found.items() if key not in OWN_TAGS}
 
 
 def damage(settings: params.Params, digest: str) -> None:
