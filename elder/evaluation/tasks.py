@@ -15,6 +15,7 @@ import torch
 
 from elder.evaluation.harness import need_lm_eval, undisturbed
 from elder.evaluation.task_index import load_tasks, task_manager
+from elder.model.finite import refuse_broken_losses
 from elder.model.load import Loaded, context_length
 from elder.progress import meter
 from elder.record import TaskResult
@@ -46,7 +47,8 @@ def run_tasks(
         {leaf task: its headline: acc where there is one, else the first metric with a standard error}.
 
     Raises:
-        UserError: if lm-eval is not installed, a task is unknown, or its data cannot be loaded.
+        UserError: if lm-eval is not installed, a task is unknown, its data cannot be loaded, or the model puts out what
+            is not finite.
     """
     names = list(dict.fromkeys(names))
     if not names:
@@ -143,6 +145,8 @@ def _scorer(loaded: Loaded, batch: int) -> Any:
             self, inps: torch.Tensor, *args: Any, **kwargs: Any
         ) -> torch.Tensor:
             logits = super()._model_call(inps, *args, **kwargs)
+            # lm-eval would count nan as an answer, and a right one where it comes first
+            refuse_broken_losses(loaded.model, inps, logits)
             self.step(steps=len(inps))
             return logits
 

@@ -63,12 +63,12 @@ def refuse_broken_states(
 def refuse_broken_losses(
     model: nn.Module, ids: torch.Tensor, losses: torch.Tensor
 ) -> None:
-    """Refuse a model whose loss on some blocks is nan or infinite.
+    """Refuse a model whose loss on some blocks, or what the loss is made of, is nan or infinite.
 
     Args:
         model: in eval mode.
         ids: the blocks, (blocks, tokens) int64.
-        losses: of the blocks, of any shape.
+        losses: of the blocks, or their logits, of any shape.
 
     Raises:
         NotFiniteError: naming the layer where it begins.

@@ -28,6 +28,7 @@ from elder.selection.base import lowest
 WEIGHT = "model.layers.2.mlp.down_proj.weight"
 BROKEN_STATE = "the output of layer 2 came out nan or infinite on this text in float16"
 CURE = "load it with --dtype float32"
+TASKS = Path(__file__).parents[3] / "data" / "tasks"
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +130,17 @@ def test_a_perplexity_that_is_nan_names_the_layer(
     done = run(text_file, *given, "--dtype", "float16")
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"{BROKEN_STATE}; {CURE}" in " ".join(done.stderr.split())
+
+
+def test_a_task_is_not_scored_by_what_is_nan(
+    too_large_for_float16: Path, text_file: Path
+) -> None:
+    given = ["evaluate", too_large_for_float16, "--tasks", "blimp_passive_1"]
+    given += ["--task-data", TASKS, "--limit", "2", "--dtype"]
+    done = run(text_file, *given, "float16")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"{BROKEN_STATE}; {CURE}" in " ".join(done.stderr.split())
+    assert run(text_file, *given, "float32").exit_code == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
