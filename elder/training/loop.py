@@ -1,5 +1,6 @@
 """The one training loop: linear decay, a counted budget, and checkpoints that a killed run goes on from."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def train(
         run: what it runs with.
 
     Returns:
-        What was spent, the same whether the run was interrupted or not.
+        What was spent, the same whether the run was interrupted or not. It ends at a loss that is not finite.
     """
     optimizer = Optimizer(
         model, schedule.optimizer, schedule.lr, schedule.relative, schedule.weight_decay
@@ -92,6 +93,8 @@ def train(
             spent.tokens_seen += ids.numel()
             spent.curve.append(Point(step=step, loss=loss, lr=schedule.lr * factor))
             progress(f"loss {loss:.3f}")
+            if not math.isfinite(loss):  # so are the weights now, for good
+                break
             checkpoint.save_when_due(model, optimizer, spent)
     model.eval()
     return spent

@@ -351,6 +351,18 @@ def test_nothing_automatic_spends_all_on_one_run(
     assert spent.curve[0].lr == 1e-3
 
 
+def test_a_run_that_diverges_ends_at_once(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
+    model = llama(2)
+    plan = replace(PLAN, lr=1e30)
+    spent = train(model, blocks, next_token(model), plan, RUN)
+    *before, last = [math.isfinite(point.loss) for point in spent.curve]
+    assert all(before)
+    assert not last
+    assert spent.optimizer_steps == len(spent.curve) < plan.steps
+
+
 def test_a_run_that_diverges_says_so(llama: Callable, blocks: torch.Tensor) -> None:
     model = llama(2)
     settings = params.Training(epochs=2.0, batch=5, lr=1e30)
