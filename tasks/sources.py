@@ -150,7 +150,7 @@ def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
                 f"the model folder {name!r} holds no tokenizer; save one there with save_pretrained"
             )
         return {"kind": "folder", "source": name, "sha256": digest(files)}
-    if looks_local(name):
+    if not is_hub_id(name):
         raise UserError(
             f"there is no model folder {name!r}; name a folder with a checkpoint, or a Hub id"
         )

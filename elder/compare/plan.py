@@ -16,8 +16,6 @@ from elder.fingerprint import (
 from elder.params import Params
 
 DENSE = "dense"
-# of the section evaluate; texts count by their content
-COUNTED = ("seq_len", "max_tokens", "tasks", "limit")
 
 
 @dataclass(frozen=True)

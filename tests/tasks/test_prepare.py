@@ -215,6 +215,12 @@ def test_offline_hub_is_refused_at_once(tmp_path, model, monkeypatch):
     )
 
 
+def test_a_model_of_the_hub_may_have_the_name_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = refused(tmp_path, "pin", "model.name=owner/notes.md")
+    assert message.startswith("the model 'owner/notes.md' is on the Hub")
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [("none", "there is no model folder"), ("bare", "holds no tokenizer")],

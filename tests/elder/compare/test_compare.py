@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from elder.cli.comparison import numbers, read_preset, read_sizes
@@ -190,6 +191,23 @@ def test_one_row_that_cannot_be_measured_does_not_stop_the_others(
     ((name, reason),) = failures_by_name(run(measurements, tmp_path)).items()
     assert name == "sleb[select.protect=[0,1,2,3,4]], seed 0"
     assert "protect fewer" in reason
+    assert measurements[2].path(tmp_path).exists()
+
+
+def test_a_row_that_does_not_fit_into_memory_is_one_sentence(
+    base: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = compare.measure
+
+    def measure(one: Measurement, folder: Path) -> None:
+        if one.row == "sleb":
+            torch.empty(10**15)
+        real(one, folder)
+
+    monkeypatch.setattr(compare, "measure", measure)
+    measurements = planned(base, "sleb,last")
+    ((_, reason),) = failures_by_name(run(measurements, tmp_path)).items()
+    assert reason.startswith("the row sleb does not fit into memory (")
     assert measurements[2].path(tmp_path).exists()
 
 

@@ -190,14 +190,26 @@ def test_generation_disagrees_when_two_layers_share_a_place_in_the_cache() -> No
     assert not generation_agrees(loaded, new_tokens=16)
 
 
+def full(*_: Any, **__: Any) -> None:
+    """Fail as torch does on a CPU."""
+    raise RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+    )
+
+
+def test_a_want_of_memory_while_a_model_is_timed_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("elder.evaluation.bench.generate", full)
+    with pytest.raises(
+        UserError, match=r"to measure speed; lower speed\.batch or speed\.prompt_tokens"
+    ):
+        measure(tiny(), SPEED)
+
+
 def test_a_want_of_memory_does_not_count_as_wrong_generation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
-        )
-
     monkeypatch.setattr("elder.evaluation.speed.generate", full)
     with pytest.raises(
         UserError, match="the check of generation does not fit into memory"
