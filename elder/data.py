@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECE = 1 << 18  # characters tokenised at once
+SEEDS = 2**63  # seeds that torch takes of every kind
 
 
 def read_pieces(path: Path) -> Iterator[str]:
@@ -205,6 +206,16 @@ def _read_blocks(path: Path, samples: int, seq_len: int) -> torch.Tensor:
     return ids[:samples]
 
 
+def nth_seed(seed: int, number: int) -> int:
+    """Return the seed of one of the many draws that a seed stands for: of an epoch, a step, a batch.
+
+    Args:
+        seed: any that the parameters allow, those near 2^63 included.
+        number: counted from 0.
+    """
+    return (seed * 100_003 + number) % SEEDS
+
+
 def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
     """Return the indices of the blocks in one training step: every epoch is a new shuffle, and no block is left out.
 
@@ -224,7 +235,7 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> torch.Tensor:
     for position in range(step * batch, (step + 1) * batch):
         epoch, place = divmod(position, count)
         if epoch not in orders:
-            shuffle = torch.Generator().manual_seed(seed * 100_003 + epoch)
+            shuffle = torch.Generator().manual_seed(nth_seed(seed, epoch))
             orders[epoch] = torch.randperm(count, generator=shuffle)
         chosen.append(orders[epoch][place])
     return torch.stack(chosen)

@@ -50,7 +50,7 @@ class Measurement:
         """Name it for people so that no other measurement of a comparison has the same name."""
         select = self.settings.select
         size = (
-            f"ratio {select.ratio:g}"
+            f"ratio {select.ratio}"
             if select.layers is None
             else f"{select.layers} layers"
         )

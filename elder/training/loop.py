@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elder.data import batch_indices
+from elder.data import batch_indices, nth_seed
 from elder.model.forward import mixed_precision
 from elder.progress import meter
 from elder.record import Point, Spent
@@ -80,7 +80,7 @@ def train(
     with meter(run.label, schedule.steps) as progress:
         for step in range(spent.optimizer_steps, schedule.steps):
             # a resumed run drops out the same
-            torch.manual_seed(schedule.seed * 100_003 + step)
+            torch.manual_seed(nth_seed(schedule.seed, step))
             if run.at_step:
                 run.at_step((step + 1) / schedule.steps)
             ids = blocks[

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elder.data import batch_indices
+from elder.data import batch_indices, nth_seed
 from elder.files import whole_file
 from elder.model.forward import continue_texts
 from elder.progress import meter
@@ -48,7 +48,7 @@ def synthetic_blocks(
         for number, batch in enumerate(
             prompts.split(max(1, TOKENS_AT_ONCE // seq_len))
         ):
-            torch.manual_seed(seed * 100_003 + number)
+            torch.manual_seed(nth_seed(seed, number))
             written.append(continue_texts(dense, batch, seq_len, temperature=1.0))
             step(steps=len(batch))
     ids = torch.cat(written)

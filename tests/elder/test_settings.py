@@ -128,6 +128,15 @@ def test_a_wrong_override_names_where_it_stands(
         read_params(None, None, {})
 
 
+def test_what_is_written_down_is_read_whatever_the_machine_says(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELDER_SET", "regularise.epochs=4 select.elder.lr=0.9")
+    made = load_params(file)
+    assert made.regularise.epochs == 1
+    assert made.select.settings_of("elder").lr == 0.7
+
+
 def test_only_services_of_elder_set_reach_what_follows_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -252,7 +261,9 @@ def test_the_largest_seed_is_one_that_torch_takes() -> None:
 def test_many_faults_are_counted_and_not_all_listed() -> None:
     with pytest.raises(UserError, match=r"300 fault\(s\)") as caught:
         validate({"gate": {f"key{number}": 1 for number in range(300)}})
-    assert str(caught.value).splitlines()[-1] == "  and 280 more"
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22  # the count, twenty faults, and how many more
+    assert lines[-1] == "  and 280 more"
 
 
 # --- the catalogues ---

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from elder.params import Params
 from elder.record import Record
 from flows import nightly, run
 from flows.checks.inputs import FoundModel
+from flows.compress import compress_and_register
 from tasks.run.exclusive import HOLDER, LOCK
+from tasks.run.folder import FINISHED
+from tasks.run.run import START
 from tests.elder.records import make_record
 
 REASON = "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
@@ -121,10 +125,13 @@ def test_a_failure_is_told_without_its_secrets(
     ]
 
 
-def test_a_run_holds_the_projects_turn(
+def test_a_run_holds_the_projects_turn_and_leaves_no_server(
     monkeypatch: pytest.MonkeyPatch, told: list, tmp_path: Path
 ) -> None:
+    watched: list[str] = []
+
     def stand_in(folder: Path) -> Record:
+        assert watched == ["the server"]  # before Prefect starts one for the flow
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
         assert (
@@ -137,10 +144,34 @@ def test_a_run_holds_the_projects_turn(
         run, "find_model", lambda _: FoundModel("models/tiny", None, "llama", 4)
     )
     monkeypatch.setattr(run, "require", lambda *_: None)
-    monkeypatch.setattr(run, "end_server_with_this_process", lambda: None)
+    monkeypatch.setattr(
+        run, "end_server_with_this_process", lambda: watched.append("the server")
+    )
     monkeypatch.setattr("flows.compress.compress_and_register", stand_in)
     run.run_compression(Params(), tmp_path, "default")
     FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
+
+
+def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def stand_in(run_ids: list[str]) -> None:
+        told.extend(run_ids)
+        raise KeyboardInterrupt  # what follows is the run itself
+
+    opened = SimpleNamespace(settings=Params(), root=tmp_path)
+    monkeypatch.setattr("flows.compress.open_run", lambda _: opened)
+    monkeypatch.setattr("flows.compress.ensure_gpu_limit", lambda: None)
+    monkeypatch.setattr("flows.compress.crash_abandoned", stand_in)
+    for name in ("20261124-020000-abcdef12-000000", "20261124-020001-abcdef12-000000"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / START).write_text("{}")
+    (tmp_path / "runs" / name / FINISHED).write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        compress_and_register.fn(tmp_path / "runs" / "new")
+    assert told == ["20261124-020000-abcdef12-000000"]
 
 
 def test_an_interruption_is_no_failure(

@@ -78,12 +78,18 @@ def test_a_row_may_change_nothing_but_its_recipe(base: Params, section: str) -> 
 
 
 def test_failures_of_one_row_at_several_sizes_are_all_told(base: Params) -> None:
-    _, first, second = planned(base, (Size(layers=2), Size(ratio=0.5)))
+    sizes = Size(layers=2), Size(ratio=0.5), Size(ratio=0.50000001)
+    _, first, second, third = planned(base, sizes)
     once = failures_by_name([Failure(first, "too few")])
     assert once == {"default, seed 0": "too few"}
-    both = failures_by_name([Failure(first, "too few"), Failure(second, "too many")])
+    failures = [
+        Failure(first, "too few"),
+        Failure(second, "too many"),
+        Failure(third, "too many by a hair"),
+    ]
     source = base.calibration.source
-    assert both == {
+    assert failures_by_name(failures) == {
         f"default, seed 0, 2 layers, {source}": "too few",
         f"default, seed 0, ratio 0.5, {source}": "too many",
+        f"default, seed 0, ratio 0.50000001, {source}": "too many by a hair",
     }

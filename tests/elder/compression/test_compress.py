@@ -151,6 +151,19 @@ def test_the_same_seed_gives_the_same_bytes(
     assert bytes_of(here / "three") != bytes_of(here / "one")
 
 
+def test_the_largest_seed_leads_through_all_that_draws(elder: Elder) -> None:
+    # selection, both trainings, the text that the dense model writes, and adapters
+    drawing = [
+        *("--method", "elder", "--recover", "distil"),
+        *("--set", "regularise.epochs=1"),
+        *("--set", "recover.distil.synthetic=1"),
+        *("--set", "recover.adapter_rank=2"),
+    ]
+    largest = str(2**63 - 1)
+    done = elder("compress", *drawing, "--seed", largest)
+    assert done.exit_code == 0, done.output
+
+
 def test_without_recovery_the_kept_layers_are_untouched(
     elder: Elder, model_folder: Path, here: Path
 ) -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from elder import params
-from elder.data import batch_indices
+from elder.data import batch_indices, nth_seed
 from elder.errors import UserError
 from elder.model.forward import block_losses, logits_of, next_token_losses
 from elder.model.load import weights_digest
@@ -98,6 +98,15 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert batch_indices(50, 8, 4, 1).tolist() == batch_indices(50, 8, 4, 1).tolist()
     assert batch_indices(50, 8, 4, 1).tolist() != batch_indices(50, 8, 4, 2).tolist()
     assert batch_indices(50, 50, 0, 1).tolist() != batch_indices(50, 50, 1, 1).tolist()
+
+
+def test_the_seed_of_each_draw_is_one_that_torch_takes() -> None:
+    assert nth_seed(7, 12) == 700_033  # 7 x 100 003 + 12
+    largest = 2**63 - 1
+    drawn = [nth_seed(largest, number) for number in range(3)]
+    # (2^63 - 1) x 100 003 is as much as -100 003, where 2^63 is nothing
+    assert drawn == [2**63 - 100_003, 2**63 - 100_002, 2**63 - 100_001]
+    torch.manual_seed(drawn[0])
 
 
 def test_the_learning_rate_by_hand() -> None:

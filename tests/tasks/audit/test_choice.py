@@ -146,6 +146,15 @@ def test_a_forged_value_is_named(
         layer_weights(evidence(score, rounds))
 
 
+def test_where_the_highest_score_goes_a_forged_value_is_named_too() -> None:
+    rounds: Rounds = [{"removed": [3, 1], "values": [0.1, 0.8, None, 0.9, 0.2]}]
+    scores = {"name": "redundancy", "lower_goes": False, "rounds": rounds}
+    layer_weights(evidence("redundancy", rounds, scores=scores))
+    rounds[0]["values"][0] = 0.85
+    with pytest.raises(Broken, match=r"layers \[3, 0\] go, the record says \[3, 1\]"):
+        layer_weights(evidence("redundancy", rounds, scores=scores))
+
+
 def test_layers_that_no_round_took_out_are_named() -> None:
     with pytest.raises(
         Broken, match=r"removed layers \[2, 1\], the record says \[1, 2\]"
