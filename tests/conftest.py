@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 QUIET = {
+    "ELDER_PATIENCE": "0",  # what does not answer in a test never will
     "OMP_NUM_THREADS": "1",  # tiny models on a busy machine spend their time waiting for a second thread
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

@@ -2,7 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_serializer, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 
 from elder.names import registered_name_fault
 from elder.params.section import Section
@@ -20,6 +26,19 @@ class Store(Section):
         None,
         description="where decisions lie, if others may write there than models; null: in the store",
     )
+    encryption: Literal["AES256", "aws:kms"] | None = Field(
+        None, description="what an S3 server encrypts with; null: as the bucket says"
+    )
+    kms_key: str | None = Field(
+        None, description="key of aws:kms, by id or ARN; null: the account's own"
+    )
+
+    @field_validator("kms_key")
+    @classmethod
+    def _goes_with_kms(cls, key: str | None, others: ValidationInfo) -> str | None:
+        if key is not None and others.data.get("encryption") != "aws:kms":
+            raise ValueError("only with store.encryption aws:kms")
+        return key
 
 
 class Registry(Section):

@@ -14,23 +14,25 @@ PROBE = ".write-check"
 
 
 def store(settings: Params, root: Path) -> str:
-    """Write to the store."""
+    """Write to the store, and see that it lets nobody replace what should only be created."""
+    from tasks.retry import little_patience
     from tasks.store.open import configured_store
 
     configured = configured_store(settings.store, root)
-    configured.check()
+    with little_patience():
+        configured.check()
     return configured.url
 
 
 def registry(settings: Params, _: Path) -> str:
-    """Ask the registry; of a database, say what is wrong before MLflow tries it for minutes."""
+    """Ask the registry."""
     from tasks.errors import hide_secrets
     from tasks.registry.client import Registry
+    from tasks.retry import little_patience
 
-    uri = settings.registry.tracking_uri
-    _connect_once(uri)
-    Registry(settings.registry).check_store(settings.store)
-    return hide_secrets(uri)
+    with little_patience():
+        Registry(settings.registry).check_store(settings.store)
+    return hide_secrets(settings.registry.tracking_uri)
 
 
 def webhook(settings: Params, _: Path) -> str:
@@ -39,41 +41,6 @@ def webhook(settings: Params, _: Path) -> str:
 
     check_webhook(settings.notify)
     return receiver(settings.notify) or "none: nobody is told how a run ends"
-
-
-def _connect_once(uri: str) -> None:
-    """Connect once to the database that a tracking URI names: MLflow itself would try a dead one for minutes."""
-    if not uri.startswith(("postgresql", "mysql", "mssql")):
-        return
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-
-    from tasks.errors import hide_secrets
-
-    place = f"registry.tracking_uri {hide_secrets(uri)}"
-    try:
-        create_engine(uri).connect().close()
-    except (ImportError, NoSuchModuleError) as error:
-        raise UserError(
-            f"{place}: the database's driver is missing ({error}); install it"
-        ) from None
-    except ArgumentError:
-        raise UserError(
-            f"{place}: this is no address of a database; correct it"
-        ) from None
-    except DBAPIError as error:
-        text = str(error.orig)
-        if "authentication" in text or "role" in text:
-            raise UserError(
-                f"{place}: the database does not accept this user and password; correct them"
-            ) from None
-        if "does not exist" in text:
-            raise UserError(
-                f"{place}: the server has no such database; create it"
-            ) from None
-        raise UserError(
-            f"{place}: the database cannot be reached; start it, or correct the address"
-        ) from None
 
 
 def prefect_server(_: Params, __: Path) -> str:

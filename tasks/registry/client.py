@@ -24,6 +24,7 @@ from tasks.record_file import record_text
 from tasks.registry.connection import connect, plain_refusals, sqlite_file
 from tasks.registry.metrics import created_at, metrics_of, params_of, tags_of
 from tasks.registry.registration import TAG, sign_registration
+from tasks.retry import patient
 from tasks.store.base import Published
 from tasks.store.open import open_model
 
@@ -35,6 +36,7 @@ CHALLENGER = "challenger"
 WEIGHTS_FILE = "layer_weights.json"  # attached to a run
 # What one request to MLflow may carry.
 METRICS, PARAMS = 1000, 100
+OLDEST = ["attributes.start_time ASC"]
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,13 @@ class Registry:
 
     # Runs
 
+    @patient
     def start_run(
         self, run_id: str, tags: dict[str, str] | None = None, at: int | None = None
     ) -> str:
         """Start the MLflow run of a flow's run, or continue it; return MLflow's id for it.
+
+        Where an answer gets lost, all is looked for anew: what was made before that is not made twice.
 
         Args:
             run_id: the flow's own id, kept as the tag ``run_id`` and as the run's name.
@@ -181,6 +186,7 @@ class Registry:
 
     # Versions
 
+    @patient
     def register_version(
         self,
         mlflow_run: str,
@@ -190,7 +196,8 @@ class Registry:
     ) -> str | None:
         """Register the published model as a new version with the alias ``challenger``, linked to the run.
 
-        A second call for the same run and bytes returns the version that is there.
+        A second call for the same run and bytes returns the version that is there; so does another try, after an answer
+        got lost.
 
         Args:
             mlflow_run: MLflow's id of the run.
@@ -307,17 +314,18 @@ class Registry:
             self.client.delete_model_version(self.name, version)
 
     def _version_of(self, mlflow_run: str, digest: str) -> str | None:
-        """Return the version that an MLflow run registered with these bytes, or None."""
+        """Return the version that an MLflow run registered with these bytes, the first if there are several, or None."""
         wanted = f"name = '{self.name}' and run_id = '{mlflow_run}'"
-        for version in self.client.search_model_versions(wanted):
-            if version.tags.get("digest") == digest:
-                return str(version.version)
-        return None
+        versions = self.client.search_model_versions(wanted)
+        same = [one.version for one in versions if one.tags.get("digest") == digest]
+        return str(min(same, key=int)) if same else None
 
     def _run_info(self, run_id: str) -> "RunInfo | None":
         """Return MLflow's info on the run of a flow's run, or None."""
         wanted = f"tags.run_id = '{run_id}'"
-        runs = self.client.search_runs([self._experiment], wanted, max_results=1)
+        runs = self.client.search_runs(
+            [self._experiment], wanted, max_results=1, order_by=OLDEST
+        )
         return runs[0].info if runs else None
 
     @cached_property

@@ -1,43 +1,87 @@
-"""The way to MLflow: an address that can be used, a client that got one answer, and its refusals in plain sentences."""
+"""The way to MLflow: an address that can be used, a client that waits for answers, and its refusals in sentences."""
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from elder import params
 from elder.errors import UserError
 from tasks.errors import Unreachable, hide_secrets, plain_errors
+from tasks.retry import patient, patiently
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-SCHEMES = (SQLITE, "postgresql", "mysql", "mssql", "http://", "https://")
+SERVERS = ("postgresql", "mysql", "mssql")
+SCHEMES = (SQLITE, *SERVERS, "http://", "https://")
 LONGEST = 300  # characters of MLflow's own words in a sentence
+# Made twice they would make two of what should be one: whoever calls these looks first, and calls again himself.
+CREATING = {"create_run", "create_model_version"}
+# What MLflow and `requests` say where a server does not answer, or answers that it cannot just now.
+AWAY = re.compile(
+    r"Max retries exceeded|failed with (?:timeout )?exception|error code (?:408|429|5\d\d)"
+)
+# What databases say where trying again is of no use, although their drivers call it operational.
+LASTING = re.compile(
+    r"authentication|password|role |pg_hba|does not exist|permission|access denied|read-?only|no such|no column|syntax"
+    r"|unable to open|malformed|not a database|disk (?:is )?full|disk I/O|No space|Unknown database",
+    re.IGNORECASE,
+)
+LOCKED = re.compile(r"database (?:table |schema )?is locked")
 
 
 def connect(settings: params.Registry) -> "MlflowClient":
     """Return an MLflow client after one successful request; an SQLite database is made where there is none.
 
+    Its calls wait for a server or a database that does not answer, except for those that create what is not to be there
+    twice (``CREATING``).
+
     Raises:
         UserError: the tracking URI is not usable, or nothing answers there.
     """
-    # MLflow's own default keeps trying an absent server for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    # Tried again here, and not by MLflow, which would send what creates something twice as well.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Its server would send clients to the bucket itself, by a name that may be known to the server alone.
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     # It would print the run's address on stdout, where --json promises one object.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     uri = absolute(settings.tracking_uri)
+    reach_database(uri)
     with plain_refusals(settings):
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        # it would print the whole trace of what is told in a sentence
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        bare = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = cast("MlflowClient", PatientClient(bare, place_of(settings)))
         client.get_experiment_by_name(settings.experiment)
     return client
+
+
+class PatientClient:
+    """MLflow's client, whose calls are made again while nothing answers."""
+
+    def __init__(self, client: "MlflowClient", place: str) -> None:
+        self._client = client
+        self._place = place
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if not callable(method):
+            return method
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            with _waitable(self._place):
+                return method(*args, **kwargs)
+
+        return once if name in CREATING else patient(once)
 
 
 def absolute(uri: str) -> str:
@@ -73,6 +117,101 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)).absolute()
 
 
+def place_of(settings: params.Registry) -> str:
+    """Return how sentences call the registry."""
+    return f"MLflow at {hide_secrets(settings.tracking_uri)}"
+
+
+def reach_database(uri: str) -> None:
+    """Connect once to the database that a tracking URI names, as MLflow would try a dead one for minutes, in silence.
+
+    Raises:
+        Unreachable: it does not answer, or somebody holds it, for as long as the patience lasts.
+        UserError: its driver is missing, it refuses this user, or the address is none.
+    """
+    if not uri.startswith((SQLITE, *SERVERS)):
+        return
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+    place = f"registry.tracking_uri {hide_secrets(uri)}"
+    try:
+        engine = create_engine(uri)
+    except (ImportError, NoSuchModuleError) as error:
+        raise UserError(
+            f"{place}: the database's driver is missing ({error}); install it"
+        ) from None
+    except ArgumentError:
+        raise UserError(
+            f"{place}: this is no address of a database; correct it"
+        ) from None
+
+    def once() -> None:
+        try:
+            with engine.connect() as connection:
+                if uri.startswith(
+                    SQLITE
+                ):  # which looks at its file with the first question
+                    connection.exec_driver_sql("SELECT 1 FROM sqlite_master")
+        except DBAPIError as error:
+            raise _database_refusal(place, str(error.orig)) from None
+
+    try:
+        patiently(once)
+    finally:
+        engine.dispose()
+
+
+def _database_refusal(place: str, text: str) -> UserError:
+    """Return what a database that cannot be connected to is told as."""
+    if LOCKED.search(text):
+        return Unreachable(f"{place}: somebody holds the database; wait, or end that")
+    if "authentication" in text or "role" in text:
+        return UserError(
+            f"{place}: the database does not accept this user and password; correct them"
+        )
+    if "does not exist" in text:
+        return UserError(f"{place}: the server has no such database; create it")
+    return Unreachable(
+        f"{place}: the database cannot be reached; start it, or correct the address"
+    )
+
+
+@contextmanager
+def _waitable(place: str) -> Iterator[None]:
+    """Turn what passes by itself into an ``Unreachable``, and leave all other failures as they are."""
+    try:
+        yield
+    except Exception as error:
+        passing = _passing(error)
+        if passing is None:
+            raise
+        raise Unreachable(f"{place}: {passing}") from None
+
+
+def _passing(error: BaseException) -> str | None:
+    """Return what is said of a failure that may pass, or None of another one."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+    text = str(error)
+    cause = error.__cause__ if isinstance(error, MlflowException) else error
+    if isinstance(cause, DBAPIError):
+        if LOCKED.search(text):
+            return "somebody holds the database: wait, or end that"
+        dropped = isinstance(cause, OperationalError | InterfaceError)
+        if (dropped or cause.connection_invalidated) and not LASTING.search(text):
+            return "the connection to the database broke: start it, or look why"
+        return None
+    if isinstance(error, JSONDecodeError | ChunkedEncodingError):
+        return "its answer broke off: look at the server and what stands before it"
+    away = isinstance(error, MlflowException) and AWAY.search(text)
+    if away or isinstance(error, ConnectionError | Timeout):
+        return "it cannot be reached: start it, or correct registry.tracking_uri"
+    return None
+
+
 @contextmanager
 def plain_refusals(settings: params.Registry) -> Iterator[None]:
     """Turn MLflow's and the database's refusals into a UserError of one sentence without secrets.
@@ -82,18 +221,15 @@ def plain_refusals(settings: params.Registry) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    place = f"MLflow at {hide_secrets(settings.tracking_uri)}"
+    place = place_of(settings)
     try:
-        yield
+        with _waitable(place):
+            yield
     except MlflowException as error:
         text = hide_secrets(str(error.message)).strip().partition("\n")[0][:LONGEST]
         if "error code 401" in text:
             raise UserError(
                 f"{place}: it does not know this user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            ) from None
-        if "Max retries exceeded" in text or "failed with exception" in text:
-            raise Unreachable(
-                f"{place}: it cannot be reached: start it, or correct registry.tracking_uri"
             ) from None
         raise UserError(f"{place}: {text}") from None
     except (SQLAlchemyError, ImportError, OSError) as error:

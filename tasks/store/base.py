@@ -14,6 +14,7 @@ from elder.names import registered_name_fault
 from tasks.errors import hide_secrets, plain_errors
 from tasks.store.manifest import (
     MANIFEST,
+    PUBLISH_AGAIN,
     File,
     Files,
     describe,
@@ -55,6 +56,7 @@ class Store(ABC):
         """Store all files of a folder as a version of the model ``name``.
 
         Files that are there already are not sent again: an interrupted call resumes, a repeated one moves nothing.
+        A model that is whole already is read again, all bytes of it, and what is damaged is sent: so a store is mended.
 
         Raises:
             UserError: the folder is missing, empty or has a manifest.json, the name is not usable, the store refuses.
@@ -68,12 +70,18 @@ class Store(ABC):
                 f"{folder} holds a {MANIFEST}, a name that the store needs: remove or rename it"
             )
         prefix, sent = f"models/{name}/{digest(files)}", 0
+        whole = self.read(f"{prefix}/{MANIFEST}") is not None
+
+        def there(path: str, file: File) -> bool:
+            key = f"{prefix}/{path}"
+            return self._measure(key) == file if whole else self._has(key, file)
+
         for path, file in files.items():
-            if not self._has(f"{prefix}/{path}", file):
+            if not there(path, file):
                 _log.info("storing %s, %d bytes", path, file.bytes)
                 sent += self._send(Path(folder) / path, f"{prefix}/{path}", file)
         manifest = dump(files)
-        if not self._has(f"{prefix}/{MANIFEST}", fingerprint(manifest)):
+        if not there(MANIFEST, fingerprint(manifest)):
             self._write(f"{prefix}/{MANIFEST}", manifest)
         return Published(
             url=f"{self.url}/{prefix}",
@@ -196,7 +204,7 @@ class Store(ABC):
         self._receive(key, target)
         fault = difference(self._show(key), fingerprint(target), file)
         if fault:
-            raise UserError(f"the store is damaged: {fault}; publish the model again")
+            raise UserError(f"the store is damaged: {fault}; {PUBLISH_AGAIN}")
 
     def _prefix(self, url: str) -> str:
         inside = f"{url}/".startswith(f"{self.url}/")
@@ -214,7 +222,7 @@ class Store(ABC):
 
     @abstractmethod
     def _has(self, key: str, file: File) -> bool:
-        """Say whether these very bytes are stored."""
+        """Say whether these bytes are stored, by what is quickly known of them; ``_measure`` proves it."""
 
     @abstractmethod
     def _send(self, source: Path, key: str, file: File) -> int:

@@ -12,6 +12,10 @@ from elder.files import parse_json
 from tasks.errors import plain_errors
 
 MANIFEST = "manifest.json"
+PUBLISH_AGAIN = (
+    "publish the model again from its run's folder, which sends what is damaged or missing:"
+    " python infra/restore.py NAME --folder runs/ID/model"
+)
 
 
 class File(BaseModel):
@@ -82,7 +86,7 @@ def parse(data: bytes, place: str) -> Files:
         content = Content.model_validate(parse_json(data, MANIFEST))
     except (ValidationError, UserError) as error:
         raise UserError(
-            f"{place}: {MANIFEST} is not readable; publish the model again"
+            f"{place}: {MANIFEST} is not readable; {PUBLISH_AGAIN}"
         ) from error
     files = content.files
     for path in files:
@@ -94,7 +98,7 @@ def parse(data: bytes, place: str) -> Files:
     in_its_place = folder == content.digest or not re.fullmatch("[0-9a-f]{64}", folder)
     if digest(files) != content.digest or not in_its_place:
         raise UserError(
-            f"{place}: {MANIFEST} does not match its digest; publish the model again"
+            f"{place}: {MANIFEST} does not match its digest; {PUBLISH_AGAIN}"
         )
     return files
 

@@ -10,6 +10,7 @@ written last: a model without one is half uploaded, and nothing here will read i
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -21,7 +22,10 @@ from tasks.store.base import Store
 
 
 def open_store(
-    url: str, endpoint: str | None = None, region: str | None = None
+    url: str,
+    endpoint: str | None = None,
+    region: str | None = None,
+    encryption: Mapping[str, str] | None = None,
 ) -> Store:
     """Open the store at a local folder (a path or a file:// URL) or at ``s3://bucket/prefix``.
 
@@ -29,12 +33,13 @@ def open_store(
         url: where the store lies.
         endpoint: address of an S3-compatible server; None: what boto3 finds in its own configuration.
         region: region of the bucket; None: what boto3 finds.
+        encryption: boto3's arguments for objects that an S3 server is to encrypt.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3":
         from tasks.store.s3 import S3Store
 
-        return S3Store(url, endpoint, region)
+        return S3Store(url, endpoint, region, encryption)
     from tasks.store.local import LocalStore
 
     if parts.scheme == "file":
@@ -49,7 +54,17 @@ def open_store(
 def configured_store(settings: params.Store, root: Path) -> Store:
     """Open the store that the parameters name; a relative folder lies below ``root``."""
     url = settings.url if "://" in settings.url else str(root / settings.url)
-    return open_store(url, settings.endpoint, settings.region)
+    return open_store(url, settings.endpoint, settings.region, encryption(settings))
+
+
+def encryption(settings: params.Store) -> dict[str, str]:
+    """Return boto3's arguments for objects that an S3 server is to encrypt; none, where its own default holds."""
+    wanted: dict[str, str] = {}
+    if settings.encryption:
+        wanted["ServerSideEncryption"] = settings.encryption
+    if settings.kms_key:
+        wanted["SSEKMSKeyId"] = settings.kms_key
+    return wanted
 
 
 def history_store(settings: params.Store, root: Path) -> Store:

@@ -1,18 +1,21 @@
-"""Send a large file to S3 in parts, so that a call that was cut can go on with the parts that arrived.
+"""Send a large file to S3 in parts, so that a call that was cut can go on with those that arrived, and read it so.
 
-boto3's transfer manager sends parts too, but throws all of them away when one fails. Here an upload that was begun
-stays on the server: the next call asks which parts are there, compares their MD5 with the file's, and sends the others.
+boto3's transfer manager does both, too, but throws all parts away when one fails. Here an upload that was begun stays
+on the server: the next call asks which parts are there, compares their MD5 with the file's, and sends the others.
 Nobody can read any of it before the last step puts the parts together.
 """
 
 import base64
 import hashlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tasks.store.manifest import File, changed
+from tasks.store.refusals import EMPTY, S3Refusal
+from tasks.store.server import Server
 
 PART = 8 * 1024 * 1024  # bytes; S3 allows no less than 5 MB
 MOST_PARTS = 10_000
@@ -21,11 +24,11 @@ THREADS = 8  # parts under way at once, each held in memory
 Part = dict[str, Any]
 
 
-def send_in_parts(client: Any, at: dict[str, str], source: Path, file: File) -> int:
+def send_in_parts(server: Server, at: dict[str, str], source: Path, file: File) -> int:
     """Send a file, reading it once.
 
     Args:
-        client: boto3's S3 client.
+        server: that stores it.
         at: bucket and key, of which nothing but this very content is ever sent.
         source: the file.
         file: what it must be; the sha256 is kept in the object's metadata.
@@ -34,14 +37,16 @@ def send_in_parts(client: Any, at: dict[str, str], source: Path, file: File) -> 
         The bytes sent by this call.
 
     Raises:
-        UserError: the file is no longer what ``file`` says; nothing is stored then.
-        ClientError, BotoCoreError: what boto3 meets; the parts that arrived stay.
+        UserError: the file is no longer what ``file`` says, and nothing is stored then; or the server refuses, and the
+            parts that arrived stay.
     """
-    upload, stored = _begun(client, at)
+    upload, stored = _begun(server, at)
     if upload is None:
-        upload = client.create_multipart_upload(**at, Metadata={"sha256": file.sha256})[
-            "UploadId"
-        ]
+        metadata = {"sha256": file.sha256}
+        begun = server.ask(
+            "create_multipart_upload", **at, Metadata=metadata, **server.encryption
+        )
+        upload = begun["UploadId"]
     here = at | {"UploadId": upload}
     size = part_size(file.bytes)
     sha256, sent, parts = hashlib.sha256(), 0, list[Part]()
@@ -56,16 +61,38 @@ def send_in_parts(client: Any, at: dict[str, str], source: Path, file: File) -> 
             if len(under_way) == THREADS:
                 parts.append(under_way.popleft().result())
             under_way.append(
-                pool.submit(_send_part, client, here, number, data, md5.digest())
+                pool.submit(_send_part, server, here, number, data, md5.digest())
             )
             sent += len(data)
         parts += [part.result() for part in under_way]
     if sha256.hexdigest() != file.sha256:
-        client.abort_multipart_upload(**here)
+        server.ask("abort_multipart_upload", **here)
         raise changed(source)
     parts.sort(key=lambda part: part["PartNumber"])
-    client.complete_multipart_upload(**here, MultipartUpload={"Parts": parts})
+    server.ask("complete_multipart_upload", **here, MultipartUpload={"Parts": parts})
     return sent
+
+
+def receive_in_parts(server: Server, at: dict[str, str]) -> Iterator[bytes]:
+    """Yield the bytes of an object in order; a part that breaks off is asked for again, and no other."""
+    try:
+        data, answer = server.read(**at, Range=_range(0))
+    except S3Refusal as refusal:
+        if refusal.code not in EMPTY:
+            raise
+        return
+    yield data
+    size = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+    # should somebody replace the object meanwhile, the server refuses
+    same = at | {"IfMatch": answer["ETag"]}
+    under_way: deque[Future[tuple[bytes, Any]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(PART, size, PART):
+            if len(under_way) == THREADS:
+                yield under_way.popleft().result()[0]
+            under_way.append(pool.submit(server.read, **same, Range=_range(start)))
+        while under_way:
+            yield under_way.popleft().result()[0]
 
 
 def part_size(total: int) -> int:
@@ -73,26 +100,28 @@ def part_size(total: int) -> int:
     return max(PART, -(-total // MOST_PARTS))
 
 
+def _range(start: int) -> str:
+    return f"bytes={start}-{start + PART - 1}"
+
+
 def _send_part(
-    client: Any, here: dict[str, str], number: int, data: bytes, md5: bytes
+    server: Server, here: dict[str, str], number: int, data: bytes, md5: bytes
 ) -> Part:
     """Send one part; the server refuses it if it does not arrive as it was sent."""
     checked = base64.b64encode(md5).decode()
-    answer = client.upload_part(
-        **here, PartNumber=number, Body=data, ContentMD5=checked
+    answer = server.ask(
+        "upload_part", **here, PartNumber=number, Body=data, ContentMD5=checked
     )
     return {"PartNumber": number, "ETag": answer["ETag"]}
 
 
 def _begun(
-    client: Any, at: dict[str, str]
+    server: Server, at: dict[str, str]
 ) -> tuple[str | None, dict[int, tuple[str, int]]]:
     """Return the id of the latest unfinished upload of this object, and its parts: {number: (MD5, bytes)}."""
-    from botocore.exceptions import ClientError
-
     try:
-        pages = client.get_paginator("list_multipart_uploads").paginate(
-            Bucket=at["Bucket"], Prefix=at["Key"]
+        pages = server.pages(
+            "list_multipart_uploads", Bucket=at["Bucket"], Prefix=at["Key"]
         )
         uploads = [
             upload
@@ -103,12 +132,12 @@ def _begun(
         if not uploads:
             return None, {}
         latest = max(uploads, key=lambda upload: upload["Initiated"])["UploadId"]
-        listed = client.get_paginator("list_parts").paginate(**at, UploadId=latest)
+        listed = server.pages("list_parts", **at, UploadId=latest)
         parts = [part for page in listed for part in page.get("Parts", [])]
         return latest, {
             part["PartNumber"]: (part["ETag"].strip('"'), part["Size"])
             for part in parts
         }
-    except ClientError:
+    except S3Refusal:
         # those who may not list uploads begin anew; a real refusal meets that, too
         return None, {}

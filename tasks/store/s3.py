@@ -3,91 +3,60 @@
 Credentials come from boto3's own chain only (environment, profile, instance role) and appear in no URL and no message.
 """
 
+import base64
 import hashlib
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from elder.errors import UserError
 from tasks.errors import Unreachable, plain_errors
 from tasks.store.base import Store
-from tasks.store.manifest import File, fingerprint
-from tasks.store.parts import PART, send_in_parts
+from tasks.store.manifest import File, changed, fingerprint
+from tasks.store.parts import PART, receive_in_parts, send_in_parts
+from tasks.store.refusals import ABSENT, DENIED, TAKEN, UNKNOWN_WAY, S3Refusal
+from tasks.store.server import Server
 
-MEGABYTE = 1024 * 1024
-ATTEMPTS = 5
+CREATES = 5  # tries, where others create the same object at the same moment
 SETTLE = 0.5  # seconds
 PROBE = ".write-check"
-DENIED = {"AccessDenied", "AllAccessDisabled", "Forbidden", "403"}
-CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-}
-ELSEWHERE = {
-    "PermanentRedirect",
-    "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-    "301",
-}
-ABSENT = {"NoSuchKey", "404", "NotFound"}
-TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+JSON = "application/json"
 
 
 class S3Store(Store):
-    """A store at ``s3://bucket/prefix``; the sha256 of each object is kept in its metadata."""
+    """A store at ``s3://bucket/prefix``; the sha256 of each object is kept in its metadata.
+
+    Args:
+        url: bucket and prefix.
+        endpoint: address of an S3-compatible server; None: what boto3 finds in its own configuration.
+        region: region of the bucket; None: what boto3 finds.
+        encryption: boto3's arguments for objects that the server is to encrypt.
+    """
 
     def __init__(
-        self, url: str, endpoint: str | None = None, region: str | None = None
+        self,
+        url: str,
+        endpoint: str | None = None,
+        region: str | None = None,
+        encryption: Mapping[str, str] | None = None,
     ) -> None:
-        import boto3
-        from boto3.s3.transfer import TransferConfig
-        from botocore.config import Config
-
         self.bucket, self.prefix = _split(url)
         self.endpoint = _checked(endpoint) if endpoint else None
         super().__init__(f"s3://{self.bucket}/{self.prefix}".rstrip("/"))
-        # Compatible servers reject the trailing checksums that newer botocore adds, and may not know virtual hosts.
-        config = Config(
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            connect_timeout=10,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": "path"} if endpoint else None,
-        )
-        self.transfer = TransferConfig(
-            multipart_threshold=PART, multipart_chunksize=PART
-        )
-        with self._plain():
-            session = boto3.session.Session()
-            self.client = session.client(
-                "s3", endpoint_url=self.endpoint, region_name=region, config=config
-            )
+        self.server = Server(self.url, self.endpoint, region, dict(encryption or {}))
+        self.client = self.server.client
+        self._proved = False
 
     def check(self) -> None:
-        """Refuse a bucket that is not there, not allowed or not reachable, before any work is done.
-
-        An empty object is put there and taken away. Storing deletes nothing, so a refusal to delete is no reason to
-        refuse; the object then stays, one at most.
-        """
-        from botocore.exceptions import ClientError
-
-        with self._plain():
-            self.client.list_objects_v2(
-                Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1
-            )
-            self.client.put_object(**self._at(PROBE), Body=b"")
-            try:
-                self.client.delete_object(**self._at(PROBE))
-            except ClientError as error:
-                if _code(error) not in DENIED:
-                    raise
+        """Refuse a bucket that is not there, not allowed or not reachable, or a server without conditional writes."""
+        self.server.ask(
+            "list_objects_v2", Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1
+        )
+        self._proved = False
+        self._prove_creates()
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``Store``; whose bytes are there in the end has won, whatever the answers were.
@@ -96,21 +65,10 @@ class S3Store(Store):
         And some compatible servers look first and write afterwards, so two at the same moment may both be told yes; the
         later one stays, and is what both find after a moment.
         """
-        from botocore.exceptions import ClientError
-
-        for _ in range(ATTEMPTS):
-            with self._plain():
-                try:
-                    self.client.put_object(
-                        **self._at(key),
-                        Body=data,
-                        ContentType="application/json",
-                        IfNoneMatch="*",
-                    )
-                    time.sleep(SETTLE)
-                except ClientError as error:
-                    if _code(error) not in TAKEN:
-                        raise
+        self._prove_creates()
+        for _ in range(CREATES):
+            if self._create(key, data):
+                time.sleep(SETTLE)
             stored = self.read(key)
             if stored is not None:
                 return stored == data
@@ -120,151 +78,133 @@ class S3Store(Store):
 
     def read(self, key: str) -> bytes | None:
         """See ``Store``."""
-        with self._plain():
-            body = self._body(key)
-            return body.read() if body else None
+        try:
+            return self.server.read(**self._at(key))[0]
+        except S3Refusal as refusal:
+            if refusal.code not in ABSENT:
+                raise
+            return None
 
     def paths(self, prefix: str) -> set[str]:
         """See ``Store``."""
         start = self._at(f"{prefix}/" if prefix else "")["Key"]
-        with self._plain():
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=start
-            )
-            return {
-                item["Key"][len(start) :]
-                for page in pages
-                for item in page.get("Contents", [])
-            }
+        pages = self.server.pages("list_objects_v2", Bucket=self.bucket, Prefix=start)
+        return {
+            item["Key"][len(start) :]
+            for page in pages
+            for item in page.get("Contents", [])
+        }
 
     def _has(self, key: str, file: File) -> bool:
         """Trust size and metadata, where ``_measure`` reads the bytes."""
-        from botocore.exceptions import ClientError
-
-        with self._plain():
-            try:
-                head = self.client.head_object(**self._at(key))
-            except ClientError as error:
-                # 403 is also the answer for an absent object to those who may not list; a real refusal meets the put.
-                if _code(error) in ABSENT | DENIED:
-                    return False
-                raise
+        try:
+            head = self.server.ask("head_object", **self._at(key))
+        except S3Refusal as refusal:
+            # 403 is also the answer for an absent object to those who may not list; a real refusal meets the put.
+            if refusal.code in ABSENT | DENIED:
+                return False
+            raise
         return (
             head["ContentLength"] == file.bytes
             and head["Metadata"].get("sha256") == file.sha256
         )
 
     def _send(self, source: Path, key: str, file: File) -> int:
-        from botocore.exceptions import ClientError
-
-        with plain_errors(source), self._plain():
+        with plain_errors(source):
             if file.bytes < PART:
-                extra = {"Metadata": {"sha256": file.sha256}}
-                self.client.upload_file(
-                    str(source), **self._at(key), ExtraArgs=extra, Config=self.transfer
-                )
+                data = source.read_bytes()
+                if fingerprint(data) != file:
+                    raise changed(source)
+                self._put(key, data)
                 return file.bytes
             try:
-                return send_in_parts(self.client, self._at(key), source, file)
-            except ClientError:
-                if not self._has(key, file):
+                return send_in_parts(self.server, self._at(key), source, file)
+            except (S3Refusal, Unreachable):
+                if self._measure(key) != file:
                     raise
                 return 0  # the upload is gone because another process put its parts together
 
     def _write(self, key: str, data: bytes) -> None:
-        extra = {
-            "Metadata": {"sha256": fingerprint(data).sha256},
-            "ContentType": "application/json",
-        }
-        with self._plain():
-            self.client.put_object(**self._at(key), Body=data, **extra)
+        self._put(key, data, ContentType=JSON)
+
+    def _put(self, key: str, data: bytes, **more: str) -> None:
+        """Store a few bytes; the server refuses them if they do not arrive as they were sent."""
+        md5 = hashlib.md5(data, usedforsecurity=False).digest()
+        self.server.put(
+            **self._at(key),
+            Body=data,
+            ContentMD5=base64.b64encode(md5).decode(),
+            Metadata={"sha256": fingerprint(data).sha256},
+            **more,
+        )
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Store a few bytes where nothing is, and return what the server says of it."""
+        try:
+            self._put(key, data, ContentType=JSON, IfNoneMatch="*")
+        except S3Refusal as refusal:
+            if refusal.code not in TAKEN:
+                raise
+            return False
+        return True
 
     def _receive(self, key: str, target: Path) -> None:
-        with self._plain():
-            self.client.download_file(
-                **self._at(key), Filename=str(target), Config=self.transfer
-            )
+        with target.open("wb") as handle:
+            for part in receive_in_parts(self.server, self._at(key)):
+                handle.write(part)
 
     def _measure(self, key: str) -> File | None:
-        with self._plain():
-            body = self._body(key)
-            if body is None:
-                return None
-            sha256, size = hashlib.sha256(), 0
-            for chunk in body.iter_chunks(MEGABYTE):
-                sha256.update(chunk)
-                size += len(chunk)
+        sha256, size = hashlib.sha256(), 0
+        try:
+            for part in receive_in_parts(self.server, self._at(key)):
+                sha256.update(part)
+                size += len(part)
+        except S3Refusal as refusal:
+            if refusal.code not in ABSENT:
+                raise
+            return None
         return File(sha256=sha256.hexdigest(), bytes=size)
+
+    def _prove_creates(self) -> None:
+        """Refuse a server that would let a second create replace a first: an old decision could undo a newer one.
+
+        Of two creates of one object the second must be refused. The object is new and is taken away again; where
+        nothing may be deleted it is always the same one, so that one stays at most.
+        """
+        if self._proved:
+            return
+        self._put(PROBE, b"")
+        key = f"{PROBE}-{uuid.uuid4().hex}" if self._delete(PROBE) else PROBE
+        try:
+            self._create(key, b"")
+            twice = self._create(key, b"")
+            lacks = "If-None-Match is ignored" if twice else ""
+        except S3Refusal as refusal:
+            if refusal.code not in UNKNOWN_WAY:
+                raise
+            lacks = f"If-None-Match is answered with {refusal.code}"
+        if key != PROBE:
+            self._delete(key)
+        if lacks:
+            raise UserError(
+                f"{self.url}: {self.server.teller.place} has no conditional writes ({lacks}), so that an old decision"
+                " could undo a newer one: set store.url to a store that has them, such as AWS S3, those of"
+                " docs/services.md, or a local folder"
+            )
+        self._proved = True
+
+    def _delete(self, key: str) -> bool:
+        """Delete an object, or return False: it is not allowed, and storing does not need it."""
+        try:
+            self.server.ask("delete_object", **self._at(key))
+        except S3Refusal as refusal:
+            if refusal.code not in DENIED:
+                raise
+            return False
+        return True
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
-
-    def _body(self, key: str) -> Any:
-        try:
-            return self.client.get_object(**self._at(key))["Body"]
-        except self.client.exceptions.NoSuchKey:
-            return None
-
-    @contextmanager
-    def _plain(self) -> Iterator[None]:
-        """Turn what boto3 raises into a UserError of one sentence, made of codes and never of the server's text."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except (ClientError, BotoCoreError, Boto3Error, ValueError) as error:
-            cause = (
-                getattr(error, "last_exception", None)
-                or error.__cause__
-                or error.__context__
-            )
-            inner = cause if isinstance(error, Boto3Error) and cause else error
-            reason = self._reason(inner)
-            raise (Unreachable if "cannot be reached" in reason else UserError)(
-                f"{self.url}: {reason}"
-            ) from error
-
-    def _reason(self, error: BaseException) -> str:
-        from botocore import exceptions as known
-
-        if isinstance(error, known.ClientError):
-            return self._refusal(_code(error))
-        if isinstance(
-            error,
-            known.NoCredentialsError
-            | known.PartialCredentialsError
-            | known.CredentialRetrievalError,
-        ):
-            return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
-        if isinstance(
-            error, known.ProfileNotFound | known.SSOError | known.TokenRetrievalError
-        ):
-            what = type(error).__name__
-            return f"the profile's credentials cannot be read ({what}): check AWS_PROFILE or log in again"
-        if isinstance(error, known.ParamValidationError | known.InvalidRegionError):
-            return f"the name of the bucket or region is not valid ({type(error).__name__}): correct store.url"
-        if isinstance(error, known.HTTPClientError | known.ConnectionError | OSError):
-            place = self.endpoint or "the S3 service"
-            return f"{place} cannot be reached ({type(error).__name__}): check store.endpoint and the network"
-        return f"the request failed ({type(error).__name__}): check store.url, store.endpoint and store.region"
-
-    def _refusal(self, code: str) -> str:
-        if code == "NoSuchBucket":
-            return f"the bucket {self.bucket!r} does not exist: create it or change store.url"
-        if code in DENIED:
-            return "access denied: let these credentials list, read and write there"
-        if code in CREDENTIALS:
-            return f"the credentials are not accepted ({code}): renew them, and check the clock"
-        if code in ELSEWHERE:
-            return f"the bucket lies in another region ({code}): set store.region"
-        if code in ABSENT:
-            return "a file of the model, or the bucket, is missing: publish the model again"
-        return f"the server refused with {code}: try again, or ask who runs it"
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", "an unknown error"))
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -10,7 +10,8 @@ from moto.server import ThreadedMotoServer
 
 from tasks.store.base import Store
 from tasks.store.open import open_store
-from tasks.store.s3 import MEGABYTE
+
+MEGABYTE = 1024 * 1024
 
 
 @pytest.fixture(scope="session")

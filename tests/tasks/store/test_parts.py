@@ -13,6 +13,7 @@ import pytest
 from elder.errors import UserError
 from tasks.errors import Unreachable
 from tasks.store import parts, s3
+from tasks.store import server as server_module
 from tasks.store.manifest import fingerprint
 from tasks.store.open import open_store
 from tests.tasks.store.refusing import refuse
@@ -119,7 +120,7 @@ def test_a_cut_upload_goes_on_with_the_parts_that_arrived(
     server, bucket, wire, model, tmp_path, monkeypatch
 ):
     client, name = bucket
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(server_module, "ATTEMPTS", 1)
     # dies in the third part
     with pytest.raises(Unreachable, match="cannot be reached"):
         open_store(
@@ -183,7 +184,7 @@ def test_a_file_that_changes_on_the_way_is_not_stored(server, bucket, model):
 def test_an_upload_that_somebody_else_completed_is_no_failure(
     server, bucket, model, monkeypatch
 ):
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(server_module, "ATTEMPTS", 1)
     _, name = bucket
     store, source = (
         open_store(f"s3://{name}", server, "us-east-1"),

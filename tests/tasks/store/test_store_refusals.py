@@ -9,7 +9,7 @@ import pytest
 
 from elder.errors import UserError
 from tasks.errors import Unreachable, hide_secrets, without_secrets
-from tasks.store import s3
+from tasks.store import server as server_module
 from tasks.store.open import open_store
 from tests.tasks.store.refusing import refuse
 
@@ -51,7 +51,7 @@ def test_check_passes_where_a_model_can_be_stored(store):
 
 
 def test_check_refuses_before_any_work(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(server_module, "ATTEMPTS", 1)
     (tmp_path / "file").write_text("x")
     for url, endpoint, said in [
         (str(tmp_path / "file"), None, "a file stands"),
@@ -73,7 +73,8 @@ def test_check_proves_that_writing_is_allowed(server, monkeypatch):
         store.check()
     assert (
         str(caught.value)
-        == "s3://read-only/x: access denied: let these credentials list, read and write there"
+        == "s3://read-only/x: access denied: let these credentials list, read and write there; if the bucket demands"
+        " encryption, set store.encryption to AES256 or aws:kms"
     )
     assert store.paths("") == set()
     refused.clear()
@@ -86,7 +87,7 @@ def test_check_proves_that_writing_is_allowed(server, monkeypatch):
 
 
 def test_only_what_the_network_did_is_worth_another_try(server, folder, monkeypatch):
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(server_module, "ATTEMPTS", 1)
     with pytest.raises(Unreachable):
         open_store("s3://bucket/x", "http://127.0.0.1:9", "us-east-1").publish(
             folder, "tiny"
@@ -108,7 +109,7 @@ def test_absent_bucket(server, folder, tmp_path):
 
 
 def test_unreachable_endpoint(folder, monkeypatch):
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setattr(server_module, "ATTEMPTS", 1)
     store = open_store("s3://bucket/x", "http://127.0.0.1:9", "us-east-1")
     with pytest.raises(
         UserError, match=re.escape("http://127.0.0.1:9 cannot be reached")
@@ -146,7 +147,7 @@ def test_publish_without_the_right_to_list(server, folder, monkeypatch):
         ("AccessDenied", "access denied"),
         ("SignatureDoesNotMatch", "not accepted"),
         ("PermanentRedirect", "another region"),
-        ("SlowDown", "refused with SlowDown"),
+        ("NoSuchLifecycle", "refused with NoSuchLifecycle"),
     ],
 )
 def test_refusals_of_the_server(server, folder, monkeypatch, code, said):
