@@ -314,7 +314,7 @@ class Registry:
             self.client.delete_model_version(self.name, version)
 
     def _version_of(self, mlflow_run: str, digest: str) -> str | None:
-        """Return the version that an MLflow run registered with these bytes, the first if there are several, or None."""
+        """Return the version that an MLflow run registered with these bytes, the first of several, or None."""
         wanted = f"name = '{self.name}' and run_id = '{mlflow_run}'"
         versions = self.client.search_model_versions(wanted)
         same = [one.version for one in versions if one.tags.get("digest") == digest]

@@ -136,7 +136,10 @@ def reach_database(uri: str) -> None:
 
     place = f"registry.tracking_uri {hide_secrets(uri)}"
     try:
-        engine = create_engine(uri)
+        # SQLite would wait in silence for whoever holds its file
+        engine = create_engine(
+            uri, connect_args={"timeout": 1} if uri.startswith(SQLITE) else {}
+        )
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
             f"{place}: the database's driver is missing ({error}); install it"
