@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from elder import params
 from elder.errors import UserError
 from elder.evaluation.gate import beside_champion
-from elder.record import Champion, Number, Record, Row
+from elder.record import Champion, Number, Record
 from tasks.provenance.bundle import BadSignature
 from tasks.provenance.identity import Identity
 from tasks.provenance.keys import signer_of
@@ -55,9 +55,8 @@ class Plan(BaseModel):
     digest: str
     compared: str
     before: str | None  # of the history's last entry, which this one follows
-    earlier: dict[int, str] | None = (
-        None  # of all entries, where they are accepted as they lie
-    )
+    # of all entries, where they are accepted as they lie
+    earlier: dict[int, str] | None = None
     accepted: str | None = None  # what is wrong with them
     # by version: layers, perplexities and mean over tasks, as its record has them
     measured: dict[str, dict[str, Number | None]]
@@ -91,34 +90,23 @@ def plan_promotion(
         _settle(ledger)
     history = ledger.history()
     faults = ledger.faults(history) if accept_history else []
-    candidate = _verified(ledger, version)
-    fault = verdict_fault(candidate.record)
-    if fault:
-        raise Refused(f"version {version} of {name}: {fault}: promote another")
-    champion = None if faults else champion_of(ledger)
-    itself = champion is not None and champion.version == version
-    if itself and history.entries:
+    candidate = _passed(ledger, version)
+    champion, compared = _beside_champion(
+        settings.gate, ledger, candidate, force, faults
+    )
+    if champion and champion.version == version and history.entries and not faults:
         raise UserError(f"version {version} of {name} is the champion already")
-    # no decision is known: the history was lost with its store, or never was
-    if itself:
-        champion, compared = None, BEGINS
-    elif faults:
-        champion = _alias_holder(ledger)
-        compared = "Not compared with the champion: the history did not hold."
-    else:
-        title = f"version {version} of {name}"
-        row = candidate.record.candidate
-        compared = _compare(settings.gate, row, champion, force, title)
     _check_bytes(name, candidate, settings.store)
     measured = {version: _numbers(candidate.record)}
-    if champion and champion.url and not champion.fault:
-        measured[champion.version] = _numbers(ledger.version(champion.version).record)
+    previous = champion.version if champion and champion.version != version else None
+    if previous and champion and champion.url and not champion.fault:
+        measured[previous] = _numbers(ledger.version(previous).record)
     return Plan(
         action="promote",
         name=name,
         number=_next_number(ledger, history, faults),
         version=version,
-        previous=champion.version if champion else None,
+        previous=previous,
         digest=candidate.digest,
         compared=compared,
         before=history.head,
@@ -295,12 +283,6 @@ def _verified(ledger: Ledger, version: str) -> VerifiedVersion:
     return candidate
 
 
-def _alias_holder(ledger: Ledger) -> Champion | None:
-    """Return who is champion by the registry alone."""
-    holder = ledger.registry.holder(CHAMPION)
-    return Champion(version=holder[0]) if holder else None
-
-
 def _next_number(ledger: Ledger, history: History, faults: list[str]) -> int:
     """Return the next entry's number: beyond all that are there and, where those fail, that the registry tells."""
     last = max(history.files, default=0)
@@ -318,20 +300,45 @@ def _who_was_faster(ledger: Ledger, plan: Plan) -> str:
     return f"somebody else was faster, and his decision cannot be read: {look}"
 
 
-def _compare(
-    gate: params.Gate, row: Row, champion: Champion | None, force: bool, candidate: str
-) -> str:
-    """Return what the gate's rule for the champion says, which the history keeps."""
+def _passed(ledger: Ledger, version: str) -> VerifiedVersion:
+    """Return a version that was signed, and that the gate let pass by its own numbers."""
+    candidate = _verified(ledger, version)
+    fault = verdict_fault(candidate.record)
+    if fault:
+        raise Refused(f"version {version} of {ledger.name}: {fault}: promote another")
+    return candidate
+
+
+def _beside_champion(
+    gate: params.Gate,
+    ledger: Ledger,
+    candidate: VerifiedVersion,
+    force: bool,
+    faults: list[str],
+) -> tuple[Champion | None, str]:
+    """Return the present champion, and what the gate's rule for it says, which the history keeps."""
+    if faults:
+        holder = ledger.registry.holder(CHAMPION)
+        unproven = Champion(version=holder[0]) if holder else None
+        return unproven, "Not compared with the champion: the history did not hold."
+    champion = champion_of(ledger)
+    if champion and champion.version == candidate.version:
+        return champion, BEGINS
+    row = candidate.record.candidate
     rule = beside_champion(gate.max_champion_ratio, row, champion)
     if rule is None:
-        return "Not compared with the champion: gate.max_champion_ratio is null."
+        return (
+            champion,
+            "Not compared with the champion: gate.max_champion_ratio is null.",
+        )
     if rule.passed:
-        return rule.reason
+        return champion, rule.reason
     if not force:
         raise Refused(
-            f"{candidate} was not promoted. {rule.reason} With --force it is promoted all the same."
+            f"version {candidate.version} of {ledger.name} was not promoted. {rule.reason} With --force it is promoted"
+            " all the same."
         )
-    return f"Forced: {rule.reason}"
+    return champion, f"Forced: {rule.reason}"
 
 
 def _check_bytes(name: str, version: VerifiedVersion, settings: params.Store) -> None:

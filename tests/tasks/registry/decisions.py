@@ -1,17 +1,21 @@
 """What tests of promotion do: register versions, decide on them, look at them, and damage them."""
 
 from pathlib import Path
+from typing import Any
 
 from elder import params
 from tasks.provenance.identity import Identity
+from tasks.provenance.keys import signer_of
+from tasks.provenance.trust import trust_of
 from tasks.registry.client import Registry
-from tasks.registry.history import Entry
+from tasks.registry.history import Entry, append, read_history
 from tasks.registry.promotion import (
     carry_out,
     history_of,
     plan_promotion,
     plan_rollback,
 )
+from tasks.store.open import open_store
 from tests.tasks.registered import record, register
 
 ANNA = Identity("anna@host", "operating system")
@@ -35,9 +39,14 @@ def add(
 
 
 def promote(
-    settings: params.Params, root: Path, version: str, force: bool = False
+    settings: params.Params,
+    root: Path,
+    version: str,
+    force: bool = False,
+    accept_history: bool = False,
 ) -> Entry:
-    plan = plan_promotion(settings, root, settings.registry.name, version, force)
+    name = settings.registry.name
+    plan = plan_promotion(settings, root, name, version, force, accept_history)
     return carry_out(settings, root, plan, ANNA, f"version {version} it is")
 
 
@@ -81,3 +90,36 @@ def damage(settings: params.Params, digest: str) -> None:
         / "model.safetensors"
     )
     path.write_bytes(b"W" + path.read_bytes()[1:])
+
+
+def digest_of(settings: params.Params, version: str) -> str:
+    """Return the digest of a version's files, as the registry tells it."""
+    client = Registry(settings.registry).client
+    return client.get_model_version(settings.registry.name, version).tags["digest"]
+
+
+def history_folder(settings: params.Params) -> Path:
+    return Path(settings.store.url) / "history" / settings.registry.name
+
+
+def write(settings: params.Params, root: Path, **changes: Any) -> None:
+    """Add a signed entry that no check stood before, like the last one but for these changes."""
+    store = open_store(settings.store.url)
+    trust = trust_of(settings.signing, root)
+    history = read_history(store, settings.registry.name, trust)
+    like = {
+        "action": "promote",
+        "version": "1",
+        "previous": None,
+        "by": "anna@host",
+        "vouched_by": "operating system",
+        "at": "2026-11-24T02:15:00.000+00:00",
+        "reason": "better",
+        "compared": "",
+    }
+    if history.entries:
+        like = history.entries[-1].model_dump(exclude={"signed_by", "sha256"})
+    own = {"number": len(history.files) + 1, "before": history.head}
+    entry = Entry.model_validate(like | own | changes)
+    signer = signer_of(settings.signing, root, "decision")
+    assert append(store, settings.registry.name, entry, signer)

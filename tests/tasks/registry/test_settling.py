@@ -1,17 +1,34 @@
 """Many who decide at once, crashes in between, registries that fell behind: the history decides, and is told again."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
 from elder import params
 from elder.errors import UserError
+from tasks.provenance.identity import Identity
+from tasks.provenance.keys import signer_of
 from tasks.registry import promotion
 from tasks.registry.client import Registry
-from tasks.registry.history import Entry, append, read_log
-from tasks.registry.promotion import Refused, carry_out, history, plan_promotion
-from tests.tasks.registry.decisions import add, champion, promote, roll_back, tags
+from tasks.registry.history import Entry, append
+from tasks.registry.promotion import Refused, carry_out, history_of, plan_promotion
+from tasks.store.open import open_store
+from tests.tasks.registry.decisions import (
+    ANNA,
+    BEN,
+    add,
+    champion,
+    decisions,
+    digest_of,
+    promote,
+    roll_back,
+    tags,
+    write,
+)
+
+
+def who(number: str) -> Identity:
+    return Identity(f"user{number}@host", "operating system")
 
 
 def test_of_two_who_decide_on_the_same_state_the_later_is_told_who_won(
@@ -24,15 +41,15 @@ def test_of_two_who_decide_on_the_same_state_the_later_is_told_who_won(
     mine, other = (
         plan_promotion(settings, tmp_path, name, version) for version in ("2", "3")
     )
-    back = carry_out(settings, tmp_path, other, "ben@there", "urgent")
+    back = carry_out(settings, tmp_path, other, BEN, "urgent")
     with pytest.raises(Refused) as caught:
-        carry_out(settings, tmp_path, mine, "anna@here", "better")
+        carry_out(settings, tmp_path, mine, ANNA, "better")
     assert str(caught.value) == (
-        f"ben@there was faster: promote to version 3 of {name} at {back.at} (urgent); look at elder history {name},"
+        f"ben@host was faster: promote to version 3 of {name} at {back.at} (urgent); look at elder history {name},"
         " then decide again"
     )
     assert champion(settings) == "3"
-    assert [entry.version for entry in history(settings, tmp_path, name)[0]] == [
+    assert [entry.version for entry in decisions(settings, tmp_path)[0]] == [
         "1",
         "3",
     ]
@@ -51,9 +68,7 @@ def test_many_at_once_make_one_champion(settings, tmp_path):
     def decide(plan: promotion.Plan) -> None:
         ready.wait()
         try:
-            won.append(
-                carry_out(settings, tmp_path, plan, f"user{plan.version}@host", "mine")
-            )
+            won.append(carry_out(settings, tmp_path, plan, who(plan.version), "mine"))
         except Refused as refusal:
             lost.append(str(refusal))
 
@@ -65,7 +80,7 @@ def test_many_at_once_make_one_champion(settings, tmp_path):
     assert len(won) == 1
     assert len(lost) == 2
     assert all(said.startswith(f"{won[0].by} was faster") for said in lost)
-    log, _ = history(settings, tmp_path, name)
+    log, _ = decisions(settings, tmp_path)
     assert log[1:] == won
     assert champion(settings) == won[0].version
 
@@ -90,13 +105,6 @@ def test_a_crash_between_history_and_registry_is_mended_by_the_next_command(
     assert (plan.number, plan.previous) == (3, "2")
     assert tags(local, "1")["archived_for"] == "2"
 
-    # by hand
-    Registry(local.registry).client.set_registered_model_alias(
-        local.registry.name, "champion", "3"
-    )
-    history(local, tmp_path, local.registry.name)
-    assert champion(local) == "2"
-
 
 def test_who_tells_an_older_decision_does_not_have_the_last_word(
     local, tmp_path, monkeypatch
@@ -105,10 +113,8 @@ def test_who_tells_an_older_decision_does_not_have_the_last_word(
         add(local, tmp_path, number)
     promote(local, tmp_path, "1")
     plan = plan_promotion(local, tmp_path, local.registry.name, "2")
-    store, tell = (
-        promotion.configured_store(local.store, tmp_path),
-        promotion.write_history,
-    )
+    store, tell = open_store(local.store.url), promotion.write_history
+    signer = signer_of(local.signing, tmp_path, "decision")
 
     def overtaken(named: params.Registry, log: list[Entry]) -> None:
         """Let a newer decision be written and told while this one is being told."""
@@ -119,14 +125,15 @@ def test_who_tells_an_older_decision_does_not_have_the_last_word(
                 "version": "3",
                 "previous": "2",
                 "digest": found.tags["digest"],
+                "before": log[-1].sha256,
             }
             newest = log[-1].model_copy(update=newer)
-            assert append(store, named.name, newest)
+            assert append(store, named.name, newest, signer)
             tell(named, [*log, newest])
         tell(named, log)
 
     monkeypatch.setattr(promotion, "write_history", overtaken)
-    carry_out(local, tmp_path, plan, "anna@host", "better")
+    carry_out(local, tmp_path, plan, ANNA, "better")
     assert champion(local) == "3"
     assert tags(local, "2")["archived_for"] == "3"
     assert "archived_at" not in tags(local, "3")
@@ -147,13 +154,11 @@ def test_a_decision_that_the_registry_could_not_be_told_stands(
             UserError,
             match="the decision stands .*could not be told .it cannot be reached.",
         ):
-            carry_out(local, tmp_path, plan, "anna@host", "better")
-        log, fault = history(local, tmp_path, local.registry.name)
-        assert ([entry.version for entry in log], fault) == (
-            ["1"],
-            "it cannot be reached",
-        )
-    assert history(local, tmp_path, local.registry.name)[1] == ""
+            carry_out(local, tmp_path, plan, ANNA, "better")
+        log, faults = decisions(local, tmp_path)
+        assert [entry.version for entry in log] == ["1"]
+        assert "not brought in line with the history: it cannot be reach" in faults[0]
+    assert decisions(local, tmp_path)[1] == []
     assert champion(local) == "1"
 
 
@@ -170,34 +175,27 @@ def test_a_champion_from_before_the_history_is_where_a_rollback_ends(local, tmp_
 
 def test_a_registry_of_another_history_is_left_alone(local, tmp_path):
     add(local, tmp_path, 1)
-    store = promotion.configured_store(local.store, tmp_path)
     promote(local, tmp_path, "1")
-    other = read_log(store, local.registry.name)[0].model_copy(
-        update={"number": 2, "digest": "f" * 64}
-    )
-    assert append(store, local.registry.name, other)
+    write(local, tmp_path, digest="f" * 64)
     client = Registry(local.registry).client
-    client.delete_registered_model_alias(local.registry.name, "champion")
-    log, fault = history(local, tmp_path, local.registry.name)
+    log, faults = decisions(local, tmp_path)
     assert len(log) == 2
-    assert "use the registry that belongs to this store" in fault
-    assert champion(local) is None
+    assert "use the registry that belongs to this store" in faults[0]
+    told = client.get_registered_model(local.registry.name).tags
+    assert "history/000002" not in told
 
 
 def test_a_rollback_to_a_number_that_means_another_model_is_refused(local, tmp_path):
     for number in (1, 2):
         add(local, tmp_path, number)
-    promote(local, tmp_path, "1")
-    promote(local, tmp_path, "2")
-    path = Path(local.store.url) / "history" / local.registry.name / "000001.json"
-    first = Entry.model_validate_json(path.read_text())
-    path.write_text(first.model_copy(update={"digest": "f" * 64}).model_dump_json())
+    write(local, tmp_path, version="1", digest="f" * 64)
+    write(local, tmp_path, version="2", digest=digest_of(local, "2"))
     with pytest.raises(
         UserError,
         match="version 1 of .* is the model ffffffffffff..., in the registry it is",
     ):
         roll_back(local, tmp_path)
-    assert champion(local) == "2"
+    assert champion(local) is None
 
 
 def test_a_champion_that_was_deleted_can_be_followed_by_another(local, tmp_path):
@@ -208,14 +206,9 @@ def test_a_champion_that_was_deleted_can_be_followed_by_another(local, tmp_path)
     client, name = Registry(local.registry).client, local.registry.name
     client.delete_model_version(name, "2")
     assert champion(local) is None
-    assert (
-        f"version 2 of {name}, champion by the history, is not in the reg"
-        in history(local, tmp_path, name)[1]
-    )
-    with pytest.raises(
-        Refused,
-        match="no comparison with the champion, version 2: the registry does not have it",
-    ):
+    (fault,) = decisions(local, tmp_path)[1]
+    assert f"version 2 of {name}, champion by the history, is not in the reg" in fault
+    with pytest.raises(Refused, match="no comparison with the champion, version 2: "):
         promote(local, tmp_path, "3")
     assert roll_back(local, tmp_path).previous == "2"
     assert champion(local) == "1"
@@ -226,7 +219,7 @@ def test_a_champion_that_was_deleted_can_be_followed_by_another(local, tmp_path)
         "Forced: There is no comparison with the champi",
     )
     assert champion(local) == "3"
-    assert history(local, tmp_path, name)[1] == ""
+    assert decisions(local, tmp_path)[1] == []
 
 
 def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(
@@ -240,11 +233,10 @@ def test_the_whole_history_is_told_again_but_for_versions_that_were_deleted(
     client.delete_model_version(name, "1")
     client.delete_model_version_tag(name, "2", "promoted_by")
     client.set_model_version_tag(name, "3", "archived_for", "2")
-    client.delete_registered_model_tag(name, "history/000001")
-    assert history(local, tmp_path, name)[1] == ""
+    assert decisions(local, tmp_path)[1] == []
     # the last decision was told: nobody looks further
     assert "promoted_by" not in tags(local, "2")
-    assert history(local, tmp_path, name, whole=True)[1] == ""
+    assert history_of(local, tmp_path, name, whole=True)[1] == []
     assert tags(local, "2") == wanted
     assert "archived_for" not in tags(local, "3")
     assert sorted(client.get_registered_model(name).tags) == [
