@@ -125,6 +125,11 @@ def signer_of(settings: params.Signing, root: Path, role: Role) -> Signer:
     trust, since = trust_of(settings, root), None
     if not path.exists():
         refuse_lost(path, trust)
+        if role != "model":
+            raise UserError(
+                f"nobody is trusted here, and there is no private key {str(path)!r} to decide with: bring"
+                f" {settings.trusted!r} from the project's repository, and your key"
+            )
         with plain_errors(path):
             _make(path)
         since = _today()

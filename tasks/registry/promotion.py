@@ -97,22 +97,19 @@ def plan_promotion(
     if champion and champion.version == version and history.entries and not faults:
         raise UserError(f"version {version} of {name} is the champion already")
     _check_bytes(name, candidate, settings.store)
-    measured = {version: _numbers(candidate.record)}
-    previous = champion.version if champion and champion.version != version else None
-    if previous and champion and champion.url and not champion.fault:
-        measured[previous] = _numbers(ledger.version(previous).record)
+    previous = champion if champion and champion.version != version else None
     return Plan(
         action="promote",
         name=name,
         number=_next_number(ledger, history, faults),
         version=version,
-        previous=previous,
+        previous=previous.version if previous else None,
         digest=candidate.digest,
         compared=compared,
         before=history.head,
         earlier=history.files if faults else None,
         accepted="; ".join(faults)[:LONGEST_REASON] or None,
-        measured=measured,
+        measured=_measured(ledger, candidate, previous),
     )
 
 
@@ -348,6 +345,17 @@ def _check_bytes(name: str, version: VerifiedVersion, settings: params.Store) ->
             f"version {version.version} of {name} has other stored bytes than were registered: {'; '.join(faults)};"
             " do not use it, promote another version"
         )
+
+
+def _measured(
+    ledger: Ledger, candidate: VerifiedVersion, previous: Champion | None
+) -> dict[str, dict[str, Number | None]]:
+    """Return the numbers of a version and of the champion, where those can be believed."""
+    measured = {candidate.version: _numbers(candidate.record)}
+    if previous and previous.url and not previous.fault:
+        record = ledger.version(previous.version).record
+        measured[previous.version] = _numbers(record)
+    return measured
 
 
 def _numbers(record: Record) -> dict[str, Number | None]:

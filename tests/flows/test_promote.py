@@ -17,10 +17,11 @@ from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from elder import params
+from tasks.provenance.identity import Identity
 from tasks.registry import promotion
 from tasks.registry.client import Registry
 from tests.flows.waiting import wait_for
-from tests.tasks.registered import record, register, settings_for
+from tests.tasks.registered import keys, record, register, settings_for
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds that anything here may take on a machine with much else to do
@@ -91,13 +92,15 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClie
 def settings(tmp_path_factory: pytest.TempPathFactory) -> params.Params:
     """Register two versions in the registry of a project's folder, the first of them champion."""
     place = tmp_path_factory.mktemp("project")
-    made = settings_for(str(place / "store"), f"sqlite:///{place}/mlflow.db")
+    uri = f"sqlite:///{place}/mlflow.db"
+    made = settings_for(str(place / "store"), uri, signing=keys(place / "keys"))
     Registry(made.registry)
     for number, perplexity in ((1, 20.0), (2, 19.0)):
         register(made, place / f"model {number}", record(perplexity))
     plan = promotion.plan_promotion(made, place, "tiny", "1")
-    promotion.carry_out(made, place, plan, "anna@host", "it is the first")
-    sections = ("store", "registry")
+    anna = Identity("anna@host", "operating system")
+    promotion.carry_out(made, place, plan, anna, "it is the first")
+    sections = ("store", "registry", "signing")
     (place / "params.yaml").write_text(
         json.dumps({name: getattr(made, name).model_dump() for name in sections})
     )
@@ -105,12 +108,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> params.Params:
 
 
 def champions(settings: params.Params) -> list[tuple[str, str, str]]:
-    log, fault = promotion.history(settings, Path(settings.store.url).parent, "tiny")
-    assert fault == ""
+    place = Path(settings.store.url).parent
+    history, faults = promotion.history_of(settings, place, "tiny")
+    log = history.entries
+    assert faults == []
     holder = Registry(settings.registry).holder("champion")
     assert holder
     assert holder[0] == log[-1].version
-    return [(entry.version, entry.by, entry.reason) for entry in log]
+    return [(entry.version, entry.comment, entry.reason) for entry in log]
 
 
 def paused(client: SyncPrefectClient, seen: list[Any]) -> Any:
@@ -173,8 +178,8 @@ def test_only_an_approval_moves_the_champion(
             "tiny: champion is version 2, it was 1",
         ]
         assert champions(settings) == [
-            ("1", "anna@host", "it is the first"),
-            ("2", "ben", "better on our texts"),
+            ("1", None, "it is the first"),
+            ("2", "the form says: ben", "better on our texts"),
         ]
 
         kind, _, said = next_end()  # the same once more

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from elder import params
 from flows.cli import registry as registry_cli
 from flows.cli.app import build_app
+from tasks.provenance import identity
 from tasks.registry.client import Registry
-from tests.tasks.registered import record, register, settings_for
+from tests.tasks.registered import keys, record, register, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,11 @@ def name(
 ) -> str:
     """Register three versions; the third is worse."""
     monkeypatch.chdir(place)
-    monkeypatch.setenv("ELDER_USER", "anna@host")
-    name = request.node.name
+    monkeypatch.setattr(identity, "operating_system_user", lambda: "anna@host")
+    monkeypatch.setenv("ELDER_USER", "eve, says the environment")
+    name, signing = request.node.name, keys(place / "keys")
     settings = settings_for(
-        str(place / "store"), f"sqlite:///{place}/mlflow.db", name=name
+        str(place / "store"), f"sqlite:///{place}/mlflow.db", None, name, signing
     )
     for number, perplexity in ((1, 20.0), (2, 19.0), (3, 40.0)):
         register(settings, place / name / f"model {number}", record(perplexity))
@@ -56,6 +58,10 @@ def test_the_whole_story_in_json(name: str) -> None:
     )
     second = json.loads(call("promote", name, "2", *yes, "better")[0])
     assert (second["version"], second["previous"], second["number"]) == ("2", "1", 2)
+    assert (second["vouched_by"], second["comment"]) == (
+        "operating system",
+        "eve, says the environment",
+    )
     back = json.loads(call("rollback", name, *yes, "bad")[0])
     assert (back["action"], back["version"], back["previous"]) == ("rollback", "1", "2")
     told = json.loads(call("history", name, "--json")[0])
@@ -79,6 +85,7 @@ def test_history_is_a_table(name: str) -> None:
         "by": None,
         "at": None,
         "entries": [],
+        "faults": [],
     }
     call("promote", name, "1", "--yes", "--reason", "it is [bold]the first[/bold]")
     lines = call("history", name)[0].splitlines()
@@ -149,6 +156,26 @@ def test_wrong_inputs(
     assert err.count("\n") == 1
     assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_history_in_doubt_is_status_1(name: str, place: Path) -> None:
+    for version in ("1", "2"):
+        call("promote", name, version, "--yes", "--reason", "better")
+    entry = place / "store" / "history" / name / "000002.json"
+    signed = entry.read_bytes()
+    entry.write_bytes(signed.replace(b'"sig": "', b'"sig": "A'))
+    out, err = call("history", name, "--json", status=1)
+    told = json.loads(out)
+    assert (told["version"], len(told["entries"]), len(told["faults"])) == (None, 1, 1)
+    assert f"who is champion of {name} is in doubt: entry 2" in err
+    assert "the decisions that can be believed" in call("history", name, status=1)[0]
+    out, err = call("rollback", name, "--yes", "--reason", "x", status=1)
+    assert "Nothing is moved while this is so" in err
+    out, _ = call(
+        *("promote", name, "1", "--yes", "--reason", "looked", "--accept-history")
+    )
+    assert "champion is version 1" in out
+    assert json.loads(call("history", name, "--json")[0])["version"] == "1"
 
 
 def test_names_that_mean_nothing(name: str) -> None:

@@ -1,113 +1,81 @@
-"""The champion's numbers are read from the record beside its weights; what cannot be read is a fault, and no crash."""
+"""The champion's numbers are those of its signed record; what cannot be believed or read is a fault, and no crash."""
 
-import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
-from elder.params import Store
+from elder.params import Params
 from elder.record import Champion
 from tasks.errors import Unreachable
 from tasks.registry.champion import champion_of
-from tasks.store.open import open_store
-
-ROW = {
-    "name": "default",
-    "kind": "candidate",
-    "perplexity": {"out_of_domain": {"perplexity": 50.0, "stderr": 0.5}},
-    "protocol": {"limit": None},
-    "protocol_digest": "d" * 64,
-    "seconds": 3.0,
-}
-RECORD = {
-    "run_id": "20261124-021500-ab12cd34",
-    "created": "2026-11-24T02:15:00+00:00",
-    "model": {"name": "models/dense"},
-    "removed": [1],
-    "rows": [{"name": "dense", "kind": "dense"}, ROW],
-    "gate": {"mode": "on", "passed": True},
-}
-NO_CANDIDATE = RECORD | {"rows": RECORD["rows"][:1]}
-NO_NUMBER = RECORD | {"rows": [ROW | {"perplexity": {"in_domain": {}}}]}
+from tasks.registry.client import Registry
+from tasks.registry.ledger import open_ledger
+from tests.tasks.registered import record, register
+from tests.tasks.registry.decisions import add, promote
 
 
-def champion_at(url: str | None) -> Champion | None:
-    return champion_of(Mock(holder=lambda _: url and ("3", url)), Store())
+def champion_in(settings: Params, root: Path) -> Champion | None:
+    return champion_of(open_ledger(settings, root, settings.registry.name))
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> str:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "record.json").write_text(json.dumps(RECORD), encoding="utf-8")
-    return open_store(str(tmp_path / "store")).publish(folder, "tiny").url
+def set_alias(settings: Params, version: str) -> None:
+    """Make a version champion by the registry alone, as before the first decision."""
+    registry = Registry(settings.registry)
+    registry.client.set_registered_model_alias(registry.name, "champion", version)
 
 
-def test_there_may_be_none() -> None:
-    assert champion_at(None) is None
-
-
-def test_numbers_and_protocol_come_from_its_record(published: str) -> None:
-    assert champion_at(published) == Champion.model_validate(
+def test_numbers_and_protocol_come_from_its_record(local, tmp_path):
+    assert champion_in(local, tmp_path) is None
+    _, published = register(local, tmp_path / "model 1", record(50.0))
+    wanted = Champion.model_validate(
         {
-            "version": "3",
-            "url": published,
-            "run_id": RECORD["run_id"],
-            "perplexity": ROW["perplexity"],
-            "protocol": ROW["protocol"],
-            "protocol_digest": ROW["protocol_digest"],
+            "version": "1",
+            "url": published.url,
+            "run_id": "r50",
+            "perplexity": {
+                "in_domain": {"perplexity": 49.0},
+                "out_of_domain": {"perplexity": 50.0},
+            },
+            "protocol": {"evaluate": {"text": "p"}},
+            "protocol_digest": "p",
         }
     )
+    assert champion_in(local, tmp_path) is None
+    set_alias(local, "1")
+    assert champion_in(local, tmp_path) == wanted
+    promote(local, tmp_path, "1")
+    assert champion_in(local, tmp_path) == wanted
 
 
-def test_a_record_that_is_not_what_was_published(published: str) -> None:
-    path = Path(published) / "record.json"
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("50.0", "99.0"), encoding="utf-8"
-    )
-    found = champion_at(published)
-    fault = "its record.json is not what the manifest says"
-    assert found == Champion(version="3", url=published, fault=fault)
+def test_a_record_that_cannot_be_used_is_a_fault(local, tmp_path):
+    contents: dict[str, Any] = {
+        "has no row of the candidate model": record(50.0),
+        "there is no record.json beside its weights": None,
+        "is no record of a run": {
+            "lineage": {"params": {"registry": {}}},
+            "run_id": "r",
+        },
+    }
+    first = contents["has no row of the candidate model"]
+    first["rows"] = first["rows"][:1]
+    for number, (fault, content) in enumerate(contents.items(), start=1):
+        register(local, tmp_path / f"model {number}", content)
+        set_alias(local, str(number))
+        champion = champion_in(local, tmp_path)
+        assert champion.version == str(number)
+        assert fault in champion.fault
 
 
-@pytest.mark.parametrize(
-    ("files", "fault"),
-    [
-        ({"config.json": "{}"}, "there is no record.json beside its weights"),
-        ({"record.json": "{"}, "its record.json is not valid JSON"),
-        (
-            {"record.json": json.dumps(NO_CANDIDATE)},
-            "has no row of the candidate model",
-        ),
-        (
-            {"record.json": json.dumps(NO_NUMBER)},
-            "is no record of a run: rows.0.perplexity.in_domain.perplexity: Field required",
-        ),
-        ({"record.json": "[]"}, "its record.json is no record of a run"),
-        ({"record.json": "[" * 100_000}, "its record.json is nested deeper than"),
-    ],
-)
-def test_a_record_that_cannot_be_used(files: dict, fault: str, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    found = champion_at(open_store(str(tmp_path / "store")).publish(folder, "tiny").url)
-    assert found is not None
-    assert fault in found.fault
-
-
-def test_a_model_that_is_gone_is_a_fault_and_a_store_that_is_away_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = champion_at(str(tmp_path / "store" / "models" / "tiny" / "a"))
-    assert "is no published model" in found.fault
+def test_a_store_that_does_not_answer_is_no_fault_of_the_champion(
+    local, tmp_path, monkeypatch
+):
+    add(local, tmp_path, 1)
+    set_alias(local, "1")
 
     def away(*_: Any) -> None:
         raise Unreachable("the store does not answer")
 
-    monkeypatch.setattr("tasks.registry.champion.stored_record", away)
+    monkeypatch.setattr("tasks.registry.ledger.verify_version", away)
     with pytest.raises(Unreachable):
-        champion_at("anywhere")
+        champion_in(local, tmp_path)
