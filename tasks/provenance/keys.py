@@ -136,13 +136,26 @@ def signer_of(settings: params.Signing, root: Path, role: Role) -> Signer:
     key = read_private(path)
     if trust.nobody:
         _announce(path, trust_own_key(settings, root, ROLES, since), settings.trusted)
-    elif not trust.holds(public_text(key), role):
-        raise UserError(
-            f"{str(path)!r} is not trusted with {_signs(role)} by {settings.trusted!r}: use a key that is, or add"
-            " this one with `elder keys --add` and commit that file"
-        )
+    else:
+        _refuse_untrusted(path, public_text(key), trust, role)
     _write_public(path, key)
     return FileSigner(key)
+
+
+def _refuse_untrusted(path: Path, public: str, trust: Trust, role: Role) -> None:
+    """Refuse a key with which nothing could be signed that counts."""
+    own = [key for key in trust.keys if key.public_key == public and role in key.roles]
+    if not own:
+        raise UserError(
+            f"{str(path)!r} is not trusted with {_signs(role)} by {trust.place!r}: use a key that is, or add this one"
+            " with `elder keys --add` and commit that file"
+        )
+    reasons = [key.untimely(datetime.now(UTC)) for key in own]
+    if all(reasons):
+        raise UserError(
+            f"{str(path)!r} signs nothing that counts today: {reasons[0]}; make another with `elder keys --new`, or"
+            f" change the dates in {trust.place!r}"
+        )
 
 
 def signer_if_any(settings: params.Signing, root: Path) -> Signer | None:

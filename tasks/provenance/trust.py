@@ -109,12 +109,6 @@ class Trust(BaseModel):
         """Return the keys by what a signature says of its key: the sha256 of its PEM."""
         return {hint_of(key.public_key): key for key in self.keys}
 
-    def holds(self, public_key: str, role: Role) -> bool:
-        """Say whether a key, given as in `TrustedKey`, may sign something."""
-        return any(
-            key.public_key == public_key and role in key.roles for key in self.keys
-        )
-
 
 def trust_of(settings: params.Signing, root: Path) -> Trust:
     """Read whom the parameters say to believe; nobody, where the file is not there.

@@ -78,7 +78,7 @@ def test_the_first_key_is_made_announced_and_trusted(
     assert private.stat().st_mode & 0o777 == 0o600
     (only,) = trust_of(KEY, tmp_path).keys
     assert only.since == datetime.now(UTC).date()
-    assert trust_file(public).holds(only.public_key, "decision")
+    assert trust_file(public).keys[0].public_key == only.public_key
     before = private.read_bytes(), public.read_bytes()
     sign(model, KEY, tmp_path)
     assert (private.read_bytes(), public.read_bytes()) == before

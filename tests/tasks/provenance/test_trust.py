@@ -19,12 +19,18 @@ from tasks.provenance.bundle import (
     sign_statement,
     verify_bundle,
 )
-from tasks.provenance.keys import new_key, signer_of, trust_own_key
+from tasks.provenance.keys import Signer, new_key, signer_of, trust_own_key
 from tasks.provenance.signing import check_key
 from tasks.provenance.trust import TrustedKey, trust_of
 
 KEY = Signing()
 CHOICE = Statement(DECISION, {"shop/3": "a" * 64}, {"reason": "better"})
+
+
+def decider(root: Path) -> Signer:
+    """Return what decides; the key is made by the first run, which signs a model."""
+    check_key(KEY, root)
+    return signer_of(KEY, root, "decision")
 
 
 def edit_trust(root: Path, **changes: object) -> None:
@@ -34,20 +40,20 @@ def edit_trust(root: Path, **changes: object) -> None:
 
 
 def test_a_statement_comes_back_as_it_was_signed(tmp_path: Path) -> None:
-    data = sign_statement(CHOICE, signer_of(KEY, tmp_path, "decision"))
+    data = sign_statement(CHOICE, decider(tmp_path))
     signed = verify_bundle(data, trust_of(KEY, tmp_path), DECISION, "entry 1")
     assert signed.statement == CHOICE
     assert signed.key == trust_of(KEY, tmp_path).keys[0]
 
 
 def test_a_statement_of_another_kind_does_not_pass_for_it(tmp_path: Path) -> None:
-    data = sign_statement(CHOICE, signer_of(KEY, tmp_path, "decision"))
+    data = sign_statement(CHOICE, decider(tmp_path))
     with pytest.raises(BadSignature, match="of another kind"):
         verify_bundle(data, trust_of(KEY, tmp_path), REGISTRATION, "the registration")
 
 
 def test_a_key_signs_what_its_role_says(tmp_path: Path) -> None:
-    data = sign_statement(CHOICE, signer_of(KEY, tmp_path, "decision"))
+    data = sign_statement(CHOICE, decider(tmp_path))
     edit_trust(tmp_path, roles=["model"])
     with pytest.raises(BadSignature, match="does not trust with this: role 'decision'"):
         verify_bundle(data, trust_of(KEY, tmp_path), DECISION, "entry 1")
@@ -68,10 +74,24 @@ def test_dates_bound_what_counts(tmp_path: Path) -> None:
     assert "counted until 2026-03-01" in str(late)
 
 
+def test_who_only_decides_makes_no_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nobody is trusted here, and there is no priv"):
+        signer_of(KEY, tmp_path, "decision")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_beyond_its_dates_signs_nothing(tmp_path: Path) -> None:
+    check_key(KEY, tmp_path)
+    for dates in ({"until": "2026-03-01"}, {"since": "2999-01-01"}):
+        edit_trust(tmp_path, **({"since": "2026-02-01"} | dates))
+        with pytest.raises(UserError, match="signs nothing that counts today"):
+            signer_of(KEY, tmp_path, "model")
+
+
 def test_a_second_key_beside_the_first(tmp_path: Path) -> None:
-    before = sign_statement(CHOICE, signer_of(KEY, tmp_path, "decision"))
+    before = sign_statement(CHOICE, decider(tmp_path))
     made = new_key(KEY, tmp_path, ["model", "decision"])
-    after = sign_statement(CHOICE, signer_of(KEY, tmp_path, "decision"))
+    after = sign_statement(CHOICE, decider(tmp_path))
     trust = trust_of(KEY, tmp_path)
     assert len(trust.keys) == 2
     assert verify_bundle(after, trust, DECISION, "entry 2").key == made
@@ -132,7 +152,7 @@ def test_a_command_that_signs_nothing(command: str, fault: str, tmp_path: Path) 
 def test_the_payload_is_plain_json_for_anybody(tmp_path: Path) -> None:
     import base64
 
-    data = sign_statement(CHOICE, signer_of(KEY, tmp_path, "decision"))
+    data = sign_statement(CHOICE, decider(tmp_path))
     tree = json.loads(base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"]))
     assert tree["predicate"] == {"reason": "better"}
     assert tree["subject"] == [{"name": "shop/3", "digest": {"sha256": "a" * 64}}]
