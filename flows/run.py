@@ -12,6 +12,7 @@ from flows.checks.doctor import require
 from flows.checks.inputs import find_model
 from tasks.errors import hide_secrets
 from tasks.registry.client import Registry
+from tasks.retry import little_patience
 from tasks.run import notify
 from tasks.run.exclusive import exclusive
 from tasks.run.folder import run_in_folder
@@ -106,6 +107,7 @@ def _run_flow(run: Run) -> Record:
         return compress_and_register(run.folder)
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        with suppress(UserError):  # the first failure is the one to tell
+        # the first failure is the one to tell, and soon
+        with suppress(UserError), little_patience():
             Registry(run.settings.registry).end_failed(run.run_id, status)
         raise

@@ -62,6 +62,15 @@ def patiently(call: Callable[[], T]) -> T:
         _inside.reset(token)
 
 
+def without_waiting(call: Callable[[], T]) -> T:
+    """Make a call once: in a thread, whose caller waits where nothing answers, and can be interrupted."""
+    token = _inside.set(True)
+    try:
+        return call()
+    finally:
+        _inside.reset(token)
+
+
 def patient(function: Callable[P, T]) -> Callable[P, T]:
     """Make a function that may be called again, since it looks at what is there first, one that waits for an answer."""
 

@@ -14,13 +14,19 @@ PROBE = ".write-check"
 
 
 def store(settings: Params, root: Path) -> str:
-    """Write to the store, and see that it lets nobody replace what should only be created."""
+    """Write to the store, and see that nobody can replace a decision where decisions lie.
+
+    Where they lie in a place of their own, which others may write to, only those who may can see that, and do so with
+    each decision: a run needs no more there than to read.
+    """
     from tasks.retry import little_patience
-    from tasks.store.open import configured_store
+    from tasks.store.open import configured_store, history_store
 
     configured = configured_store(settings.store, root)
     with little_patience():
-        configured.check()
+        configured.check(creates=settings.store.history is None)
+        if settings.store.history is not None:
+            history_store(settings.store, root).paths("history")
     return configured.url
 
 

@@ -62,6 +62,9 @@ def connect(settings: params.Registry) -> "MlflowClient":
         bare = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client = cast("MlflowClient", PatientClient(bare, place_of(settings)))
         client.get_experiment_by_name(settings.experiment)
+        if not uri.startswith("http"):
+            # its registry connects with the first question, and would be tried for minutes as well
+            client.search_registered_models(max_results=1)
     return client
 
 

@@ -45,8 +45,11 @@ class Store(ABC):
         self.url = url
 
     @abstractmethod
-    def check(self) -> None:
+    def check(self, creates: bool = True) -> None:
         """Refuse a store that cannot be reached or written, before any work is done.
+
+        Args:
+            creates: decisions lie there, too, so that it must be able to create without ever replacing.
 
         Raises:
             UserError: if so.

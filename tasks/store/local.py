@@ -1,5 +1,6 @@
 """The store in a local folder, made by the first ``publish``."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from tasks.store.base import Store
 from tasks.store.manifest import File, changed, fingerprint
 
 DAY = 24 * 3600.0
+PROBE = ".write-check"
 
 
 class LocalStore(Store):
@@ -39,12 +41,26 @@ class LocalStore(Store):
         folder = self.root / self._prefix(url)
         return folder if folder.is_dir() else super().as_it_lies(url, target)
 
-    def check(self) -> None:
-        """See ``Store``; the folder is made."""
+    def check(self, creates: bool = True) -> None:
+        """See ``Store``; the folder is made. A file system without hard links cannot create without replacing."""
         with plain_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
+            with tempfile.TemporaryDirectory(prefix=PROBE, dir=self.root) as folder:
+                if creates:
+                    self._prove_creates(Path(folder))
+
+    def _prove_creates(self, folder: Path) -> None:
+        first, second = folder / "first", folder / "second"
+        first.touch()
+        try:
+            os.link(first, second)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise UserError(
+                f"{self.root}: its file system has no hard links ({error.strerror}), so that an old decision could undo"
+                " a newer one: set store.url to a folder on another file system, or to s3://bucket/prefix"
+            ) from error
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``Store``; a hard link, unlike a rename, never replaces what is there."""

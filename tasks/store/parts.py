@@ -8,11 +8,13 @@ Nobody can read any of it before the last step puts the parts together.
 import base64
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from tasks.retry import patiently, without_waiting
 from tasks.store.manifest import File, changed
 from tasks.store.refusals import EMPTY, S3Refusal
 from tasks.store.server import Server
@@ -22,6 +24,7 @@ MOST_PARTS = 10_000
 THREADS = 8  # parts under way at once, each held in memory
 
 Part = dict[str, Any]
+T = TypeVar("T")
 
 
 def send_in_parts(server: Server, at: dict[str, str], source: Path, file: File) -> int:
@@ -49,26 +52,26 @@ def send_in_parts(server: Server, at: dict[str, str], source: Path, file: File) 
         upload = begun["UploadId"]
     here = at | {"UploadId": upload}
     size = part_size(file.bytes)
-    sha256, sent, parts = hashlib.sha256(), 0, list[Part]()
-    under_way: deque[Future[Part]] = deque()
-    with source.open("rb") as handle, ThreadPoolExecutor(THREADS) as pool:
-        for number, data in enumerate(iter(lambda: handle.read(size), b""), start=1):
-            sha256.update(data)
-            md5 = hashlib.md5(data, usedforsecurity=False)
-            if stored.get(number) == (md5.hexdigest(), len(data)):
-                parts.append({"PartNumber": number, "ETag": f'"{md5.hexdigest()}"'})
-                continue
-            if len(under_way) == THREADS:
-                parts.append(under_way.popleft().result())
-            under_way.append(
-                pool.submit(_send_part, server, here, number, data, md5.digest())
-            )
-            sent += len(data)
-        parts += [part.result() for part in under_way]
+    sha256, sent = hashlib.sha256(), 0
+
+    def to_send() -> Iterator[Callable[[], Part]]:
+        nonlocal sent
+        with source.open("rb") as handle:
+            blocks = iter(lambda: handle.read(size), b"")
+            for number, data in enumerate(blocks, start=1):
+                sha256.update(data)
+                md5 = hashlib.md5(data, usedforsecurity=False)
+                there = {"PartNumber": number, "ETag": f'"{md5.hexdigest()}"'}
+                if stored.get(number) == (md5.hexdigest(), len(data)):
+                    yield partial(dict, there)
+                else:
+                    sent += len(data)
+                    yield partial(_send_part, server, here, number, data, md5.digest())
+
+    parts = list(_in_turn(to_send()))
     if sha256.hexdigest() != file.sha256:
         server.ask("abort_multipart_upload", **here)
         raise changed(source)
-    parts.sort(key=lambda part: part["PartNumber"])
     server.ask("complete_multipart_upload", **here, MultipartUpload={"Parts": parts})
     return sent
 
@@ -85,19 +88,34 @@ def receive_in_parts(server: Server, at: dict[str, str]) -> Iterator[bytes]:
     size = int(answer.get("ContentRange", "/0").rpartition("/")[2])
     # should somebody replace the object meanwhile, the server refuses
     same = at | {"IfMatch": answer["ETag"]}
-    under_way: deque[Future[tuple[bytes, Any]]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(PART, size, PART):
-            if len(under_way) == THREADS:
-                yield under_way.popleft().result()[0]
-            under_way.append(pool.submit(server.read, **same, Range=_range(start)))
-        while under_way:
-            yield under_way.popleft().result()[0]
+    ranges = (_range(start) for start in range(PART, size, PART))
+    for data, _ in _in_turn(partial(server.read, **same, Range=one) for one in ranges):
+        yield data
 
 
 def part_size(total: int) -> int:
     """Return the bytes of each part of a file; they must not depend on anything else, or no part would match again."""
     return max(PART, -(-total // MOST_PARTS))
+
+
+def _in_turn(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield what calls return, in their order; several are under way at once.
+
+    A call that nothing answers is made again here, in the caller's own thread, which Ctrl-C reaches.
+    """
+
+    def finish(first: Future[T], call: Callable[[], T]) -> T:
+        tries = iter([first.result])
+        return patiently(lambda: next(tries, call)())
+
+    under_way: deque[tuple[Future[T], Callable[[], T]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for call in calls:
+            if len(under_way) == THREADS:
+                yield finish(*under_way.popleft())
+            under_way.append((pool.submit(without_waiting, call), call))
+        while under_way:
+            yield finish(*under_way.popleft())
 
 
 def _range(start: int) -> str:

@@ -50,13 +50,16 @@ class S3Store(Store):
         self.client = self.server.client
         self._proved = False
 
-    def check(self) -> None:
+    def check(self, creates: bool = True) -> None:
         """Refuse a bucket that is not there, not allowed or not reachable, or a server without conditional writes."""
         self.server.ask(
             "list_objects_v2", Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1
         )
-        self._proved = False
-        self._prove_creates()
+        if creates:
+            self._proved = False
+            self._prove_creates()
+        else:
+            self._may_delete()
 
     def create(self, key: str, data: bytes) -> bool:
         """See ``Store``; whose bytes are there in the end has won, whatever the answers were.
@@ -173,8 +176,7 @@ class S3Store(Store):
         """
         if self._proved:
             return
-        self._put(PROBE, b"")
-        key = f"{PROBE}-{uuid.uuid4().hex}" if self._delete(PROBE) else PROBE
+        key = f"{PROBE}-{uuid.uuid4().hex}" if self._may_delete() else PROBE
         try:
             self._create(key, b"")
             twice = self._create(key, b"")
@@ -192,6 +194,11 @@ class S3Store(Store):
                 " docs/services.md, or a local folder"
             )
         self._proved = True
+
+    def _may_delete(self) -> bool:
+        """Store an empty object, which must be allowed, and say whether it could be taken away again."""
+        self._put(PROBE, b"")
+        return self._delete(PROBE)
 
     def _delete(self, key: str) -> bool:
         """Delete an object, or return False: it is not allowed, and storing does not need it."""

@@ -1,9 +1,13 @@
 """Servers that cannot create without replacing are found before any work, and never get a decision to write."""
 
+import errno
+import os
+
 import pytest
 
 from elder.errors import UserError
 from tasks.errors import Unreachable
+from tasks.store.open import open_store
 from tests.tasks.store.faulty import LOST, Fault, Request, times
 
 pytestmark = pytest.mark.usefixtures("credentials")
@@ -78,3 +82,16 @@ def test_a_probe_whose_answers_get_lost(relayed, relay):
     relay.fault = times(3, LOST, lambda request: request.method == "PUT")
     relayed.check()
     assert relayed.paths("") == set()
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    store = open_store(str(tmp_path / "store"))
+
+    def unknown_there(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unknown_there)
+    with pytest.raises(UserError, match="has no hard links .* set store.url to"):
+        store.check()
+    store.check(creates=False)
+    assert store.paths("") == set()
