@@ -10,7 +10,7 @@ from tasks.provenance.bom import BOM
 from tasks.provenance.bom import faults as bom_faults
 from tasks.provenance.bundle import BadSignature
 from tasks.provenance.signing import SIGNATURE, check_files
-from tasks.store.manifest import difference, digest
+from tasks.store.manifest import MEND, difference, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -34,6 +34,8 @@ def files(evidence: Evidence) -> str:
         difference(path, present.get(path), file) for path, file in wanted.items()
     ]
     faults = [sentence for sentence in differing if sentence]
+    if faults:
+        faults.append(f"from its run's folder this sends them again: {MEND}")
     faults += [
         f"{path} is not in the manifest" for path in sorted(set(present) - set(wanted))
     ]

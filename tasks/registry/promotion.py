@@ -34,6 +34,7 @@ from tasks.registry.versions import (
     same_model,
     write_history,
 )
+from tasks.store.manifest import PUBLISH_AGAIN
 
 BEGINS = "It was the champion already, in the registry; the history begins with it."
 LONGEST_REASON = 1000  # characters; the registry's tags take a few thousand
@@ -343,7 +344,7 @@ def _check_bytes(name: str, version: VerifiedVersion, settings: params.Store) ->
     if faults:
         raise Refused(
             f"version {version.version} of {name} has other stored bytes than were registered: {'; '.join(faults)};"
-            " do not use it, promote another version"
+            f" do not use it, promote another version, or {PUBLISH_AGAIN}"
         )
 
 

@@ -12,10 +12,8 @@ from elder.files import parse_json
 from tasks.errors import plain_errors
 
 MANIFEST = "manifest.json"
-PUBLISH_AGAIN = (
-    "publish the model again from its run's folder, which sends what is damaged or missing:"
-    " python infra/restore.py NAME --folder runs/ID/model"
-)
+MEND = "python infra/restore.py NAME --folder runs/ID/model"
+PUBLISH_AGAIN = f"publish the model again from its run's folder, which sends what is damaged or missing: {MEND}"
 
 
 class File(BaseModel):
