@@ -13,12 +13,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from elder.errors import UserError
 
-LARGEST_JSON = 256 << 20  # bytes: a record of a long run takes a few MB
+LARGEST_JSON = (
+    64 << 20
+)  # bytes: a record of a long run takes a few MB; read, it takes twenty times as much
 DEEPEST_JSON = 100  # levels: ours take ten
+
+
+class Readable(Protocol):
+    """What bytes are read from: a file, or the body of an answer."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes."""
 
 
 def check_output(folder: Path) -> None:
@@ -140,15 +149,44 @@ def read_json(path: Path, what: str = "") -> Any:
     """
     what = what or repr(str(path))
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise UserError(
-                f"{what} has {size} bytes, more than the {LARGEST_JSON} allowed"
-            )
-        data = path.read_bytes()
+        with path.open("rb") as handle:
+            data = read_small(handle, what)
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}") from None
     return parse_json(data, what)
+
+
+def in_hub_blobs(folder: Path, path: Path) -> bool:
+    """Say whether a path in a snapshot of the Hub's cache leads to a blob of the same repository.
+
+    Args:
+        folder: ``.../models--gpt2/snapshots/REVISION``, or any other, which has no blobs.
+        path: in it; such a cache keeps files in ``.../models--gpt2/blobs``, and links to them.
+    """
+    snapshots, target = folder.resolve().parent, path.resolve()
+    blobs = snapshots.parent / "blobs"
+    return snapshots.name == "snapshots" and target.parent == blobs and target.is_file()
+
+
+def read_small(handle: Readable, what: str) -> bytes:
+    """Return all bytes of a file that must fit into memory, such as a record, and read no more than those.
+
+    Raises:
+        UserError: if it is larger.
+    """
+    data = handle.read(LARGEST_JSON + 1)
+    refuse_large(len(data), what)
+    return data
+
+
+def refuse_large(size: int, what: str) -> None:
+    """Refuse so many bytes of a file that must fit into memory, such as a record.
+
+    Raises:
+        UserError: if they are too many.
+    """
+    if size > LARGEST_JSON:
+        raise UserError(f"{what} has more than the {LARGEST_JSON} bytes allowed")
 
 
 def parse_json(data: bytes | str, what: str) -> Any:

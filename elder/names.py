@@ -1,10 +1,23 @@
-"""What a model's or a dataset's name means, and what a registered model may be called. One rule for all who ask."""
+"""What a model's or a dataset's name means, and what a model or a file may be called. One rule for all who ask."""
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_REGISTERED = 200  # characters: MLflow takes 256, a folder's name 255 bytes
+LONGEST_PATH = 1024  # bytes: what a key may have in S3
+LONGEST_PART = 255  # bytes: what a file's name may have on a disk
+LONGEST_SHOWN = 200  # characters of a foreign name in a message
+DRIVE = re.compile(r"[A-Za-z]:")
+UNSEEN = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+}  # control, invisible, half a character, line breaks
 
 
 def is_hub_id(name: str) -> bool:
@@ -50,3 +63,76 @@ def hub_id(name: str) -> str | None:
     """Return the Hub id that a model's name stands for, or None for a folder, an S3 prefix or a registry's model."""
     base = split_revision(name)[0]
     return base if is_hub_id(base) else None
+
+
+def path_fault(path: str) -> str | None:
+    """Say why a file may not be called so, or None. Every name that comes from elsewhere is asked this before its use.
+
+    Elsewhere is a store, a manifest, the index of a checkpoint, a record, a bill of materials. A name must be relative,
+    with ``/`` between its parts, and stay below the folder that it starts from, on every system.
+    """
+    if not path:
+        return "is empty"
+    if any(unicodedata.category(character) in UNSEEN for character in path):
+        return "has a character that cannot be seen"
+    if "\\" in path:
+        return "has a backslash"
+    parts = path.split("/")
+    if parts[0] == "" or ".." in parts or DRIVE.match(path):
+        return "leads outside"
+    if "" in parts or "." in parts:
+        return "has a part that is empty or '.'"
+    if len(path.encode()) > LONGEST_PATH:
+        return f"is longer than {LONGEST_PATH} bytes"
+    if any(len(part.encode()) > LONGEST_PART for part in parts):
+        return f"has a part longer than {LONGEST_PART} bytes"
+    return None
+
+
+def path_faults(paths: Iterable[str]) -> dict[str, str]:
+    """Say of files that are to lie in one folder why some may not be called so; of two that clash, the later in order.
+
+    Names clash where a system may take one for the other, which differ in case or Unicode form alone, and where one is
+    to be a file and a folder.
+    """
+    names = sorted(set(paths))
+    faults: dict[str, str] = {}
+    seen: dict[
+        str, str
+    ] = {}  # files and folders as they are written, by their folded form
+    files: set[str] = set()
+    for name in names:
+        fault = path_fault(name) or _clash(name, seen, files)
+        if fault:
+            faults[name] = fault
+            continue
+        files.add(name)
+        seen.update((_folded(place), place) for place in _places(name))
+    return faults
+
+
+def shown(name: str) -> str:
+    """Return a foreign name as a message may show it: quoted, escaped, and not at any length."""
+    short = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+    return ascii(short)
+
+
+def _clash(name: str, seen: dict[str, str], files: set[str]) -> str | None:
+    for place in _places(name):
+        other = seen.get(_folded(place), place)
+        if other != place:
+            return f"differs from {shown(other)} in case or Unicode form alone"
+        if place in files:
+            return f"lies below {shown(place)}, which is a file"
+    return None
+
+
+def _places(name: str) -> list[str]:
+    """Return the folders on the way to a file, and the file."""
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _folded(name: str) -> str:
+    decomposed = unicodedata.normalize("NFD", name).casefold()
+    return unicodedata.normalize("NFD", decomposed)

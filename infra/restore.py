@@ -10,6 +10,7 @@ For a lost store, ``--folder`` names model folders that runs have left on a mach
 very place where they were, since that follows from their bytes.
 """
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from elder.cli.options import Overrides
 from elder.cli.output import one_line, print_any_character, refuse
 from elder.errors import UserError
 from elder.files import read_json
+from elder.names import registered_name_fault, shown
 from elder.params import Params
 from elder.record import Record, read_record
 from elder.report.html import write_report
@@ -39,6 +41,8 @@ from tasks.registry.versions import CHAMPION, by_digest, same_model
 from tasks.store.base import Published, Store
 from tasks.store.manifest import MANIFEST, describe
 from tasks.store.open import configured_store, history_store
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def publish(folder: Path, settings: Params, root: Path) -> str:
@@ -97,7 +101,7 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
     log = decisions.entries
     records, lines = _records(name, store, trust)
     if not (records or lines or log):
-        others = sorted({path.partition("/")[0] for path in store.paths("models")})
+        others = _names(store)
         raise UserError(
             f"{store.url} holds no model {name!r}: it has {', '.join(others) or 'no models at all'}"
         )
@@ -122,6 +126,12 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
         lines.append(f"run {model.record.run_id}: {outcome}")
     decisions, faults = history_of(settings, root, name, whole=True)
     return [*lines, _ending(registry, decisions.entries)], "; ".join(faults)
+
+
+def _names(store: Store) -> list[str]:
+    """Return the models that a store has, by what their folders are called; other names are none."""
+    folders = {path.partition("/")[0] for path in store.paths("models")}
+    return sorted(name for name in folders if registered_name_fault(name) is None)
 
 
 def numbers(digests: list[str], log: list[Entry]) -> dict[str, int]:
@@ -179,10 +189,19 @@ def _records(
     """Return the signed records of all whole models by digest, the oldest first, and a line for each other model."""
     folder = f"models/{name}"
     records: dict[str, Record] = {}
-    lines = []
-    for path in sorted(store.paths(folder)):
+    lines, tree = [], store.listing(folder)
+    spoilt = set()
+    for path, what in sorted(tree.odd.items()):
+        lines.append(f"{folder}: {shown(path)} {what}: its model is left out")
+        spoilt.add(path.partition("/")[0])
+    for path in sorted(tree.sizes):
         digest, _, rest = path.partition("/")
-        if rest != MANIFEST:
+        if rest != MANIFEST or digest in spoilt:
+            continue
+        if not DIGEST.fullmatch(digest):
+            lines.append(
+                f"{folder}: {shown(path)} left out, it is in no place of a model"
+            )
             continue
         try:
             records[digest] = _believed(name, store, f"{folder}/{digest}", trust)

@@ -114,14 +114,15 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    options = {
-        "trust_remote_code": params.model.trust_remote_code,
-        "revision": pinned.get("revision"),
-    }
     name, seq_len = (
         str(Path(params.model.name).expanduser()),
         params.calibration.seq_len,
     )
+    options = {
+        "trust_remote_code": params.model.trust_remote_code,
+        "revision": pinned.get("revision"),
+        "local_files_only": Path(name).is_dir(),
+    }
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if seq_len == "auto":

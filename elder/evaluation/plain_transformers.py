@@ -15,11 +15,12 @@ sys.modules.update(dict.fromkeys(("elder", "tasks", "flows")))  # importing one 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, trust = sys.argv[1], sys.argv[2] == "True"
-model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, output_loading_info=True)
+own = {"trust_remote_code": trust, "local_files_only": True}
+model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **own)
 wrong = {kind: sorted(map(str, info[f"{kind}_keys"]))[:3] for kind in ("missing", "unexpected", "mismatched")}
 if any(wrong.values()):
     sys.exit("weights do not fit the configuration: " + "; ".join(f"{k} {v}" for k, v in wrong.items() if v))
-ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)("It was a day", return_tensors="pt")["input_ids"]
+ids = AutoTokenizer.from_pretrained(folder, **own)("It was a day", return_tensors="pt")["input_ids"]
 with torch.inference_mode():
     finite = model.eval()(ids).logits.isfinite().all()
 sys.exit(None if finite else "its logits are not finite")

@@ -10,6 +10,7 @@ from elder import params
 from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json
+from elder.model.shards import check_indexes
 from elder.names import is_hub_id, split_revision
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -38,8 +39,8 @@ def check_model(source: str, wanted: params.Model) -> Any:
     revision = split_revision(wanted.name)[1] or wanted.revision or "main"
     if folder.is_dir():
         _check_folder(folder)
-        fields = _read_config(folder)
-        _check_code(source, fields, wanted.trust_remote_code)
+        check_indexes(folder)
+        fields = read_config(folder)
     elif folder.exists():
         raise UserError(
             f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer"
@@ -52,9 +53,17 @@ def check_model(source: str, wanted: params.Model) -> Any:
         with one_sentence(source, "configuration"):
             fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     _refuse_absurd(source, fields)
+    needed = foreign_code(fields)
+    if needed and not wanted.trust_remote_code:
+        raise UserError(
+            f"{source!r} needs {needed}; if you trust that, add --set model.trust_remote_code=true"
+        )
     with one_sentence(source, "configuration"):
         config = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=wanted.trust_remote_code
+            source,
+            revision=revision,
+            trust_remote_code=wanted.trust_remote_code,
+            local_files_only=folder.is_dir(),
         )
     if not _generates_text(config, wanted.trust_remote_code):
         kind = (config.architectures or [config.model_type])[0]
@@ -125,7 +134,12 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the fields of a model's config.json.
+
+    Raises:
+        UserError: if there are none.
+    """
     fields = read_json(folder / "config.json", f"{folder}/config.json")
     if not isinstance(fields, dict):
         raise UserError(
@@ -134,17 +148,29 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_code(
-    source: str, fields: Mapping[str, Any], trust_remote_code: bool
-) -> None:
+def foreign_code(fields: Mapping[str, Any]) -> str | None:
+    """Say which code that is not transformers' own a model needs, by the fields of its config.json; None: none."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if trust_remote_code or not fields.get("auto_map"):
-        return
-    if fields.get("model_type") not in CONFIG_MAPPING:
-        raise UserError(
-            f"{source!r} needs code that comes with it; if you trust that, add --set model.trust_remote_code=true"
-        )
+    kernel = _kernel(fields)
+    if kernel:
+        return f"code of the Hub, {kernel!r}"
+    if fields.get("auto_map") and fields.get("model_type") not in CONFIG_MAPPING:
+        return "code that comes with it"
+    return None
+
+
+def _kernel(fields: Mapping[str, Any]) -> str | None:
+    """Return the repository whose code a configuration, or one nested in it, names as its attention or experts."""
+    for name, value in fields.items():
+        if name.endswith("_implementation"):
+            given = value.values() if isinstance(value, dict) else [value]
+            for text in map(str, given):
+                if "/" in text:
+                    return text
+        elif isinstance(value, dict) and (inner := _kernel(value)):
+            return inner
+    return None
 
 
 def _refuse_absurd(source: str, fields: Mapping[str, Any]) -> None:

@@ -70,6 +70,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     common = {
         "revision": revision or wanted.revision or "main",
         "trust_remote_code": wanted.trust_remote_code,
+        "local_files_only": Path(source).is_dir(),
     }
     config = check_model(source, wanted)
     with one_sentence(source, "tokenizer"):

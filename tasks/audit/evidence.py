@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from elder import params
 from elder.errors import UserError
-from elder.files import read_json
+from elder.files import read_json, read_small
 from elder.record import Json, Record, read_record
 from tasks.provenance.bom import RECORD
 from tasks.provenance.trust import Trust
@@ -39,7 +39,8 @@ class Evidence:
         tags: of the version.
         run: MLflow's run that made it.
         registry: that it was found in.
-        folder: all that lies at ``source``, as it lies.
+        folder: all that lies at ``source``, as it lies, but for what is astray.
+        astray: names there that no stored model has, and what is wrong with each.
         settings: parameters of whoever audits.
         root: the project's folder.
         trust: who must have signed.
@@ -52,6 +53,7 @@ class Evidence:
     run: "Run"
     registry: Registry
     folder: Path
+    astray: dict[str, str]
     settings: params.Params
     root: Path
     trust: Trust
@@ -72,7 +74,8 @@ class Evidence:
         if not path.is_file():
             raise Broken(f"{MANIFEST} is missing")
         try:
-            return parse(path.read_bytes(), self.source)
+            with path.open("rb") as handle:
+                return parse(read_small(handle, MANIFEST), self.source)
         except UserError as error:
             raise Broken(str(error)) from None
 
@@ -125,6 +128,7 @@ def gather(
     run = registry.run(entry.run_id)
     source = str(entry.source)
     store, prefix = open_model(source, settings.store.endpoint, settings.store.region)
+    lying = store.as_it_lies(prefix, place)
     return Evidence(
         name=wanted.name,
         version=str(entry.version),
@@ -132,7 +136,8 @@ def gather(
         tags=dict(entry.tags),
         run=run,
         registry=registry,
-        folder=store.as_it_lies(prefix, place),
+        folder=lying.folder,
+        astray=lying.astray,
         settings=settings,
         root=root,
         trust=trust,

@@ -2,18 +2,23 @@
 
 import hashlib
 import math
+import re
 from pathlib import Path
 
 from elder import params
+from elder.errors import UserError
 from elder.evaluation.gate import differences, judge_again
+from elder.names import path_fault, shown
 from elder.record import Perplexity
 from elder.settings import params_of_record
 from tasks.audit.evidence import Broken, Evidence, Unknown
 from tasks.audit.mlflow import some
+from tasks.audit.store import refuse_foreign_code
 from tasks.provenance.lineage import git, has_commit
 
 # Relative, of a perplexity measured again: other processors round in other ways.
 TOLERANCE = 1e-3
+MD5 = re.compile("[0-9a-f]{32}")
 
 
 def gate(evidence: Evidence) -> str:
@@ -41,7 +46,7 @@ def source_model(evidence: Evidence) -> str:
         pinned = f", pinned by revision {model.revision}" if model.revision else ""
         raise Unknown(f"the dense model {model.name!r} is no folder here{pinned}")
     recorded = params.Model.model_validate(evidence.record.lineage.params["model"])
-    digest = weights_digest(load_model(_own(recorded, folder, evidence)).model)
+    digest = weights_digest(load_model(_own(recorded, folder)).model)
     if digest != model.digest:
         told = f"{model.digest[:12]}..." if model.digest else "none"
         raise Broken(
@@ -80,7 +85,15 @@ def find_data(root: Path, name: str, md5: str) -> Path | None:
         root: the project's folder.
         name: of the file below build/data.
         md5: as in dvc.lock.
+
+    Raises:
+        UserError: name or digest are such as could lead elsewhere.
     """
+    fault = path_fault(name)
+    if fault:
+        raise UserError(f"the record names the data file {shown(name)}, which {fault}")
+    if not MD5.fullmatch(md5):
+        raise UserError(f"the record gives {shown(md5)} as the md5 of {name}")
     newest = root / "build" / "data" / name
     cached = root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
     for path in (newest, cached):
@@ -122,7 +135,7 @@ def measured_again(evidence: Evidence) -> str:
     recorded = params_of_record(record.lineage.params)
     asked = recorded.evaluate
     seed_everything(recorded.calibration.seed)
-    loaded = load_model(_own(recorded.model, evidence.folder, evidence))
+    loaded = load_model(_own(recorded.model, evidence.folder))
     length = evaluation_length(recorded, loaded)
     sentences = []
     for domain, told in record.candidate.perplexity.items():
@@ -145,10 +158,11 @@ def _number(measured: Perplexity) -> float:
     return math.inf if measured.perplexity is None else float(measured.perplexity)
 
 
-def _own(recorded: params.Model, folder: Path, evidence: Evidence) -> params.Model:
-    """Return how to load a folder; the record may not decide whether code that comes with a model is run."""
-    trusted = evidence.settings.model.trust_remote_code
-    own = {"name": str(folder), "revision": None, "trust_remote_code": trusted}
+def _own(recorded: params.Model, folder: Path) -> params.Model:
+    """Return how to load a folder; no code that comes with a model is run, whatever record or parameters say."""
+    if (folder / "config.json").is_file():
+        refuse_foreign_code(folder)
+    own = {"name": str(folder), "revision": None, "trust_remote_code": False}
     return recorded.model_copy(update=own)
 
 

@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from elder import params
 from elder.errors import UserError
 from elder.files import check_output
+from elder.names import shown
 from elder.record import Json, Lineage, Number, Record
 from tasks.audit.evidence import Broken, Evidence, Unknown, gather
 from tasks.audit.rerun import Rerun, bring_data, code_of
-from tasks.audit.store import files
+from tasks.audit.store import files, names
+from tasks.data import DATA
 from tasks.provenance.lineage import hardware
 from tasks.provenance.trust import trust_of
 from tasks.store.models import local_model
@@ -174,6 +176,7 @@ def compare_with_record(
 def _whole_record(evidence: Evidence, name: str) -> Record:
     """Return the record of a version whose stored files are what they were."""
     try:
+        names(evidence)
         files(evidence)
         return evidence.record
     except (Broken, Unknown) as error:
@@ -194,6 +197,10 @@ def _make(rerun: Rerun, place: Path) -> tuple[Made, dict[str, Number | None]]:
     length = _block_length(tree)
     perplexities = {}
     for domain in rerun.record.candidate.perplexity:
+        if f"{domain}.txt" not in DATA:
+            raise UserError(
+                f"the record names {shown(domain)}, which is no domain: it was edited"
+            )
         text = ("--params", path, "--text", data / f"{domain}.txt")
         perplexities[domain] = rerun.elder("evaluate", model, *text, *length)[
             "perplexity"

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
 from elder.errors import UserError
+from elder.names import path_fault, shown
 from elder.params import Params
 from elder.process import CPU_SETTINGS
 from elder.progress import say
@@ -23,6 +24,7 @@ from elder.settings import ELDER_SET, machine_overrides, params_of_record
 from tasks.audit.record import find_data
 from tasks.data import DATA, run_dvc
 from tasks.provenance.lineage import git, has_commit
+from tasks.store.models import STORED
 
 MAKE_DATA = """
 import sys
@@ -31,6 +33,13 @@ from elder.settings import load_params
 from tasks.data import reproduce
 reproduce(load_params(Path(sys.argv[1])), Path.cwd())
 """
+# parameters that name a file or a folder
+PLACES = (
+    ("model", "name"),
+    ("calibration", "source"),
+    ("evaluate", "in_domain"),
+    ("evaluate", "out_of_domain"),
+)
 Digests = dict[str, str]  # md5 by name of the file
 Paths = dict[str, Path]  # by name of the file
 
@@ -55,10 +64,29 @@ class Rerun:
     def params(self) -> dict[str, Json]:
         """Return the run's parameters as the code reads them: its own commit as they stand, the present code anew."""
         tree = deepcopy(self.record.lineage.params)
+        self._refuse_elsewhere(tree)
         if self.code == self.root:
             tree = params_of_record(tree).model_dump(mode="json")
         tree["model"]["trust_remote_code"] = self.settings.model.trust_remote_code
         return tree
+
+    def _refuse_elsewhere(self, tree: dict[str, Json]) -> None:
+        """Refuse a record that names a file of this machine outside the project, unless the parameters of here do.
+
+        Raises:
+            UserError: naming the parameter.
+        """
+        named = [(place, str(tree[place[0]][place[1]])) for place in PLACES]
+        for (section, key), name in [*named, (PLACES[0], self.record.model.name)]:
+            own = getattr(getattr(self.settings, section), key)
+            if name == own or name.startswith(STORED):
+                continue
+            fault = path_fault(str(PurePosixPath(name)))
+            if fault or name.startswith(("~", "-")):
+                raise UserError(
+                    f"the record names {shown(name)} as {section}.{key}, which leads out of the project; if that is"
+                    f" meant, give the same here with --set {section}.{key}=..."
+                )
 
     def elder(self, *arguments: str | Path) -> Json:
         """Run a command of the library; returns its JSON."""

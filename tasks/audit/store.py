@@ -1,10 +1,12 @@
-"""What an audit looks at in the store: manifest, files, digest, signature, bill of materials, weights."""
+"""What an audit looks at in the store: names, manifest, files, digest, signature, bill of materials, weights."""
 
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elder.errors import UserError
+from elder.files import read_small
+from elder.names import shown
 from tasks.audit.evidence import Broken, Check, Evidence, Unknown
 from tasks.provenance.bom import BOM
 from tasks.provenance.bom import faults as bom_faults
@@ -14,6 +16,14 @@ from tasks.store.manifest import MEND, difference, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+def names(evidence: Evidence) -> str:
+    """Look at what lies there: regular files alone, under names that stay inside and that every system takes."""
+    if evidence.astray:
+        faults = [f"{shown(name)} {fault}" for name, fault in evidence.astray.items()]
+        raise Broken("; ".join(faults))
+    return f"{len(evidence.files)} regular files, none of whose names leads elsewhere"
 
 
 def manifest(evidence: Evidence) -> str:
@@ -78,7 +88,8 @@ def bill_of_materials(evidence: Evidence) -> str:
     path = evidence.folder / BOM
     if not path.is_file():
         raise Broken(f"{BOM} is missing")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    with path.open("rb") as handle:
+        text = read_small(handle, BOM).decode(errors="replace")
     sentences = bom_faults(text, evidence.record, evidence.files)
     if sentences:
         raise Broken(f"{BOM}: {'; '.join(sentences)}")
@@ -95,8 +106,11 @@ def layers(evidence: Evidence) -> str:
         raise Broken(
             "the record does not say how many layers and parameters there were"
         )
+    refuse_foreign_code(evidence.folder)
     try:
-        config = AutoConfig.from_pretrained(evidence.folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            evidence.folder, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # each family complains in its own way
         raise Broken(f"config.json cannot be read ({type(error).__name__})") from None
     count = config.get_text_config(decoder=True).num_hidden_layers
@@ -114,6 +128,15 @@ def layers(evidence: Evidence) -> str:
             f"the weights hold {stored:,} parameters, the record says {after:,}"
         )
     return f"{count} layers and {stored:,} parameters, as the record says"
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """Leave a model alone that needs code which is not transformers' own: whatever the parameters say, none is run."""
+    from elder.model.check import foreign_code, read_config
+
+    needed = foreign_code(read_config(folder))
+    if needed:
+        raise Unknown(f"{str(folder)!r} needs {needed}, which an audit never runs")
 
 
 def parameters_stored(folder: Path) -> int:
@@ -148,6 +171,7 @@ def _saved_buffers(config: "PreTrainedConfig") -> int:
 
 
 STORE_CHECKS: dict[str, Check] = {
+    "names": names,
     "manifest": manifest,
     "files": files,
     "digest": version_digest,

@@ -5,12 +5,13 @@ import os
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from elder.errors import UserError
-from elder.names import registered_name_fault
+from elder.names import path_fault, path_faults, registered_name_fault, shown
 from tasks.errors import hide_secrets, plain_errors
 from tasks.store.manifest import (
     MANIFEST,
@@ -24,7 +25,9 @@ from tasks.store.manifest import (
     fingerprint,
     parse,
 )
+from tasks.store.tree import Tree
 
+MOST_FILES = 10_000  # of a model; the largest has a few hundred
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,19 @@ class Published(BaseModel):
     digest: str
     files: Files
     uploaded_bytes: int
+
+
+@dataclass(frozen=True)
+class Lying:
+    """What lies at a model's place.
+
+    Attributes:
+        folder: a folder with it, except for what is astray.
+        astray: what no stored model has, by its name, and what is wrong with it; it was neither copied nor opened.
+    """
+
+    folder: Path
+    astray: dict[str, str] = field(default_factory=dict)
 
 
 class Store(ABC):
@@ -152,39 +168,60 @@ class Store(ABC):
             files = parse(data, self._show(prefix))
         except UserError as error:
             return [str(error)]
-        extra = sorted(self.paths(prefix) - set(files) - {MANIFEST})
-        differences = [
-            difference(path, self._measure(_join(prefix, path)), file)
-            for path, file in files.items()
-        ]
-        return [f"{path} is not in the manifest" for path in extra] + [
-            fault for fault in differences if fault
-        ]
+        tree = self.listing(prefix)
+        astray = tree.odd | path_faults(tree.sizes)
+        faults = [f"{shown(path)} {fault}" for path, fault in sorted(astray.items())]
+        for path in sorted(tree.sizes.keys() - files.keys() - astray.keys()):
+            if path != MANIFEST:
+                faults.append(f"{path} is not in the manifest")
+        differences = []
+        for path, file in files.items():
+            if path not in tree.odd:
+                there = (
+                    self._measure(_join(prefix, path)) if path in tree.sizes else None
+                )
+                differences.append(difference(path, there, file))
+        return faults + [fault for fault in differences if fault]
 
-    def as_it_lies(self, url: str, target: Path) -> Path:
-        """Return a folder with all that lies at a model's place, its manifest included, unchecked: for an audit.
+    def as_it_lies(self, url: str, target: Path) -> Lying:
+        """Return all that lies at a model's place, its manifest included, unchecked: for an audit.
 
         Args:
             url: as for ``fetch``.
             target: folder to copy to; nothing is copied where the store is a local folder itself.
 
         Raises:
-            UserError: nothing lies there, or the store cannot be read.
+            UserError: nothing lies there, or more than a model can be, or the store cannot be read.
         """
         prefix = self._prefix(url)
-        paths = self.paths(prefix)
-        if not paths:
+        tree = self.listing(prefix)
+        astray = tree.odd | path_faults(tree.sizes)
+        sizes = {path: size for path, size in tree.sizes.items() if path not in astray}
+        self._refuse_absurd(prefix, tree, target)
+        with plain_errors(target):
+            target.mkdir(parents=True, exist_ok=True)
+            for path in sizes:
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                self._receive(_join(prefix, path), target / path)
+        return Lying(target, astray)
+
+    def _refuse_absurd(self, prefix: str, tree: Tree, target: Path) -> None:
+        """Refuse a place that is empty, or that holds more than there is room for."""
+        there, place = len(tree.sizes) + len(tree.odd), self._show(prefix)
+        if not there:
             raise UserError(
-                f"nothing lies at {self._show(prefix)}: the registry points to a place that is empty"
+                f"nothing lies at {place}: the registry points to a place that is empty"
             )
-        for path in paths:
-            if ".." in PurePosixPath(path).parts:
-                raise UserError(
-                    f"{self._show(prefix)} holds {path!r}, a name that leads outside: remove it"
-                )
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            self._receive(_join(prefix, path), target / path)
-        return target
+        if there > MOST_FILES:
+            raise UserError(
+                f"{place} holds {there} files, and no model has more than {MOST_FILES}: remove what is not the model's"
+            )
+        size, room = sum(tree.sizes.values()), shutil.disk_usage(target.parent).free
+        if size > room:
+            raise UserError(
+                f"{place} holds {size} bytes, and there is room for {room} in {target.parent}: free some space,"
+                " or set TMPDIR to a larger disk"
+            )
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
@@ -196,13 +233,27 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, key: str) -> bytes | None:
-        """Return all bytes of a small object, or None where there is nothing."""
+        """Return all bytes of a small object, or None where there is nothing.
+
+        Raises:
+            UserError: it is not small, or the store cannot be read.
+        """
 
     @abstractmethod
+    def listing(self, prefix: str) -> Tree:
+        """Return what lies below ``prefix``, whatever its names; nothing is opened, no link is followed."""
+
     def paths(self, prefix: str) -> set[str]:
-        """Return the paths of all files below ``prefix``, relative to it."""
+        """Return the paths of all files below ``prefix``, relative to it, whatever their names."""
+        return set(self.listing(prefix).sizes)
 
     def _fetch_file(self, key: str, target: Path, file: File) -> None:
+        size = self._size(key)
+        if size is not None and size != file.bytes:  # which may be far too many to copy
+            fault = (
+                f"{self._show(key)} has {size} bytes, the manifest says {file.bytes}"
+            )
+            raise UserError(f"the store is damaged: {fault}; publish the model again")
         target.parent.mkdir(parents=True, exist_ok=True)
         self._receive(key, target)
         fault = difference(self._show(key), fingerprint(target), file)
@@ -212,11 +263,7 @@ class Store(ABC):
     def _prefix(self, url: str) -> str:
         inside = f"{url}/".startswith(f"{self.url}/")
         prefix = url[len(self.url) :].strip("/") if inside else url.rstrip("/")
-        if (
-            ".." in PurePosixPath(prefix).parts
-            or prefix.startswith("/")
-            or "://" in prefix
-        ):
+        if prefix and path_fault(prefix):
             raise UserError(f"{hide_secrets(url)} does not lie in the store {self.url}")
         return prefix
 
@@ -236,6 +283,10 @@ class Store(ABC):
 
     @abstractmethod
     def _receive(self, key: str, target: Path) -> None: ...
+
+    @abstractmethod
+    def _size(self, key: str) -> int | None:
+        """Return the bytes of an object, None where there is nothing."""
 
     @abstractmethod
     def _measure(self, key: str) -> File | None:

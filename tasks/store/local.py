@@ -8,13 +8,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from elder.errors import UserError
+from elder.files import read_small
+from elder.names import path_fault, path_faults, shown
 from tasks.errors import plain_errors
-from tasks.store.base import Store
-from tasks.store.manifest import File, changed, fingerprint
+from tasks.store.base import Lying, Store
+from tasks.store.manifest import File, changed, fingerprint, measure
+from tasks.store.tree import LINK, SPECIAL, Tree, walk
 
 DAY = 24 * 3600.0
 PROBE = ".write-check"
@@ -36,10 +40,16 @@ class LocalStore(Store):
             )
         return super().fetch(url, target)
 
-    def as_it_lies(self, url: str, target: Path) -> Path:
-        """See ``Store``; the model's own folder is returned."""
-        folder = self.root / self._prefix(url)
-        return folder if folder.is_dir() else super().as_it_lies(url, target)
+    def as_it_lies(self, url: str, target: Path) -> Lying:
+        """See ``Store``; the model's own folder is returned, where nothing is wrong with what lies there."""
+        prefix = self._prefix(url)
+        link = self._link_on_the_way(prefix)
+        if link:
+            return Lying(target, {link: LINK})
+        tree = self.listing(prefix)
+        if not tree.sizes or tree.odd or path_faults(tree.sizes):
+            return super().as_it_lies(url, target)
+        return Lying(self.root / prefix)
 
     def check(self, creates: bool = True) -> None:
         """See ``Store``; the folder is made. A file system without hard links cannot create without replacing."""
@@ -68,7 +78,7 @@ class LocalStore(Store):
             handle.write(data)
             _to_disk(handle)
             try:
-                os.link(part, self.root / key)
+                os.link(part, self._place(key))
             except FileExistsError:
                 return False
             _folder_to_disk((self.root / key).parent)
@@ -76,19 +86,13 @@ class LocalStore(Store):
 
     def read(self, key: str) -> bytes | None:
         """See ``Store``."""
-        with plain_errors(self.root):
-            return (
-                (self.root / key).read_bytes() if (self.root / key).is_file() else None
-            )
+        with self._opened(key) as handle:
+            return read_small(handle, self._show(key)) if handle else None
 
-    def paths(self, prefix: str) -> set[str]:
+    def listing(self, prefix: str) -> Tree:
         """See ``Store``."""
-        folder = self.root / prefix
-        return {
-            path.relative_to(folder).as_posix()
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
+        with plain_errors(self.root):
+            return walk(self._place(prefix))
 
     def _has(self, key: str, file: File) -> bool:
         return self._measure(key) == file
@@ -110,11 +114,64 @@ class LocalStore(Store):
             target.write(data)
 
     def _receive(self, key: str, target: Path) -> None:
-        shutil.copyfile(self.root / key, target)
+        with self._opened(key) as handle, target.open("wb") as copy:
+            if handle is None:
+                raise UserError(
+                    f"{self._show(key)} is missing: publish the model again"
+                )
+            shutil.copyfileobj(handle, copy, 1 << 20)
+
+    def _size(self, key: str) -> int | None:
+        with self._opened(key) as handle:
+            return os.fstat(handle.fileno()).st_size if handle else None
 
     def _measure(self, key: str) -> File | None:
+        with self._opened(key) as handle:
+            return measure(handle) if handle else None
+
+    def _link_on_the_way(self, key: str) -> str | None:
+        """Return the first symbolic link on the way to a key, relative to the store: it could lead anywhere."""
+        parts = PurePosixPath(key).parts
+        for count in range(1, len(parts) + 1):
+            place = PurePosixPath(*parts[:count])
+            if (self.root / place).is_symlink():
+                return str(place)
+        return None
+
+    def _place(self, key: str) -> Path:
+        """Return the path of a key.
+
+        Raises:
+            UserError: a link lies on the way, or the key is none.
+        """
+        fault = path_fault(key) if key else None
+        if fault:
+            raise UserError(f"{self.url}: {shown(key)} {fault}, and cannot lie there")
+        link = self._link_on_the_way(key)
+        if link:
+            raise UserError(
+                f"{self._show(link)} {LINK}, which is not followed: put what it leads to in its place"
+            )
+        return self.root / key
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[BufferedReader | None]:
+        """Open a regular file; None where there is nothing, or a folder.
+
+        Raises:
+            UserError: a link or a special file, which could lead anywhere or never end, or it cannot be read.
+        """
         with plain_errors(self.root):
-            return fingerprint(self.root / key) if (self.root / key).is_file() else None
+            path = self._place(key)
+            if not path.exists() or path.is_dir():
+                yield None
+                return
+            if not path.is_file():
+                raise UserError(f"{self._show(key)} {SPECIAL}: remove it")
+            # whatever was put in its place since then
+            opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(opened, "rb") as handle:
+                yield handle
 
     @contextmanager
     def _replacing(self, key: str) -> Iterator[BinaryIO]:
@@ -122,7 +179,7 @@ class LocalStore(Store):
         with self._incoming(key) as (part, handle):
             yield handle
             _to_disk(handle)
-            os.replace(part, self.root / key)
+            os.replace(part, self._place(key))
             _folder_to_disk((self.root / key).parent)
 
     @contextmanager
@@ -131,8 +188,8 @@ class LocalStore(Store):
 
         Temporary files lie beside the models, not among them: whoever lists a model's folder sees only its files.
         """
-        incoming = self.root / ".incoming"
-        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+        incoming = self._place(".incoming")
+        self._place(key).parent.mkdir(parents=True, exist_ok=True)
         incoming.mkdir(exist_ok=True)
         for stale in incoming.iterdir():  # left by a killed process
             with suppress(FileNotFoundError):  # another process was faster

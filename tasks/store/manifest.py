@@ -3,13 +3,16 @@
 import hashlib
 import json
 import re
-from pathlib import Path, PurePosixPath
+from io import BufferedReader
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from elder.errors import UserError
-from elder.files import parse_json
+from elder.files import in_hub_blobs, parse_json
+from elder.names import path_faults, shown
 from tasks.errors import plain_errors
+from tasks.store.tree import LINK, walk
 
 MANIFEST = "manifest.json"
 MEND = "python infra/restore.py NAME --folder runs/ID/model"
@@ -39,25 +42,40 @@ def fingerprint(source: Path | bytes) -> File:
     if isinstance(source, bytes):
         return File(sha256=hashlib.sha256(source).hexdigest(), bytes=len(source))
     with source.open("rb") as handle:
-        return File(
-            sha256=hashlib.file_digest(handle, "sha256").hexdigest(),
-            bytes=handle.tell(),
-        )
+        return measure(handle)
+
+
+def measure(handle: BufferedReader) -> File:
+    """Return sha256 and size of an open file, read to its end."""
+    sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    return File(sha256=sha256, bytes=handle.tell())
 
 
 def describe(folder: Path) -> Files:
-    """Fingerprint all files of a folder; a UserError where there is none."""
+    """Fingerprint all files of a folder that is a model, or is to be one.
+
+    A link of the Hub's cache into its own blobs counts as the file that it leads to; no other link is followed.
+
+    Raises:
+        UserError: there is no file, or something that no stored model has: a link, a special file, an unusable name.
+    """
     with plain_errors(folder):
-        files = {
-            path.relative_to(folder).as_posix(): path
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
+        tree = walk(folder)
+        files, faults = set(tree.sizes), {}
+        for name, what in tree.odd.items():
+            if what == LINK and in_hub_blobs(folder, folder / name):
+                files.add(name)
+            else:
+                faults[name] = what
+        for name, fault in (faults | path_faults(files)).items():
+            raise UserError(
+                f"{folder}: {shown(name)} {fault}; a stored model has none such: remove it, or put a copy in its place"
+            )
         if not files:
             raise UserError(
                 f"{folder} is empty or not a folder: name the folder of a saved model"
             )
-        return {path: fingerprint(files[path]) for path in sorted(files)}
+        return {path: fingerprint(folder / path) for path in sorted(files)}
 
 
 def digest(files: Files) -> str:
@@ -87,11 +105,12 @@ def parse(data: bytes, place: str) -> Files:
             f"{place}: {MANIFEST} is not readable; {PUBLISH_AGAIN}"
         ) from error
     files = content.files
-    for path in files:
-        if not _inside(path):
-            raise UserError(
-                f"{place}: {MANIFEST} names {path!r}, which lies outside the model; do not use this model"
-            )
+    if MANIFEST in files:
+        raise UserError(f"{place}: {MANIFEST} names itself; do not use this model")
+    for path, fault in path_faults([*files, MANIFEST]).items():
+        raise UserError(
+            f"{place}: {MANIFEST} names {shown(path)}, which {fault}; do not use this model"
+        )
     folder = place.rpartition("/")[2]
     in_its_place = folder == content.digest or not re.fullmatch("[0-9a-f]{64}", folder)
     if digest(files) != content.digest or not in_its_place:
@@ -99,13 +118,6 @@ def parse(data: bytes, place: str) -> Files:
             f"{place}: {MANIFEST} does not match its digest; {PUBLISH_AGAIN}"
         )
     return files
-
-
-def _inside(path: str) -> bool:
-    """Say whether a relative path stays below the folder that it starts from."""
-    if path in ("", ".") or path.startswith("/") or "\\" in path:
-        return False
-    return ".." not in PurePosixPath(path).parts
 
 
 def difference(name: str, actual: File | None, wanted: File) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from elder.errors import UserError
+from elder.files import refuse_large
 from tasks.errors import Unreachable, plain_errors
 from tasks.store.base import Store
 from tasks.store.manifest import File, changed, fingerprint
 from tasks.store.parts import PART, receive_in_parts, send_in_parts
 from tasks.store.refusals import ABSENT, DENIED, TAKEN, UNKNOWN_WAY, S3Refusal
 from tasks.store.server import Server
+from tasks.store.tree import Tree
 
 CREATES = 5  # tries, where others create the same object at the same moment
 SETTLE = 0.5  # seconds
@@ -81,22 +83,27 @@ class S3Store(Store):
 
     def read(self, key: str) -> bytes | None:
         """See ``Store``."""
+        data = bytearray()
         try:
-            return self.server.read(**self._at(key))[0]
+            for part in receive_in_parts(self.server, self._at(key)):
+                data += part
+                refuse_large(len(data), self._show(key))
         except S3Refusal as refusal:
             if refusal.code not in ABSENT:
                 raise
             return None
+        return bytes(data)
 
-    def paths(self, prefix: str) -> set[str]:
+    def listing(self, prefix: str) -> Tree:
         """See ``Store``."""
         start = self._at(f"{prefix}/" if prefix else "")["Key"]
         pages = self.server.pages("list_objects_v2", Bucket=self.bucket, Prefix=start)
-        return {
-            item["Key"][len(start) :]
+        sizes = {
+            item["Key"][len(start) :]: item["Size"]
             for page in pages
             for item in page.get("Contents", [])
         }
+        return Tree(sizes)
 
     def _has(self, key: str, file: File) -> bool:
         """Trust size and metadata, where ``_measure`` reads the bytes."""
@@ -155,6 +162,15 @@ class S3Store(Store):
         with target.open("wb") as handle:
             for part in receive_in_parts(self.server, self._at(key)):
                 handle.write(part)
+
+    def _size(self, key: str) -> int | None:
+        try:
+            head = self.server.ask("head_object", **self._at(key))
+        except S3Refusal as refusal:
+            if refusal.code not in ABSENT:
+                raise
+            return None
+        return int(head["ContentLength"])
 
     def _measure(self, key: str) -> File | None:
         sha256, size = hashlib.sha256(), 0

@@ -32,7 +32,7 @@ def edited(evidence: Evidence, place: Path, content: bytes) -> Evidence:
     for path in evidence.folder.iterdir():
         copy_of = place / path.name
         if not copy_of.exists():
-            copy_of.symlink_to(path)
+            copy_of.hardlink_to(path)
     (place / "record.json").unlink()
     (place / "record.json").write_bytes(content)
     return dataclasses.replace(evidence, folder=place)
