@@ -10,7 +10,7 @@ from elder import params
 from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json
-from elder.model.shards import check_indexes
+from elder.model.shards import check_hub_index, check_indexes
 from elder.names import is_hub_id, split_revision
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -52,6 +52,7 @@ def check_model(source: str, wanted: params.Model) -> Any:
     else:
         with one_sentence(source, "configuration"):
             fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+            check_hub_index(source, revision)
     _refuse_absurd(source, fields)
     needed = foreign_code(fields)
     if needed and not wanted.trust_remote_code:

@@ -25,6 +25,25 @@ def check_indexes(folder: Path) -> None:
                 )
 
 
+def check_hub_index(source: str, revision: str) -> None:
+    """Refuse a model of the Hub with an index that leads out of the Hub's cache; most have none.
+
+    Raises:
+        UserError: naming what it leads to, or that it is no index.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        source,
+        INDEX,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is not None:
+        read_index(Path(path))
+
+
 def read_index(path: Path) -> set[str]:
     """Return the files that an index names, each of which may be called so.
 

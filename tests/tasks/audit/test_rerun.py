@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from elder.errors import UserError
 from elder.record import Record
 from elder.settings import read_params, validate
 from tasks.audit.rerun import Rerun
@@ -51,3 +52,42 @@ def test_its_own_commit_reads_the_parameters_as_they_stand_and_the_present_code_
     assert present["select"]["elder"]["lambda1"] == told["select"]["lambda1"]
     assert "lambda1" not in present["select"]
     assert validate(present).model_dump(mode="json") == present
+
+
+@pytest.mark.parametrize("section", ["model.name", "calibration.source", "the model"])
+@pytest.mark.parametrize(
+    "name", ["/etc", "../../x", "data/../../x", "~/x", "--set=a.b=1", "a\0b"]
+)
+def test_a_record_leads_to_no_file_outside_the_project_by_itself(
+    record: dict[str, Any], tmp_path: Path, section: str, name: str
+) -> None:
+    if section == "the model":
+        record["model"]["name"], section = name, "model.name"
+    else:
+        part, key = section.split(".")
+        record["lineage"]["params"][part][key] = name
+    with pytest.raises(
+        UserError, match=f"as {section}, which leads out of the project"
+    ):
+        rerun(record, tmp_path, tmp_path).params()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["models/x", "./models//x", "owner/name", "s3://bucket/x", "models:/x@champion"],
+)
+def test_names_in_the_project_or_of_services_are_followed(
+    record: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    record["model"]["name"] = record["lineage"]["params"]["model"]["name"] = name
+    assert rerun(record, tmp_path, tmp_path).params()["model"]["name"] == name
+
+
+def test_a_place_outside_the_project_is_followed_where_the_parameters_of_here_name_it(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
+    name = str(tmp_path / "models" / "dense")
+    record["model"]["name"] = record["lineage"]["params"]["model"]["name"] = name
+    here = validate({"model": {"name": name}})
+    again = Rerun(Record.model_validate(record), tmp_path, tmp_path, here)
+    assert again.params()["model"]["name"] == name
