@@ -75,7 +75,7 @@ def version_digest(evidence: Evidence) -> str:
 def signature(evidence: Evidence) -> str:
     """Verify the signature: by a key that is trusted with models, over every file as it is."""
     path = evidence.folder / SIGNATURE
-    data = path.read_bytes() if path.is_file() else None
+    data = _content(path) if path.is_file() else None
     try:
         signed = check_files(data, evidence.files, evidence.trust)
     except BadSignature as error:
@@ -88,8 +88,7 @@ def bill_of_materials(evidence: Evidence) -> str:
     path = evidence.folder / BOM
     if not path.is_file():
         raise Broken(f"{BOM} is missing")
-    with path.open("rb") as handle:
-        text = read_small(handle, BOM).decode(errors="replace")
+    text = _content(path).decode(errors="replace")
     sentences = bom_faults(text, evidence.record, evidence.files)
     if sentences:
         raise Broken(f"{BOM}: {'; '.join(sentences)}")
@@ -128,6 +127,12 @@ def layers(evidence: Evidence) -> str:
             f"the weights hold {stored:,} parameters, the record says {after:,}"
         )
     return f"{count} layers and {stored:,} parameters, as the record says"
+
+
+def _content(path: Path) -> bytes:
+    """Return all bytes of a file that is not large in any honest model."""
+    with path.open("rb") as handle:
+        return read_small(handle, path.name)
 
 
 def refuse_foreign_code(folder: Path) -> None:

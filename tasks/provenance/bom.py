@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from elder.errors import UserError
 from elder.files import parse_json, write_text
+from elder.names import path_fault
 from elder.record import Json, Number, Record
 from elder.report.card import model_name
 from tasks.store.manifest import File, Files, describe
@@ -131,8 +132,8 @@ def listed_files(tree: Json) -> dict[str, str]:
         listed = {part["name"]: part["hashes"][0]["content"] for part in parts}
         for name, sha256 in listed.items():
             File(sha256=sha256, bytes=0)
-            if not isinstance(name, str):
-                raise ValueError("a name is no text")
+            if not isinstance(name, str) or path_fault(name):
+                raise ValueError("a name is none of a model's file")
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError("it is no bill of materials") from error
     return listed

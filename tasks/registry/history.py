@@ -290,8 +290,10 @@ def _untimely(signed: Signed, at: str) -> str | None:
 
 def _numbers(store: Store, name: str) -> set[int]:
     """Return the numbers of the entries that are there; files with other names are not looked at."""
+    tree = store.listing(_folder(name))
+    # a link counts, too: who reads it is told that it is none of the store's
     matches = (
-        re.fullmatch(r"(\d{6})\.json", path) for path in store.paths(_folder(name))
+        re.fullmatch(r"([0-9]{6})\.json", path) for path in tree.sizes | tree.odd
     )
     return {int(match[1]) for match in matches if match and int(match[1])}
 
