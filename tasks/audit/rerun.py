@@ -76,8 +76,11 @@ class Rerun:
         Raises:
             UserError: naming the parameter.
         """
-        named = [(place, str(tree[place[0]][place[1]])) for place in PLACES]
-        for (section, key), name in [*named, (PLACES[0], self.record.model.name)]:
+        named = [(PLACES[0], self.record.model.name)]
+        for section, key in PLACES:
+            if key in tree.get(section, {}):  # older records lack some
+                named.append(((section, key), str(tree[section][key])))
+        for (section, key), name in named:
             own = getattr(getattr(self.settings, section), key)
             if name == own or name.startswith(STORED):
                 continue
