@@ -96,7 +96,30 @@ def _run(settings: Params, root: Path, method: str, message: dict[str, Json]) ->
         name_the_run(run.run_id)
         going_on = run.stage_params.exists()
         say(f"{'going on with' if going_on else 'starting'} run {run.run_id}")
+        _start_server()
         return _run_flow(run)
+
+
+def _start_server() -> None:
+    """Let Prefect start the server that it needs for this process, where none is set.
+
+    Raises:
+        UserError: it did not answer in time.
+    """
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    try:
+        get_client(sync_client=True)
+    except (RuntimeError, HTTPError):  # it waits for each answer, and for all
+        server = get_current_settings().server.ephemeral
+        raise UserError(
+            "the Prefect server that a run starts for itself did not answer within "
+            f"{server.startup_timeout_seconds} seconds, as on a machine with much else to do: try again later, set "
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS to more, or start a server with `prefect server start` "
+            "and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+        ) from None
 
 
 def _run_flow(run: Run) -> Record:

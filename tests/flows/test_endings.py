@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
+from httpx import ReadTimeout
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.states import State
 
 from elder.errors import UserError
@@ -131,7 +133,7 @@ def test_a_run_holds_the_projects_turn_and_leaves_no_server(
     watched: list[str] = []
 
     def stand_in(folder: Path) -> Record:
-        assert watched == ["the server"]  # before Prefect starts one for the flow
+        assert watched == ["watched", "started"]
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
         assert (
@@ -145,11 +147,39 @@ def test_a_run_holds_the_projects_turn_and_leaves_no_server(
     )
     monkeypatch.setattr(run, "require", lambda *_: None)
     monkeypatch.setattr(
-        run, "end_server_with_this_process", lambda: watched.append("the server")
+        run, "end_server_with_this_process", lambda: watched.append("watched")
     )
+    monkeypatch.setattr(run, "_start_server", lambda: watched.append("started"))
     monkeypatch.setattr("flows.compress.compress_and_register", stand_in)
     run.run_compression(Params(), tmp_path, "default")
     FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError(
+            "Timed out while attempting to connect to ephemeral Prefect API server."
+        ),
+        ReadTimeout("timed out"),
+    ],
+)
+def test_a_server_that_does_not_start_ends_a_run_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, told: list, tmp_path: Path, fault: Exception
+) -> None:
+    def stand_in(_: SubprocessASGIServer) -> None:
+        raise fault
+
+    monkeypatch.setattr(
+        run, "find_model", lambda _: FoundModel("models/tiny", None, "llama", 4)
+    )
+    monkeypatch.setattr(run, "require", lambda *_: None)
+    monkeypatch.setattr(run, "end_server_with_this_process", lambda: None)
+    monkeypatch.setattr(SubprocessASGIServer, "start", stand_in)
+    with pytest.raises(UserError, match="did not answer within 120 seconds") as caught:
+        run.run_compression(Params(), tmp_path, "default")
+    assert "PREFECT_API_URL" in str(caught.value)
+    assert [event for event, _ in told] == ["failure"]
 
 
 def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
