@@ -84,6 +84,7 @@ def require(settings: Params, root: Path) -> None:
 
 def look_at(checks: Sequence[Check], settings: Params, root: Path) -> list[Finding]:
     """Make checks, those that ask other machines at the same time; returns what they saw, in their order."""
+    _import_prefect()
     with ThreadPoolExecutor(max_workers=len(checks)) as pool:
         asked = {}
         for check in checks:
@@ -99,6 +100,15 @@ def look_at(checks: Sequence[Check], settings: Params, root: Path) -> list[Findi
             else:
                 seen.append(_look(check, settings, root))
     return seen
+
+
+def _import_prefect() -> None:
+    """Import what several checks would begin to import at once: its modules import each other in circles.
+
+    Of two threads, the second would find what the first has done by half.
+    """
+    import prefect.client.orchestration
+    import prefect.main  # noqa: F401
 
 
 def _look(check: Check, settings: Params, root: Path) -> Finding:

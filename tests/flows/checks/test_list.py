@@ -1,5 +1,7 @@
 """All checks are made, those that wait for others at the same time; a run stops at the first that says no."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +11,20 @@ from elder.errors import UserError
 from elder.params import Params
 from flows.checks import doctor
 from flows.checks.doctor import Check, examine, require
+
+IMPORTED = """
+import sys
+from pathlib import Path
+from elder.params import Params
+from flows.checks.doctor import Check, look_at
+
+def look(settings, root):
+    return " ".join(sys.modules)
+
+seen = set(sys.modules)
+found = look_at([Check("a", look, elsewhere=True)], Params(), Path())
+print(*sorted({"prefect.main", "prefect.client.orchestration"} & set(found[0].detail.split()) - seen))
+"""
 
 
 def says(sentence: str, seen: list[str] | None = None, **how: bool) -> Check:
@@ -86,3 +102,9 @@ def test_what_does_not_answer_is_waited_for_at_the_same_time(
     checks = tuple(Check(name, look, elsewhere=True) for name in "abc")
     monkeypatch.setattr(doctor, "CHECKS", checks)
     assert [check["ok"] for check in examine(Params(), tmp_path)] == [False] * 3
+
+
+def test_no_two_threads_begin_to_import_prefect() -> None:
+    command = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["prefect.client.orchestration", "prefect.main"]
