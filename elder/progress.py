@@ -1,6 +1,7 @@
 """Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere."""
 
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -12,12 +13,30 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+# Unicode's control characters, and its separators of lines and paragraphs
+LINE_ENDS = {"Cc", "Zl", "Zp"}
+# they show text in another order
+REORDERING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print one line of news on stderr."""
-    console.print(message, markup=False)
+    """Print one line of news on stderr; it stays one line, whatever is named in it."""
+    console.print(one_line(message), markup=False)
+
+
+def one_line(text: str) -> str:
+    """Return a text with every character escaped that would begin a new line or hide what stands there.
+
+    Names come from a registry or a store that others write to: a line break in one must not look like a line of ours.
+    """
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in LINE_ENDS or character in REORDERING:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
 
 
 class Meter:

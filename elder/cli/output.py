@@ -4,21 +4,12 @@ import io
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from elder.progress import say
+from elder.progress import one_line, say
 from elder.record import Json, Plain, json_safe, plain
-
-LINE_ENDS = {
-    "Cc",
-    "Zl",
-    "Zp",
-}  # Unicode's control characters, and its separators of lines and paragraphs
-# they show text in another order
-REORDERING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def show(
@@ -36,31 +27,18 @@ def show(
         print(one_line(line))
 
 
-def one_line(text: str) -> str:
-    """Return a text with every character escaped that would begin a new line or hide what stands there.
-
-    Names come from a registry or a store that others write to: a line break in one must not look like a line of ours.
-    """
-    return "".join(_escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) in LINE_ENDS or character in REORDERING:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
-
-
 def refuse(sentence: str, status: int) -> NoReturn:
     """Say a sentence and exit; a stage leaves it to the flow that started it, which says it once.
 
     Faults of parameters are listed in lines of their own; all other characters that would move the cursor are escaped.
     """
-    sentence = "\n".join(one_line(line) for line in sentence.split("\n"))
+    lines = [one_line(line) for line in sentence.split("\n")]
     if "ELDER_ERROR_FILE" in os.environ:
-        told = sentence.removeprefix("error: ")
+        told = "\n".join(lines).removeprefix("error: ")
         Path(os.environ["ELDER_ERROR_FILE"]).write_text(told, encoding="utf-8")
     else:
-        say(sentence)
+        for line in lines:
+            say(line)
     sys.exit(status)
 
 

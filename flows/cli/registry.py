@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elder.cli.options import CommonOptions
-from elder.cli.output import one_line, refuse, show
+from elder.cli.output import refuse, show
 from elder.errors import UserError
 from elder.params import Params
-from elder.progress import say
+from elder.progress import one_line, say
 from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def _decide(
     try:
         plan = make_plan()
         if not confirmation.yes:
-            say("\n".join(map(one_line, _plan_lines(plan))))
+            for line in _plan_lines(plan):
+                say(line)
             if not typer.confirm(f"{plan.action.capitalize()}?", err=True):
                 refuse("nothing was changed", 1)
             reason = reason or typer.prompt("Why?", err=True)

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from elder.cli.app import build_app
-from elder.cli.output import one_line
 from elder.cli.services import LIBRARY, Services
 from elder.params import Params
+from elder.progress import one_line
 from elder.record import Perplexity, TaskResult
 
 STORED = "models:/tiny@champion"

@@ -1,8 +1,15 @@
 """Names from a registry or a store that others write to: none of them can look like a line of a command's own."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from elder.cli.output import refuse, show
+from elder.errors import UserError
+from elder.params import Params
+from flows import sweep
+from flows.cli import registry
 from flows.cli.audit import _audit_lines
 from flows.cli.registry import _print_table
 from tasks.audit.run import Audit, Finding
@@ -45,3 +52,32 @@ def test_a_reason_in_the_history_is_one_row(capsys: pytest.CaptureFixture[str]) 
     assert len(printed.splitlines()) == 6  # title, three rules, headings, one entry
     assert "mallory\\nroot@host" in printed
     assert SHOWN in printed
+
+
+def test_a_cell_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_name(*_: object) -> None:
+        raise UserError(f"there is no model {FORGED}")
+
+    monkeypatch.setattr(sweep, "read_settings", refuse_name)
+    row = sweep.run_cell(sweep.Cell({"method": "sleb"}, "sleb", ()), None, Path())
+    assert row["error"] == f"there is no model {FORGED}"
+    assert capsys.readouterr().err == f"failed: there is no model {SHOWN}\n"
+
+
+def test_what_somebody_is_asked_to_confirm_is_shown_line_by_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_plan_lines", lambda _: ["promote", FORGED])
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    asked = registry.Confirmation(reason="why", yes=False)
+    with pytest.raises(SystemExit, match="1"):
+        registry._decide(
+            Params(), lambda: SimpleNamespace(action="promote"), asked, False
+        )
+    assert capsys.readouterr().err.splitlines() == [
+        "promote",
+        SHOWN,
+        "nothing was changed",
+    ]
