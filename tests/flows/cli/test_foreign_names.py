@@ -47,7 +47,7 @@ def test_a_reason_in_the_history_is_one_row(capsys: pytest.CaptureFixture[str]) 
         "reason": FORGED,
         "compared": "",
     }
-    _print_table("tiny", [Entry.model_construct(**values)])
+    _print_table("tiny", [Entry.model_construct(**values)], [])
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 6  # title, three rules, headings, one entry
     assert "mallory\\nroot@host" in printed
