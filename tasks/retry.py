@@ -57,7 +57,7 @@ def patiently(call: Callable[[], T]) -> T:
     except Unreachable as error:
         if not limit:
             raise
-        raise Unreachable(f"{error}; it was asked for {limit:.0f} seconds") from error
+        raise Unreachable(f"{error}; it was tried for {limit:.0f} seconds") from error
     finally:
         _inside.reset(token)
 

@@ -53,7 +53,7 @@ def test_what_does_not_answer_is_asked_again_and_said(waits, capsys):
 
 def test_waits_grow_are_random_and_end(waits):
     with pytest.raises(
-        Unreachable, match="^the server is away; it was asked for 60 seconds$"
+        Unreachable, match="^the server is away; it was tried for 60 seconds$"
     ):
         patiently(failing(1000, Unreachable("the server is away")))
     assert 60 <= sum(waits) <= 60 + retry.LONGEST_WAIT
@@ -82,7 +82,7 @@ def test_a_call_inside_another_does_not_wait_by_itself(waits):
 
 
 def test_checks_give_up_soon(waits):
-    with little_patience(), pytest.raises(Unreachable, match="for 10 seconds"):
+    with little_patience(), pytest.raises(Unreachable, match="tried for 10 seconds"):
         patiently(failing(1000, Unreachable("away")))
 
 

@@ -127,7 +127,7 @@ def test_a_server_that_stays_away_is_told_in_one_sentence(relay, monkeypatch):
     with pytest.raises(Unreachable) as caught:
         registry.start_run("a run")
     assert str(caught.value) == (
-        f"MLflow at {relay.url}: it cannot be reached: start it, or correct registry.tracking_uri; it was asked for"
+        f"MLflow at {relay.url}: it cannot be reached: start it, or correct registry.tracking_uri; it was tried for"
         " 0 seconds"
     )
 

@@ -55,7 +55,7 @@ def test_a_server_that_stays_ill_is_told_in_one_sentence(
         relayed.publish(folder, "tiny")
     assert str(caught.value) == (
         f"{relayed.url}: {relay.url} is overloaded or ill (SlowDown): try again later, or ask who runs it;"
-        " it was asked for 0 seconds"
+        " it was tried for 0 seconds"
     )
 
 
