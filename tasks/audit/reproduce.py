@@ -7,6 +7,8 @@ found by their digest: in DVC's cache, on its remote, or made again by the stage
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -14,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from elder import params
 from elder.errors import UserError
-from elder.files import check_output
+from elder.files import check_output, whole_folder
+from elder.locks import hold
 from elder.names import shown
 from elder.record import Json, Lineage, Number, Record
 from tasks.audit.evidence import Broken, Evidence, Unknown, gather
@@ -112,9 +115,10 @@ def make_again(
         UserError: there is no such version, its stored bytes are not what they were, or something that it was made from
             cannot be had any more.
     """
-    if output is not None:
-        check_output(output)
-    with tempfile.TemporaryDirectory(prefix="elder-reproduce-") as made:
+    with (
+        _claimed(output),
+        tempfile.TemporaryDirectory(prefix="elder-reproduce-") as made,
+    ):
         place = Path(made)
         trust = trust_of(settings.signing, root)
         evidence = gather(settings, root, name, trust, place / "stored")
@@ -125,7 +129,7 @@ def make_again(
             again, perplexities = _make(rerun, place)
         comparison = compare_with_record(record, again, perplexities)
         if output is not None:
-            shutil.copytree(place / "model", output, dirs_exist_ok=True)
+            _keep(place / "model", output)
     whose = (
         "the present code" if code == root else f"commit {record.lineage.git_commit}"
     )
@@ -137,6 +141,34 @@ def make_again(
         data=data,
         output=None if output is None else str(output),
     )
+
+
+@contextmanager
+def _claimed(output: Path | None) -> Iterator[None]:
+    """Hold the folder that is to keep the model, from before it is made.
+
+    Raises:
+        UserError: it holds something, cannot be made, or another process is to fill it.
+    """
+    if output is None:
+        yield
+        return
+    check_output(output)
+    lock = output.absolute().with_name(f".{output.name}.lock")
+    refusal = f"another process makes a model again for {str(output)!r}: wait for its end, or name another output"
+    with hold(lock, refusal):
+        check_output(output)  # another process may have come to its end meanwhile
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _keep(model: Path, output: Path) -> None:
+    """Copy a model folder whole or not at all."""
+    check_output(output)  # others than this command may have written there
+    with whole_folder(output) as partial:
+        shutil.copytree(model, partial, dirs_exist_ok=True)
 
 
 def compare_with_record(

@@ -11,6 +11,7 @@ import pytest
 from elder.errors import UserError
 from elder.params import Params
 from elder.record import Lineage, Record
+from tasks.audit import reproduce
 from tasks.audit.reproduce import Comparison, Made, compare_with_record
 from tasks.audit.rerun import Rerun, bring_data, code_of
 from tasks.provenance.lineage import hardware
@@ -73,6 +74,30 @@ def test_elsewhere_layers_must_be_the_same_and_perplexities_near() -> None:
     assert found.notes == ["not as in the run: torch 2.14.0, was 2.13.0"]
     assert not hold(found=103.0, lineage=other).ok  # 2 % is the most
     assert not hold(removed=[2, 3], lineage=other).ok
+
+
+def test_an_output_is_filled_by_one_process_alone(tmp_path: Path) -> None:
+    output, model = tmp_path / "again", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with reproduce._claimed(output):
+        with pytest.raises(UserError, match="another process makes a model again"):
+            reproduce.make_again(Params(), tmp_path, "tiny@champion", output)
+        reproduce._keep(model, output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "model"]
+    assert [path.name for path in output.iterdir()] == ["config.json"]
+
+
+def test_what_came_into_an_output_meanwhile_stays_as_it_is(tmp_path: Path) -> None:
+    output, model = tmp_path / "again", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with reproduce._claimed(output):
+        output.mkdir()
+        (output / "mine").touch()
+        with pytest.raises(UserError, match="already holds"):
+            reproduce._keep(model, output)
+    assert [path.name for path in output.iterdir()] == ["mine"]
 
 
 @pytest.fixture
