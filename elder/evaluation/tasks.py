@@ -129,6 +129,13 @@ def _scorer(loaded: Loaded, batch: int) -> Any:
 
     stderr = sys.stderr
 
+    def refuse_broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Look at the logits that the next token of a text is chosen by; where they are nan, one would be, too."""
+        # -inf is how generation forbids a token
+        allowed = scores.masked_fill(scores.isneginf(), 0)
+        refuse_broken_losses(loaded.model, ids, allowed)
+        return scores
+
     class Scorer(HFLM):
         def _loglikelihood_tokens(
             self, requests: list, disable_tqdm: bool = False, override_bs: Any = None
@@ -149,6 +156,13 @@ def _scorer(loaded: Loaded, batch: int) -> Any:
             refuse_broken_losses(loaded.model, inps, logits)
             self.step(steps=len(inps))
             return logits
+
+        def _model_generate(
+            self, context: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            return super()._model_generate(
+                context, *args, logits_processor=[refuse_broken], **kwargs
+            )
 
     return Scorer(
         pretrained=loaded.model,

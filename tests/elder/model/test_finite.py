@@ -29,6 +29,18 @@ WEIGHT = "model.layers.2.mlp.down_proj.weight"
 BROKEN_STATE = "the output of layer 2 came out nan or infinite on this text in float16"
 CURE = "load it with --dtype float32"
 TASKS = Path(__file__).parents[3] / "data" / "tasks"
+ANSWERS = """
+task: answers
+dataset_path: json
+dataset_kwargs: {data_files: {test: answers.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["."], max_gen_toks: 3}
+metric_list: [{metric: exact_match}]
+metadata: {version: 1.0}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +149,20 @@ def test_a_task_is_not_scored_by_what_is_nan(
 ) -> None:
     given = ["evaluate", too_large_for_float16, "--tasks", "blimp_passive_1"]
     given += ["--task-data", TASKS, "--limit", "2", "--dtype"]
+    done = run(text_file, *given, "float16")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"{BROKEN_STATE}; {CURE}" in " ".join(done.stderr.split())
+    assert run(text_file, *given, "float32").exit_code == 0
+
+
+def test_a_written_answer_is_not_scored_where_its_logits_are_nan(
+    too_large_for_float16: Path, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "answers.yaml").write_text(ANSWERS)
+    row = {"question": "it was", "answer": "the best"}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row))
+    given = ["evaluate", too_large_for_float16, "--tasks", "answers"]
+    given += ["--task-data", tmp_path, "--dtype"]
     done = run(text_file, *given, "float16")
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"{BROKEN_STATE}; {CURE}" in " ".join(done.stderr.split())
