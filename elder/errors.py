@@ -3,17 +3,29 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from elder.secrecy import hide_given_secrets
+
 NEED_LESS = (
     "make it need less (--dtype bfloat16, a smaller batch of the step: select, regularise, recover, evaluate and speed "
     "each have a key for it), or use a machine with more"
 )
 
 
-class UserError(Exception):
+class _Told(Exception):
+    """An exception that is told to people, in logs and by services, too: its message loses the secrets in it."""
+
+    def __init__(self, *parts: object) -> None:
+        told = [
+            hide_given_secrets(one) if isinstance(one, str) else one for one in parts
+        ]
+        super().__init__(*told)
+
+
+class UserError(_Told):
     """The input is wrong: the message is one clear sentence that says what was given, what is allowed, what to do."""
 
 
-class Crash(Exception):
+class Crash(_Told):
     """A process that does the work was killed or failed: the message is one clear sentence that says what to do."""
 
 

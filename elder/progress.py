@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from elder.secrecy import hide_given_secrets
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -21,8 +23,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print one line of news on stderr; it stays one line, whatever is named in it."""
-    console.print(one_line(message), markup=False)
+    """Print one line of news on stderr, without secrets; it stays one line, whatever is named in it."""
+    console.print(one_line(hide_given_secrets(message)), markup=False)
 
 
 def one_line(text: str) -> str:

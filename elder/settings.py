@@ -14,6 +14,7 @@ another, each is what its name says: rows of ``elder compare`` and a run's basel
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from inspect import isclass
@@ -28,6 +29,12 @@ from elder.params import Choice, Params
 from elder.params.catalogue import NONE, SELECTIONS, Recipe
 from elder.params.strict_yaml import parse_yaml, read_yaml
 from elder.record import Json
+from elder.secrecy import (
+    hide_secrets,
+    remember_address,
+    remember_webhook,
+    without_secrets,
+)
 
 DEFAULT = "default"  # the name of the recipe that the parameters are as they stand
 ELDER_SET = "ELDER_SET"
@@ -97,6 +104,7 @@ def read_params(
     """
     if path is None and Path("params.yaml").is_file():
         path = Path("params.yaml")
+    _refuse_open_secrets(overrides or [])
     options = dict(values)
     if options.get("select.ratio") is not None:
         if options.get("select.layers") is not None:
@@ -184,9 +192,7 @@ def lay_override(tree: dict[str, Json], key: str, value: Json) -> None:
             tree[section] = {}
         if not isinstance(tree[section], dict):
             place = ".".join(sections[:depth])
-            raise UserError(
-                f"section {place!r} must hold keys and values, not {_short.repr(tree[section])}"
-            )
+            raise UserError(f"section {place!r} must hold keys and values")
         tree = tree[section]
     tree[name] = value
 
@@ -200,14 +206,31 @@ def read_override(text: str, source: str = "--set") -> tuple[str, Json]:
     key, equals, value = text.partition("=")
     names = key.strip().split(".")
     if not equals or len(names) < 2 or not all(names):
-        shown = _short.repr(text)
+        shown = f"{source} {key.strip()!r}" if _is_key(key) else f"a word of {source}"
         raise UserError(
-            f"{source} {shown} is not of the form section.key=value, such as select.ratio=0.25"
+            f"{shown} is not of the form section.key=value, such as select.ratio=0.25"
         )
     try:
         return key.strip(), parse_yaml(value)
     except yaml.YAMLError:
         return key.strip(), value
+
+
+def _is_key(text: str) -> bool:
+    """Say whether a message may show a text: it is the name of a key, and no piece of a password."""
+    section, _, _ = text.strip().partition(".")
+    return section in Params.model_fields and bool(re.fullmatch(r"[\w. -]+", text))
+
+
+def _refuse_open_secrets(overrides: Iterable[str]) -> None:
+    """Refuse a secret on a command line, which all on this machine can read, or in what Prefect keeps of a flow."""
+    for text in overrides:
+        key, value = read_override(text)
+        if value and (without_secrets(value) != value or key == "notify.webhook"):
+            raise UserError(
+                f"{hide_secrets(key)} holds what may be a password or a token, and --set can be read in the list of"
+                f" processes: set it in a parameter file or in the environment's {ELDER_SET}"
+            )
 
 
 def validate(
@@ -239,7 +262,17 @@ def validate(
         ]
     if faults:
         raise UserError(_all_faults(faults))
+    _remember_secrets(made)
     return made
+
+
+def _remember_secrets(settings: Params) -> None:
+    """Let messages know which secrets came by parameters."""
+    places = settings.store.url, settings.store.endpoint, settings.registry.tracking_uri
+    for address in places:
+        remember_address(address)
+    if settings.notify.webhook:
+        remember_webhook(settings.notify.webhook.get_secret_value())
 
 
 def _check_entries(
@@ -269,6 +302,8 @@ def _check_entries(
 def _fault(fault: Json, model: type[BaseModel], place: tuple[str, ...]) -> str:
     """Turn one pydantic error into one line that names the key, the value and what is allowed.
 
+    A machine's services may have a secret as value, whatever its form: those lines have none.
+
     Args:
         fault: of ``ValidationError.errors``.
         model: what was validated.
@@ -285,14 +320,14 @@ def _fault(fault: Json, model: type[BaseModel], place: tuple[str, ...]) -> str:
     key = ".".join(keys)
     if fault["type"] == "extra_forbidden":
         return _unknown(key, model.model_fields)
-    if fault["type"] == "model_type":
-        return (
-            f"{_cut(key)} = {_short.repr(fault['input'])}: should hold keys and values"
-        )
     message = (
         fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
     )
-    return f"{_cut(key)} = {_short.repr(fault['input'])}: {message}"
+    if fault["type"] == "model_type":
+        message = "should hold keys and values"
+    value = without_secrets(fault["input"])
+    shown = "" if keys[0] in MACHINE else f" = {_short.repr(value)}"
+    return f"{_cut(key)}{shown}: {message}"
 
 
 def _unknown(key: str, valid: Collection[str]) -> str:
@@ -313,6 +348,7 @@ def _all_faults(faults: list[str]) -> str:
 
 
 def _cut(text: str) -> str:
+    text = hide_secrets(text)
     return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}..."
 
 

@@ -1,7 +1,6 @@
 """The main flow: calibration, the stages of a compression, evaluate, speed, gate, store, register, report."""
 
 import time
-from pathlib import Path
 
 from prefect import flow
 
@@ -23,25 +22,33 @@ from tasks.record import (
 )
 from tasks.rows import candidate_row, dense_fingerprint, dense_row
 from tasks.run.folder import close_run, unfinished_runs
-from tasks.run.run import open_run
+from tasks.run.run import Run
 from tasks.run.slots import crash_abandoned, ensure_gpu_limit
 from tasks.stage import compression_stage, measure_speed, save
 from tasks.start import start_from
 
 
-@flow(name="compress", flow_run_name="{folder.name}")
-def compress_and_register(folder: Path) -> Record:
-    """Make one shallower model and bring it to the registry.
+def compress_and_register(run: Run) -> Record:
+    """Make one shallower model and bring it to the registry, as a flow of Prefect.
 
     Args:
-        folder: of the run, which `tasks.run.folder.run_in_folder` made: Prefect keeps a flow's arguments, and should
-            keep no password. What is finished there is not done again.
+        run: in the folder that `tasks.run.folder.run_in_folder` made; what is finished there is not done again.
 
     Returns:
         The run's record, with the version and the place of the published model.
     """
-    started, run = time.monotonic(), open_run(folder)
-    settings = run.settings
+
+    # Prefect keeps a flow's arguments, and should keep no password: this one has none
+    @flow(name="compress", flow_run_name=run.run_id)
+    def compress() -> Record:
+        return do_all(run)
+
+    return compress()
+
+
+def do_all(run: Run) -> Record:
+    """Do the steps of the flow, one after the other."""
+    started, settings = time.monotonic(), run.settings
     ensure_gpu_limit()
     crash_abandoned(unfinished_runs(run.root))
     with Meter(run.energy, settings.energy) as meter:
@@ -73,5 +80,5 @@ def compress_and_register(folder: Path) -> Record:
     mlflow_run, version = register_run(record, published, settings, run.root)
     record = with_outcome(record, published, version, run.report)
     report(record, run.report, settings.registry, mlflow_run)
-    close_run(folder, record)
+    close_run(run.folder, record)
     return record

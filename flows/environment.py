@@ -1,11 +1,15 @@
 """What a process of the pipeline needs around it: its folder, and what its libraries are told."""
 
+import logging
 import os
 import signal
 from pathlib import Path
+from traceback import format_exception
+from typing import Any
 
 from elder.errors import UserError
 from elder.process import prepare_libraries
+from elder.secrecy import hide_given_secrets
 
 
 def project_root() -> Path:
@@ -36,6 +40,33 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    logging.setLogRecordFactory(_record_without_secrets)
+
+
+def _record_without_secrets(*args: Any, **named: Any) -> logging.LogRecord:
+    """Make the record of one line of a log: libraries log addresses that they are given, and Prefect keeps lines."""
+    record = logging.LogRecord(*args, **named)
+    if isinstance(record.msg, str):
+        record.msg = hide_given_secrets(record.msg)
+    if isinstance(record.args, tuple):
+        record.args = tuple(map(_without_secrets, record.args))
+    elif record.args:
+        record.args = {key: _without_secrets(record.args[key]) for key in record.args}
+    if record.exc_info and record.exc_info[1]:
+        # what a formatter would make of the exception itself
+        record.exc_text = hide_given_secrets(
+            "".join(format_exception(record.exc_info[1]))
+        ).rstrip()
+    return record
+
+
+def _without_secrets(value: object) -> object:
+    """Return what a line of a log shows of a value: numbers as they are, others as text if they hold a secret."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    hidden = hide_given_secrets(text)
+    return value if hidden == text else hidden
 
 
 def end_as_after_ctrl_c() -> None:

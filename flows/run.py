@@ -7,10 +7,10 @@ from elder.errors import Crash, UserError
 from elder.params import Params
 from elder.progress import say
 from elder.record import Json, Record, Row, finite, plain
+from elder.secrecy import hide_given_secrets
 from elder.settings import read_params
 from flows.checks.doctor import require
 from flows.checks.inputs import find_model
-from tasks.errors import hide_secrets
 from tasks.registry.client import Registry
 from tasks.retry import little_patience
 from tasks.run import notify
@@ -74,8 +74,8 @@ def run_result(record: Record) -> dict[str, Json]:
 def sentence(error: Exception) -> str:
     """Say what went wrong, without secrets."""
     if isinstance(error, UserError | Crash):
-        return hide_secrets(str(error))
-    return hide_secrets(f"{type(error).__name__}: {error}")
+        return str(error)
+    return hide_given_secrets(f"{type(error).__name__}: {error}")
 
 
 def _out_of_domain(row: Row) -> float | None:
@@ -127,7 +127,7 @@ def _run_flow(run: Run) -> Record:
     from flows.compress import compress_and_register
 
     try:
-        return compress_and_register(run.folder)
+        return compress_and_register(run)
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         # the first failure is the one to tell, and soon

@@ -23,6 +23,7 @@ from elder.params import Params
 from elder.params.strict_yaml import read_yaml
 from elder.progress import say
 from elder.record import Json, Record
+from elder.secrecy import without_secrets
 from elder.settings import DEFAULT
 from flows.checks.doctor import require
 from flows.environment import prepare_environment, project_root
@@ -46,7 +47,7 @@ class CellRow(TypedDict):
 class Cell:
     """One combination: what its run is started with. Plain values, so that it can be sent to another process."""
 
-    values: dict[str, Json]  # as the file has them
+    values: dict[str, Json]  # as the file has them, without secrets
     method: str | None
     overrides: tuple[str, ...]  # of the command line and of the cell
 
@@ -183,7 +184,8 @@ def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:
             for key, value in values.items()
             if key != "method"
         ]
-        cells.append(Cell(values, values.get("method"), (*given, *own)))
+        shown = without_secrets(values)
+        cells.append(Cell(shown, values.get("method"), (*given, *own)))
     return cells
 
 
@@ -203,7 +205,7 @@ def _read_grid(file: Path) -> dict[str, list[Json]]:
             )
         if not isinstance(values, list) or not values:
             raise UserError(
-                f"{key} = {values!r} in {str(file)!r} must be a list of values, such as [{values!r}]"
+                f"{key} in {str(file)!r} must be a list of values, such as [0.17, 0.25]"
             )
     return grid
 

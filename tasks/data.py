@@ -25,7 +25,7 @@ from elder.fingerprint import Fingerprint
 from elder.locks import FOR_EVER, hold
 from elder.params import Params
 from elder.record import DataFacts, Json
-from tasks.errors import without_secrets
+from elder.secrecy import hide_given_secrets, without_secrets
 from tasks.run.run import Run
 
 PLACE = "build/data"
@@ -192,9 +192,10 @@ def run_dvc(arguments: list[str], root: Path) -> None:
         check=False,
     )
     if done.returncode:
+        said = hide_given_secrets(done.stderr)
         refusal = re.search(
-            r"^error: (.*?)(?=^ERROR: |\Z)", done.stderr, re.MULTILINE | re.DOTALL
+            r"^error: (.*?)(?=^ERROR: |\Z)", said, re.MULTILINE | re.DOTALL
         )
         if refusal:
             raise UserError(refusal[1].strip())
-        raise RuntimeError(f"dvc {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"dvc {' '.join(arguments)} failed:\n{said[-2000:]}")

@@ -1,33 +1,15 @@
-"""Failures in plain sentences: what the system refuses, services that do not answer; no secret in any text."""
+"""Failures in plain sentences: what the system refuses, services that do not answer."""
 
 import errno
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from elder.errors import UserError
 
 
 class Unreachable(UserError):
     """Something on the network did not answer: it may do so in a moment, so another try is worth it."""
-
-
-def hide_secrets(text: str) -> str:
-    """Take user names, passwords and tokens out of the URLs in a text."""
-    text = re.sub(r"://[^/\s\"'?#]*@", "://***@", text)
-    return re.sub(
-        r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*=)[^&\s\"']+",
-        r"\1***",
-        text,
-    )
-
-
-def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a tree of plain values with no secret in any of its texts."""
-    return json.loads(hide_secrets(json.dumps(tree)))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from elder.files import write_text
 from elder.record import Json, Record, json_safe, plain
-from tasks.errors import without_secrets
+from elder.secrecy import without_secrets
 
 # What became of a run: known after its record was published, and kept in its run.json.
 OUTCOME = ("artifact", "model_version", "report")

@@ -12,6 +12,7 @@ from elder.cli.options import with_options
 from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
 from elder.errors import Crash, UserError
+from elder.secrecy import hide_given_secrets
 
 INTERRUPTED = "interrupted: nothing was left half-written; the same command goes on from where it was"
 CRASHED = 3  # exit status, apart from a check's no (1) and a wrong input (2)
@@ -37,6 +38,9 @@ class PlainErrors(TyperGroup):
         except Crash as error:
             refuse(f"error: {error}", CRASHED)
         except Exception as error:
+            # a wrong command line: its sentence repeats what was given
+            if hasattr(error, "exit_code") and hasattr(error, "message"):
+                error.message = hide_given_secrets(error.message)
             # what ends the command line by itself, and a reader of the output who has seen enough
             if hasattr(error, "exit_code") or isinstance(error, BrokenPipeError):
                 raise
@@ -52,7 +56,8 @@ def _end_with(error: Exception) -> NoReturn:
 
     if is_out_of_memory(error):
         refuse(f"error: {out_of_memory(error)}", 2)
-    traceback.print_exception(error)
+    trace = "".join(traceback.format_exception(error))
+    print(hide_given_secrets(trace), end="", file=sys.stderr)
     sys.exit(CRASHED)
 
 

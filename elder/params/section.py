@@ -16,9 +16,14 @@ Strength = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """A frozen group of parameters that refuses unknown keys."""
 
-    # YAML reads an all-digit revision as a number, and 1e-3 as a string: both mean what the field says
+    # YAML reads an all-digit revision as a number, and 1e-3 as a string: both mean what the field says; an error's text
+    # shows no value, which may be a secret
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        hide_input_in_errors=True,
     )
 
     @field_validator("*")

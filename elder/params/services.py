@@ -1,9 +1,10 @@
 """Where results go, who is told, and how they are signed: what belongs to a machine, and changes no number."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
+    PlainSerializer,
     SecretStr,
     ValidationInfo,
     field_serializer,
@@ -12,13 +13,17 @@ from pydantic import (
 
 from elder.names import registered_name_fault
 from elder.params.section import Section
+from elder.secrecy import shown_address
+
+# what is written down of it has no userinfo and no query: they may hold a secret, and change nothing that is made
+Address = Annotated[str, PlainSerializer(shown_address, when_used="json")]
 
 
 class Store(Section):
     """Where the bytes go."""
 
-    url: str = Field("store", description="local folder or s3://bucket/prefix")
-    endpoint: str | None = Field(
+    url: Address = Field("store", description="local folder or s3://bucket/prefix")
+    endpoint: Address | None = Field(
         None, description="endpoint of an S3-compatible server"
     )
     region: str | None = Field(None, description="region of the bucket")
@@ -45,7 +50,7 @@ class Registry(Section):
     """Where runs and versions are recorded."""
 
     name: str = Field("novels-llama-shallow", description="registered model name")
-    tracking_uri: str = Field(
+    tracking_uri: Address = Field(
         "sqlite:///mlflow.db", description="MLflow tracking and registry"
     )
     experiment: str = Field("elder", min_length=1, description="MLflow experiment")

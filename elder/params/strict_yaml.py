@@ -114,5 +114,14 @@ def read_yaml(path: Path, what: str, cure: str) -> Any:
     try:
         return parse_yaml(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{str(path)!r} is not valid YAML: {reason[:300]}") from None
+        raise UserError(f"{str(path)!r} is not valid YAML: {_reason(error)}") from None
+
+
+def _reason(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Say what is wrong and where, without the line itself: it may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())[:300]
+    said = " ".join(filter(None, (error.context, error.problem)))
+    mark = error.problem_mark
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{said[:300]}{place}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from elder.errors import UserError
 from elder.params import Params
 from elder.record import Json
+from elder.secrecy import hide_given_secrets
 from flows.checks import inputs, services
 
 
@@ -113,6 +114,7 @@ def _import_prefect() -> None:
 
 def _look(check: Check, settings: Params, root: Path) -> Finding:
     try:
-        return Finding(check.name, check.look(settings, root), None)
+        seen = hide_given_secrets(check.look(settings, root))
+        return Finding(check.name, seen, None)
     except UserError as error:
         return Finding(check.name, str(error), error)

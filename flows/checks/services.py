@@ -4,10 +4,12 @@ Each function asks one of them; it returns a sentence of what it saw, or raises 
 says how to mend it.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from elder.errors import UserError
 from elder.params import Params
+from elder.secrecy import shown_address
 
 POOL = "elder"  # the work pool of prefect.yaml
 PROBE = ".write-check"
@@ -32,13 +34,12 @@ def store(settings: Params, root: Path) -> str:
 
 def registry(settings: Params, _: Path) -> str:
     """Ask the registry."""
-    from tasks.errors import hide_secrets
     from tasks.registry.client import Registry
     from tasks.retry import little_patience
 
     with little_patience():
         Registry(settings.registry).check_store(settings.store)
-    return hide_secrets(settings.registry.tracking_uri)
+    return shown_address(settings.registry.tracking_uri)
 
 
 def webhook(settings: Params, _: Path) -> str:
@@ -105,10 +106,23 @@ def worker(_: Params, __: Path) -> str:
 
 
 def _prefect_url() -> str | None:
-    """Return the server's address, from the environment or from Prefect's profile."""
+    """Return what is shown of the server's address, which is in the environment or in Prefect's profile.
+
+    Raises:
+        UserError: it is no address, so that Prefect's client would fail with it as it stands.
+    """
+    from httpx import URL, InvalidURL
     from prefect.settings import get_current_settings
 
-    return get_current_settings().api.url
+    address = get_current_settings().api.url
+    if not address:
+        return None
+    with suppress(InvalidURL):
+        if URL(address).host and address.startswith(("http://", "https://")):
+            return shown_address(address)
+    raise UserError(
+        "PREFECT_API_URL is no address of a server: set it to http://host:port/api, or unset it"
+    )
 
 
 def data_remote(_: Params, root: Path) -> str:

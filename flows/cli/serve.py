@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from elder.errors import UserError
 from elder.progress import say
 from elder.record import Json
+from elder.secrecy import without_secrets
 from elder.settings import read_yaml
 from flows.environment import prepare_environment, project_root
 
@@ -153,11 +154,23 @@ def read_entries(path: Path) -> list[ServedDeployment]:
     """
     tree = read_yaml(path, "file of deployments", "run this in the project's folder")
     try:
-        return ServedFile.model_validate(tree).deployments
+        deployments = ServedFile.model_validate(tree).deployments
+        for one in deployments:
+            _refuse_secrets(one)
+        return deployments
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"])) or "its content"
         raise UserError(f"{path.name}: {place}: {fault['msg']}") from None
+
+
+def _refuse_secrets(deployment: ServedDeployment) -> None:
+    parameters = deployment.parameters or {}
+    if without_secrets(parameters) != parameters:
+        raise UserError(
+            f"the deployment {deployment.name!r} has a parameter with what may be a password or a token, and Prefect"
+            " would keep it: set it in the environment's ELDER_SET"
+        )
 
 
 def read_schedule(name: str, values: dict[str, Json]) -> "Schedule":

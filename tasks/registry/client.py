@@ -84,7 +84,7 @@ class Registry:
         served = self.settings.tracking_uri.startswith("http")
         if served and not store.url.startswith("s3://"):
             raise UserError(
-                f"an MLflow server cannot read the local store {store.url!r}: set store.url to s3://bucket/prefix"
+                "an MLflow server cannot read a local store: set store.url to s3://bucket/prefix"
             )
 
     # Runs

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from elder import params
 from elder.errors import UserError
-from tasks.errors import Unreachable, hide_secrets, plain_errors
+from elder.secrecy import hide_secrets, shown_address
+from tasks.errors import Unreachable, plain_errors
 from tasks.retry import patient, patiently
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def absolute(uri: str) -> str:
     Raises:
         UserError: the URI is of no kind that MLflow takes, or names a file that is no database.
     """
-    if not uri.startswith(SCHEMES):
+    if not uri.startswith(SCHEMES) or "://" not in uri:
         raise UserError(
-            f"registry.tracking_uri {hide_secrets(uri)!r}: name sqlite:///FILE, a database (postgresql://...) or the"
+            "registry.tracking_uri: name sqlite:///FILE, a database (postgresql://...) or the"
             " http(s):// address of an MLflow server"
         )
     path = sqlite_file(uri)
@@ -110,19 +111,23 @@ def absolute(uri: str) -> str:
         raise UserError(
             f"registry.tracking_uri: {path} is not an SQLite database: name another file"
         )
-    return f"{SQLITE}{path}"
+    return f"{SQLITE}{path}{uri[len(_without_query(uri)) :]}"
 
 
 def sqlite_file(uri: str) -> Path | None:
     """Return the absolute path of the database that an SQLite URI names; None for other URIs."""
     if not uri.startswith(SQLITE):
         return None
-    return Path(uri.removeprefix(SQLITE)).absolute()
+    return Path(_without_query(uri).removeprefix(SQLITE)).absolute()
+
+
+def _without_query(uri: str) -> str:
+    return uri.partition("?")[0]
 
 
 def place_of(settings: params.Registry) -> str:
     """Return how sentences call the registry."""
-    return f"MLflow at {hide_secrets(settings.tracking_uri)}"
+    return f"MLflow at {shown_address(settings.tracking_uri)}"
 
 
 def reach_database(uri: str) -> None:
@@ -137,7 +142,7 @@ def reach_database(uri: str) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-    place = f"registry.tracking_uri {hide_secrets(uri)}"
+    place = f"registry.tracking_uri {shown_address(uri)}"
     try:
         # SQLite would wait in silence for whoever holds its file
         engine = create_engine(
@@ -149,7 +154,7 @@ def reach_database(uri: str) -> None:
         ) from None
     except ArgumentError:
         raise UserError(
-            f"{place}: this is no address of a database; correct it"
+            "registry.tracking_uri is no address of a database; correct it"
         ) from None
 
     def once() -> None:

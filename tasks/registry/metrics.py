@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from elder.record import Json, Record, Row, Rule, Scores, plain
-from tasks.errors import hide_secrets
+from elder.secrecy import hide_secrets
 
 LONGEST_VALUE = 6000  # characters of a parameter or tag that MLflow takes
 Metric = tuple[str, float, int]  # name, value, step

@@ -14,6 +14,7 @@ from elder.locks import Busy, hold
 from elder.params import Params
 from elder.progress import say
 from elder.record import Record, read_record
+from elder.secrecy import without_secrets
 from tasks.record_file import outcome_of
 from tasks.run.marks import read_mark
 from tasks.run.run import PARAMS, START, Run, write_start
@@ -31,7 +32,7 @@ LATER = ("artifact", "model_version", "report")
 
 def run_key(settings: Params, method: str) -> str:
     """Return what tells the runs of a project apart: a digest of the method and of what bears on the result."""
-    tree = settings.model_dump(mode="json")
+    tree = without_secrets(settings.model_dump(mode="json"))
     for section in BESIDE_THE_POINT:
         del tree[section]
     return Fingerprint({"method": method, "params": tree}).digest[:KEY]

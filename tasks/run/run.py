@@ -5,12 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from elder.errors import UserError
 from elder.files import write_json, write_text
 from elder.params import Params
-from elder.settings import load_params
-from tasks.errors import plain_errors, without_secrets
-from tasks.run.marks import read_mark
+from elder.secrecy import without_secrets
+from tasks.errors import plain_errors
 
 PARAMS, START = "params.yaml", "start.json"
 # keys of the section evaluate; the run's copies are named so
@@ -106,41 +104,23 @@ class Run:
 
 
 def write_start(run: Run) -> None:
-    """Write what `open_run` reads; the parameters for their owner's eyes only."""
-    path = run.folder / PARAMS
-    tree = run.settings.model_dump(mode="json")
-    with plain_errors(path):
-        path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    """Write down what a run was started with, without secrets: one that goes on gets them anew, as it was started."""
     start = {
         "root": str(run.root),
         "method": run.method,
         "source": run.source,
         "revision": run.revision,
     }
-    write_json(run.folder / START, start)
-
-
-def open_run(folder: Path) -> Run:
-    """Return the run whose folder this is, from its files.
-
-    Raises:
-        UserError: if it is no run's folder.
-    """
-    start = read_mark(folder / START)
-    if start is None:
-        raise UserError(f"{str(folder)!r} is no run's folder: it has no {START}")
-    return Run(
-        root=Path(start["root"]),
-        folder=folder,
-        settings=load_params(folder / PARAMS),
-        method=start["method"],
-        source=start["source"],
-        revision=start["revision"],
-    )
+    with plain_errors(run.folder):
+        _write_params(run.settings, run.folder / PARAMS)
+        write_json(run.folder / START, start)
 
 
 def write_stage_params(run: Run) -> None:
     """Write the parameters of the stages, without secrets."""
-    tree = without_secrets(run.for_stages.model_dump(mode="json"))
-    write_text(run.stage_params, yaml.safe_dump(tree, sort_keys=False))
+    _write_params(run.for_stages, run.stage_params)
+
+
+def _write_params(settings: Params, path: Path) -> None:
+    tree = without_secrets(settings.model_dump(mode="json"))
+    write_text(path, yaml.safe_dump(tree, sort_keys=False))

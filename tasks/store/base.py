@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from elder.errors import UserError
 from elder.names import path_fault, path_faults, registered_name_fault, shown
-from tasks.errors import hide_secrets, plain_errors
+from elder.secrecy import hide_secrets
+from tasks.errors import plain_errors
 from tasks.store.manifest import (
     MANIFEST,
     PUBLISH_AGAIN,

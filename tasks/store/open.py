@@ -17,7 +17,6 @@ from urllib.request import url2pathname
 
 from elder import params
 from elder.errors import UserError
-from tasks.errors import hide_secrets
 from tasks.store.base import Store
 
 
@@ -44,10 +43,9 @@ def open_store(
 
     if parts.scheme == "file":
         return LocalStore(Path(url2pathname(parts.path)))
-    if "://" in url or not url.strip():
-        raise UserError(
-            f"store url {hide_secrets(url)!r}: name a local folder or s3://bucket/prefix"
-        )
+    # an address misspelt would become a folder with a password in its name
+    if "://" in url or ("@" in url and ":" in url) or not url.strip():
+        raise UserError("store.url: name a local folder or s3://bucket/prefix")
     return LocalStore(Path(url))
 
 

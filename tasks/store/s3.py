@@ -246,8 +246,9 @@ def _checked(endpoint: str) -> str:
     if (
         parts.scheme not in ("http", "https")
         or not parts.hostname
-        or "@" in parts.netloc
+        or "@" in endpoint
         or parts.query
+        or parts.fragment
     ):
         raise UserError(
             "store endpoint: name it as http://host:port or https://host, with no credentials in it;"

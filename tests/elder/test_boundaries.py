@@ -30,6 +30,7 @@ STOREYS = [  # of elder, from the ground up; a room may import those below it an
     {
         "",
         "errors",
+        "secrecy",
         "params",
         "settings",
         "record",

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from filelock import FileLock, Timeout
@@ -16,10 +16,10 @@ from elder.params import Params
 from elder.record import Record
 from flows import nightly, run
 from flows.checks.inputs import FoundModel
-from flows.compress import compress_and_register
+from flows.compress import do_all
 from tasks.run.exclusive import HOLDER, LOCK
 from tasks.run.folder import FINISHED
-from tasks.run.run import START
+from tasks.run.run import START, Run
 from tests.elder.records import make_record
 
 REASON = "The pruned over dense perplexity out of domain is 2, which exceeds the most allowed, 1.5."
@@ -109,7 +109,7 @@ def test_an_end_is_told_with_what_matters(
     [
         (
             UserError("postgresql://me:hunter2@db/x cannot be reached"),
-            "postgresql://***@db/x cannot be reached",
+            "postgresql://db/x cannot be reached",
         ),
         (
             RuntimeError("stage learn was killed by signal 9"),
@@ -132,13 +132,13 @@ def test_a_run_holds_the_projects_turn_and_leaves_no_server(
 ) -> None:
     watched: list[str] = []
 
-    def stand_in(folder: Path) -> Record:
+    def stand_in(started: Run) -> Record:
         assert watched == ["watched", "started"]
         with pytest.raises(Timeout):
             FileLock(tmp_path / "runs" / LOCK).acquire(timeout=0)
         assert (
             json.loads((tmp_path / "runs" / HOLDER).read_text())["run_id"]
-            == folder.name
+            == started.run_id
         )
         return record("on", True)
 
@@ -192,7 +192,6 @@ def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
         raise KeyboardInterrupt  # what follows is the run itself
 
     opened = SimpleNamespace(settings=Params(), root=tmp_path)
-    monkeypatch.setattr("flows.compress.open_run", lambda _: opened)
     monkeypatch.setattr("flows.compress.ensure_gpu_limit", lambda: None)
     monkeypatch.setattr("flows.compress.crash_abandoned", stand_in)
     for name in ("20261124-020000-abcdef12-000000", "20261124-020001-abcdef12-000000"):
@@ -200,7 +199,7 @@ def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
         (tmp_path / "runs" / name / START).write_text("{}")
     (tmp_path / "runs" / name / FINISHED).write_text("{}")
     with pytest.raises(KeyboardInterrupt):
-        compress_and_register.fn(tmp_path / "runs" / "new")
+        do_all(cast("Run", opened))
     assert told == ["20261124-020000-abcdef12-000000"]
 
 

@@ -197,7 +197,7 @@ def test_a_scheduled_sweep_says_what_became_of_it(runs: Runs) -> None:
         ("evaluate.tasks: [[], [blimpp]]", "cell 2 of 2.*did you mean 'blimp'"),
         (
             "select.ratio: 0.5",
-            r"select.ratio = 0.5 in 'grid.yaml' must be a list of values, such as \[0.5\]",
+            "select.ratio in 'grid.yaml' must be a list of values",
         ),
         ("select.ratio: []", "must be a list of values"),
         ("- method", "must hold keys with lists of values"),

@@ -130,3 +130,13 @@ def test_the_deployments_of_workers_are_never_replaced(
         match="a/worker at http://there/api .* pool 'elder'.*delete a/worker$",
     ):
         check_names(["a/served", "a/worker", "a/new"])
+
+
+def test_a_deployment_that_would_give_prefect_a_secret_is_refused(
+    tmp_path: Path,
+) -> None:
+    secret = "registry.tracking_uri=postgresql://me:hunter2@db/x"
+    path = written(tmp_path, f"parameters: {{overrides: ['{secret}']}}")
+    with pytest.raises(UserError, match="'mine' has a parameter with what") as told:
+        read_entries(path)
+    assert "hunter2" not in str(told.value)

@@ -27,7 +27,7 @@ from tasks.run.folder import (
     start_over_unless_same,
     unfinished_runs,
 )
-from tasks.run.run import Run, open_run, write_stage_params
+from tasks.run.run import Run, write_stage_params
 from tests.elder.records import make_record
 
 SECRET = "hunter2secret"
@@ -120,17 +120,20 @@ def test_a_folder_that_another_run_holds_is_left_alone(tmp_path: Path) -> None:
             assert other.folder != first
 
 
-def test_the_parameters_with_their_password_are_for_the_owner_only(
-    tmp_path: Path,
-) -> None:
-    settings = validate(
-        {"registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"}}
-    )
-    with in_folder(tmp_path, settings) as run:
-        path = run.folder / "params.yaml"
-        assert path.stat().st_mode & 0o077 == 0
-        assert SECRET in path.read_text()
-        assert open_run(run.folder) == run
+def test_a_run_goes_on_with_the_password_of_now_and_writes_none(tmp_path: Path) -> None:
+    def settings(password: str) -> Params:
+        uri = f"postgresql://me:{password}@db/x"
+        return validate({"registry": {"tracking_uri": uri}})
+
+    with suppress(RuntimeError), in_folder(tmp_path, settings("an0ld+one")) as first:
+        (first.folder / "work").mkdir()
+        raise RuntimeError("killed")
+    with in_folder(tmp_path, settings(SECRET)) as run:
+        assert run.folder == first.folder
+        assert SECRET in run.settings.registry.tracking_uri
+        text = (run.folder / "params.yaml").read_text()
+        assert "tracking_uri: postgresql://db/x" in text
+        assert SECRET not in text
 
 
 def test_no_password_reaches_the_stages(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from elder.errors import UserError
-from tasks.errors import Unreachable, hide_secrets, without_secrets
+from tasks.errors import Unreachable
 from tasks.store import server as server_module
 from tasks.store.open import open_store
 from tests.tasks.store.refusing import refuse
@@ -190,21 +190,3 @@ def test_read_only_store(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)  # a mode of 0500 does not stop root
     with pytest.raises(UserError, match="store: access denied"):
         open_store(str(tmp_path / "store")).publish(folder, "tiny")
-
-
-def test_hide_secrets():
-    text = f'{{"a": "postgresql://me:{SECRET}@db:5432/x", "b": "http://h/?token={SECRET}&c=1", "c": "me@example.org"}}'
-    assert hide_secrets(text) == (
-        '{"a": "postgresql://***@db:5432/x", "b": "http://h/?token=***&c=1", "c": "me@example.org"}'
-    )
-
-
-def test_a_tree_without_secrets_is_otherwise_the_same():
-    tree = {
-        "registry": {"tracking_uri": f"postgresql://me:{SECRET}@db/x"},
-        "n": [1, None, 0.5],
-        "s": "s3://b/x",
-    }
-    assert without_secrets(tree) == tree | {
-        "registry": {"tracking_uri": "postgresql://***@db/x"}
-    }
