@@ -3,22 +3,24 @@
 # compose.yaml, with OpenStack Swift as the S3-compatible store.
 #   infra/native.sh up       start what does not run, and return when all of it answers
 #   infra/native.sh status   say of each part where it is and whether it answers
-#   infra/native.sh env      print what a shell needs:  eval "$(infra/native.sh env)"
+#   infra/native.sh env [worker|promoter|auditor|admin]     print what a shell needs:  eval "$(infra/native.sh env)"
 #   infra/native.sh down     stop all of it; data stay
-# ELDER_SERVICES_DIR names another folder for .env, data and logs than infra/. PostgreSQL: apt-get install postgresql.
+# ELDER_SERVICES_DIR names another folder for .env, data and logs than infra/; ELDER_TRUSTED another file of trusted keys
+# than keys/trusted.yaml. PostgreSQL: apt-get install postgresql.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) root=$(cd "$(dirname "$0")/.." && pwd)
 home=$(realpath -m "${ELDER_SERVICES_DIR:-$here}") state=$home/.native logs=$home/.native/logs
+trusted=${ELDER_TRUSTED:-$root/keys/trusted.yaml} keys=$state/keys
 export SWIFT_VENV=$here/.native/swift-venv PYTHON=$root/.venv/bin/python
+# What a shell may have of this is no service's business: each is given its own secrets, and none of the others'.
+unset "${!AWS_@}" "${!MLFLOW_@}" "${!PREFECT_API_@}" ELDER_SET
 
 die() { echo "error: $*" >&2; exit 2; }
 
 read_env() {
     [ -r "$home/.env" ] || die "there is no $home/.env: run infra/native.sh up"
-    set -a
     # shellcheck disable=SC1091
-    . "$home/.env"
-    set +a
+    . "$home/.env" # as variables of this script: no process that it starts sees one that it is not given
     url_prefect=http://127.0.0.1:$PREFECT_PORT url_mlflow=http://127.0.0.1:$MLFLOW_PORT url_s3=http://127.0.0.1:$S3_PORT
 }
 
@@ -111,7 +113,8 @@ postgres_up() {
         as_postgres "$bin/pg_ctl" -D "$data" -l "$log" -w -s -o "-h 127.0.0.1 -p $POSTGRES_PORT -k ''" start 9>&- \
             || die "postgres did not start; $log says why"
     fi
-    PGPASSWORD=$POSTGRES_PASSWORD "$bin/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U postgres -d postgres -q \
+    PGPASSWORD=$POSTGRES_PASSWORD PREFECT_DB_PASSWORD=$PREFECT_DB_PASSWORD MLFLOW_DB_PASSWORD=$MLFLOW_DB_PASSWORD \
+        AUDITOR_DB_PASSWORD=$AUDITOR_DB_PASSWORD "$bin/psql" -h 127.0.0.1 -p "$POSTGRES_PORT" -U postgres -d postgres -q \
         -v ON_ERROR_STOP=1 -f "$here/postgres.sql" \
         || die "PostgreSQL in $data does not do what it should; if $home/.env is newer: docs/disaster-recovery.md, Lost passwords"
 }
@@ -120,8 +123,10 @@ postgres_up() {
 
 s3_up() (
     port=$S3_PORT
-    "$here/swift.sh" "$state/s3"
-    unset "${!PREFECT_@}" "${!MLFLOW_@}" "${!AWS_@}" POSTGRES_PASSWORD
+    (
+        export S3_PORT AWS_DEFAULT_REGION S3_ADMIN_KEY S3_MLFLOW_KEY S3_WORKER_KEY S3_PROMOTER_KEY S3_AUDITOR_KEY
+        "$here/swift.sh" "$state/s3"
+    )
     for name in account container object; do
         port=$((port + 1))
         running "s3-$name" && continue
@@ -139,7 +144,6 @@ prefect_up() (
     export PREFECT_HOME=$state/prefect PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_API_URL=$url_prefect/api
     export PREFECT_SERVER_API_AUTH_STRING=$PREFECT_API_AUTH_STRING
     export PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://prefect:$PREFECT_DB_PASSWORD@127.0.0.1:$POSTGRES_PORT/prefect
-    unset "${!AWS_@}" "${!MLFLOW_@}" POSTGRES_PASSWORD
     start prefect "$root/.venv/bin/prefect" server start --host 127.0.0.1 --port "$PREFECT_PORT"
 )
 
@@ -147,11 +151,12 @@ mlflow_up() (
     running mlflow && return
     free_port "$MLFLOW_PORT" MLFLOW_PORT
     export PGHOST=127.0.0.1 PGPORT=$POSTGRES_PORT PGUSER=mlflow PGPASSWORD=$MLFLOW_DB_PASSWORD
-    export MLFLOW_AUTH_ADMIN_USERNAME=$MLFLOW_TRACKING_USERNAME MLFLOW_AUTH_ADMIN_PASSWORD=$MLFLOW_TRACKING_PASSWORD
+    export MLFLOW_AUTH_ADMIN_USERNAME=$MLFLOW_ADMIN_USERNAME MLFLOW_AUTH_ADMIN_PASSWORD=$MLFLOW_ADMIN_PASSWORD
+    export MLFLOW_FLASK_SERVER_SECRET_KEY MLFLOW_ENABLE_WORKSPACES=true
+    export AWS_ACCESS_KEY_ID=elder:mlflow AWS_SECRET_ACCESS_KEY=$S3_MLFLOW_KEY AWS_DEFAULT_REGION
     export MLFLOW_AUTH_CONFIG_PATH=$here/mlflow-auth.ini MLFLOW_DISABLE_TELEMETRY=true MLFLOW_S3_ENDPOINT_URL=$url_s3
     export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # for LLM judges: seven processes more
     export AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED AWS_RESPONSE_CHECKSUM_VALIDATION=WHEN_REQUIRED
-    unset "${!PREFECT_@}" POSTGRES_PASSWORD MLFLOW_TRACKING_PASSWORD
     cd "$state"
     start mlflow "$root/.venv/bin/mlflow" server --app-name basic-auth --host 127.0.0.1 --port "$MLFLOW_PORT" --workers 1 \
         --backend-store-uri postgresql+psycopg:///mlflow --artifacts-destination s3://elder-mlflow
@@ -159,29 +164,66 @@ mlflow_up() (
 
 worker_up() (
     running worker && return
-    eval "$(print_env)"
-    unset POSTGRES_PASSWORD PREFECT_DB_PASSWORD MLFLOW_DB_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
+    eval "$(print_env worker)"
     export PREFECT_HOME=$state/prefect-worker PATH=$root/.venv/bin:$PATH
     cd "$root"
     : > "$logs/worker.log"
     start worker "$root/.venv/bin/prefect" worker start --pool elder --type process --name native
 )
 
-print_env() {
+accounts() (
+    export MLFLOW_ADMIN_USERNAME MLFLOW_ADMIN_PASSWORD MLFLOW_WORKER_PASSWORD MLFLOW_PROMOTER_PASSWORD
+    export MLFLOW_AUDITOR_PASSWORD
+    "$PYTHON" "$here/accounts.py" "$url_mlflow"
+)
+
+buckets() (
+    export AWS_ACCESS_KEY_ID=elder:admin AWS_SECRET_ACCESS_KEY=$S3_ADMIN_KEY AWS_DEFAULT_REGION
+    "$PYTHON" "$here/buckets.py" "$url_s3"
+    "$SWIFT_VENV/bin/python" "$here/swift_access.py" "$state/s3/etc"
+)
+
+signing_keys() {
+    local role
+    for role in worker promoter; do
+        (cd "$root" && PYTHONPATH=$root "$PYTHON" "$here/keys.py" "$role" "$keys/$role/signing.pem" "$trusted") || exit 2
+    done
+}
+
+print_env() { # ROLE
+    local role=$1 user=$1 password s3_key key=null
+    case $role in
+        worker) password=$MLFLOW_WORKER_PASSWORD s3_key=$S3_WORKER_KEY key=$keys/worker/signing.pem ;;
+        promoter) password=$MLFLOW_PROMOTER_PASSWORD s3_key=$S3_PROMOTER_KEY key=$keys/promoter/signing.pem ;;
+        auditor) password=$MLFLOW_AUDITOR_PASSWORD s3_key=$S3_AUDITOR_KEY ;;
+        # fills what was lost, and signs again what it registers
+        admin)
+            user=$MLFLOW_ADMIN_USERNAME password=$MLFLOW_ADMIN_PASSWORD s3_key=$S3_ADMIN_KEY
+            key=$keys/worker/signing.pem
+            ;;
+        *) die "env $role: give one of worker, promoter, auditor and admin" ;;
+    esac
+    case $role in
+        worker | admin)
+            echo "export PREFECT_API_URL=$url_prefect/api"
+            echo "export PREFECT_API_AUTH_STRING=$PREFECT_API_AUTH_STRING"
+            ;;
+        # Prefect has one credential, and whoever has it can have its workers do anything
+        *) echo "unset PREFECT_API_URL PREFECT_API_AUTH_STRING" ;;
+    esac
     cat << X
-export PREFECT_API_URL=$url_prefect/api
-export PREFECT_API_AUTH_STRING=$PREFECT_API_AUTH_STRING
 export MLFLOW_TRACKING_URI=$url_mlflow
-export MLFLOW_TRACKING_USERNAME=$MLFLOW_TRACKING_USERNAME
-export MLFLOW_TRACKING_PASSWORD=$MLFLOW_TRACKING_PASSWORD
-export AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID
-export AWS_SECRET_ACCESS_KEY=$AWS_SECRET_ACCESS_KEY
+export MLFLOW_TRACKING_USERNAME=$user
+export MLFLOW_TRACKING_PASSWORD=$password
+export AWS_ACCESS_KEY_ID=elder:$role
+export AWS_SECRET_ACCESS_KEY=$s3_key
 export AWS_DEFAULT_REGION=$AWS_DEFAULT_REGION
 export AWS_EC2_METADATA_DISABLED=true
 export AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED
 export AWS_RESPONSE_CHECKSUM_VALIDATION=WHEN_REQUIRED
-export ELDER_SET="store.url=s3://elder/store store.endpoint=$url_s3 registry.tracking_uri=$url_mlflow"
 X
+    printf 'export ELDER_SET="%s"\n' "store.url=s3://elder/store store.history=s3://elder-history store.endpoint=$url_s3\
+ registry.tracking_uri=$url_mlflow signing.private_key=$key${ELDER_TRUSTED:+ signing.trusted=$trusted}"
 }
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -194,15 +236,17 @@ up() {
     # One at a time: a second `up` meanwhile waits, and then finds everything there.
     exec 9> "$state/lock"
     flock 9
+    signing_keys
     postgres_up
     prefect_up
     mlflow_up
     s3_up
     wait_for s3 answers "$url_s3/healthcheck"
-    "$PYTHON" "$here/buckets.py" "$url_s3"
+    buckets
+    wait_for mlflow answers "$url_mlflow/health"
+    accounts
     wait_for prefect answers "$url_prefect/api/health"
     worker_up
-    wait_for mlflow answers "$url_mlflow/health"
     wait_for worker grep -q "started!" "$logs/worker.log"
     status
 }
@@ -238,6 +282,6 @@ case ${1:-} in
     up) up ;;
     down) down ;;
     status) read_env && status ;;
-    env) read_env && print_env ;;
+    env) read_env && print_env "${2:-worker}" ;;
     *) die "give one of up, down, status and env" ;;
 esac

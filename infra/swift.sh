@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up OpenStack Swift with its S3 interface, for machines without docker: one copy of each object, plain HTTP, loopback.
-#   infra/swift.sh FOLDER     needs S3_PORT (the next three ports are its servers'), AWS_ACCESS_KEY_ID as account:user,
-#                             AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and SWIFT_VENV, made where it is missing
+#   infra/swift.sh FOLDER     needs S3_PORT (the next three ports are its servers'), AWS_DEFAULT_REGION, SWIFT_VENV, made
+#                             where it is missing, and of each user of the account `elder` S3_<USER>_KEY
 # Data and configuration lie in FOLDER afterwards; infra/native.sh starts the four servers.
 set -euo pipefail
 folder=$(realpath -m "$1") etc=$(realpath -m "$1")/etc
@@ -13,7 +13,7 @@ if [ ! -e "$SWIFT_VENV/.installed" ]; then
     touch "$SWIFT_VENV/.installed"
 fi
 
-umask 077 # the proxy's configuration holds the key
+umask 077 # the proxy's configuration holds the keys
 # The hash prefix is part of where each object lies: it is chosen once.
 [ -e "$etc/swift.conf" ] || cat > "$etc/swift.conf" <<X
 [swift-hash]
@@ -55,7 +55,11 @@ filters=(catch_errors gatekeeper healthcheck cache listing_formats bulk s3api te
         case $filter in
             s3api) printf 'location = %s\ns3_acl = false\n' "$AWS_DEFAULT_REGION" ;;
             cache) printf 'set log_level = CRITICAL\n' ;; # there is no memcached: nothing is cached, nothing is lost
-            tempauth) printf 'user_%s = %s .admin\n' "${AWS_ACCESS_KEY_ID/:/_}" "$AWS_SECRET_ACCESS_KEY" ;;
+            tempauth) # one account; what those may who are not its admin, infra/swift-access.py says of each container
+                printf 'user_elder_admin = %s .admin\n' "$S3_ADMIN_KEY"
+                printf 'user_elder_%s = %s\n' mlflow "$S3_MLFLOW_KEY" worker "$S3_WORKER_KEY" \
+                    promoter "$S3_PROMOTER_KEY" auditor "$S3_AUDITOR_KEY"
+                ;;
             versioned_writes) printf 'allow_object_versioning = true\n' ;;
         esac
     done

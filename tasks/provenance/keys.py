@@ -178,8 +178,15 @@ def refuse_lost(path: Path, trust: Trust) -> None:
         )
 
 
-def new_key(settings: params.Signing, root: Path, roles: Sequence[Role]) -> TrustedKey:
+def new_key(
+    settings: params.Signing,
+    root: Path,
+    roles: Sequence[Role],
+    name: str | None = None,
+) -> TrustedKey:
     """Make another private key in place of the present one, which is kept beside it, and trust it from today.
+
+    See `trust_own_key` for the arguments.
 
     Raises:
         UserError: no key is used here, or the files cannot be written.
@@ -191,7 +198,7 @@ def new_key(settings: params.Signing, root: Path, roles: Sequence[Role]) -> Trus
             path.rename(path.with_name(f"{path.stem}-until-{stamp}{path.suffix}"))
             path.with_suffix(PUBLIC_SUFFIX).unlink(missing_ok=True)
         _make(path)
-    return trust_own_key(settings, root, roles, _today())
+    return trust_own_key(settings, root, roles, _today(), name)
 
 
 def trust_own_key(
@@ -199,6 +206,7 @@ def trust_own_key(
     root: Path,
     roles: Sequence[Role],
     since: date | None = None,
+    name: str | None = None,
 ) -> TrustedKey:
     """Add the present private key's public half to the trusted ones.
 
@@ -207,6 +215,7 @@ def trust_own_key(
         root: folder that relative paths start from.
         roles: what it may sign.
         since: first day on which what it signs counts; None: whatever it ever signed does.
+        name: whose it is; None: the user of this process.
 
     Raises:
         UserError: there is no key, or it is trusted already.
@@ -218,7 +227,7 @@ def trust_own_key(
         raise UserError(
             f"{str(path)!r} stands in {settings.trusted!r} already: edit its roles and dates there"
         )
-    name = f"{operating_system_user()} {_today()}"
+    name = name or f"{operating_system_user()} {_today()}"
     trusted = TrustedKey(name=name, public_key=public, roles=tuple(roles), since=since)
     add_key(settings, root, trusted)
     _write_public(path, key)

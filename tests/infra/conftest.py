@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from elder import params
 from tasks.registry.client import Registry
 from tests.infra.lost import Make
-from tests.tasks.registered import settings_for
+from tests.tasks.registered import keys, settings_for
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "infra" / "native.sh"
@@ -47,8 +48,8 @@ def free_ports() -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[SimpleNamespace]:
-    """Start everything, once; gives ``native`` (runs the script), ``env`` (of the shell that uses it), ``values`` (of
-    its .env), ``s3`` (makes a client) and ``folder``.
+    """Start everything, once; gives ``native`` (runs the script), ``env`` (of the shell that works with it), ``role``
+    (makes the same for another role), ``values`` (of its .env), ``s3`` (makes a client of the admin) and ``folder``.
     """
     if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("PostgreSQL is not installed")
@@ -69,19 +70,34 @@ def services() -> Iterator[SimpleNamespace]:
     )
     env = os.environ | {
         "ELDER_SERVICES_DIR": str(folder),
+        "ELDER_TRUSTED": str(folder / "trusted.yaml"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
 
-    def native(command: str) -> subprocess.CompletedProcess:
+    def native(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [NATIVE, command], env=env, capture_output=True, text=True, timeout=PATIENCE
+            [NATIVE, *command],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
+
+    def role(name: str) -> dict[str, str]:
+        told = native("env", name)
+        assert told.returncode == 0, told.stderr
+        exports = [
+            line.removeprefix("export ").split("=", 1)
+            for line in told.stdout.splitlines()
+            if line.startswith("export ")
+        ]
+        return env | {name: value.strip('"') for name, value in exports}
 
     def s3(**other: str) -> Any:
         keys = {
             "endpoint_url": f"http://127.0.0.1:{values['S3_PORT']}",
-            "aws_access_key_id": values["AWS_ACCESS_KEY_ID"],
-            "aws_secret_access_key": values["AWS_SECRET_ACCESS_KEY"],
+            "aws_access_key_id": "elder:admin",
+            "aws_secret_access_key": written["S3_ADMIN_KEY"],
             "region_name": values["AWS_DEFAULT_REGION"],
         }
         return boto3.client("s3", **keys | other)
@@ -89,14 +105,14 @@ def services() -> Iterator[SimpleNamespace]:
     try:
         up = native("up")
         assert up.returncode == 0, up.stdout + up.stderr
-        exports = [
-            line.removeprefix("export ").split("=", 1)
-            for line in native("env").stdout.splitlines()
-        ]
+        # records of tests are older than the keys
+        trusted = folder / "trusted.yaml"
+        trusted.write_text(re.sub(r"  since: .*\n", "", trusted.read_text()))
         yield SimpleNamespace(
             native=native,
             up=up,
-            env=env | {name: value.strip('"') for name, value in exports},
+            env=role("worker"),
+            role=role,
             values=values,
             s3=s3,
             folder=folder,
@@ -114,15 +130,22 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> params.Signing:
+    return keys(tmp_path_factory.mktemp("keys"))
+
+
 @pytest.fixture
-def settings_with(tmp_path: Path, empty: Path) -> Make:
+def settings_with(tmp_path: Path, empty: Path, signing: params.Signing) -> Make:
     """Return a function that makes settings with a registry of their own, which begins as a copy of another's."""
 
     def make(name: str, beginning: Path = empty) -> params.Params:
         (tmp_path / name).mkdir()
         shutil.copy(beginning, tmp_path / name / "mlflow.db")
         return settings_for(
-            str(tmp_path / "store"), f"sqlite:///{tmp_path}/{name}/mlflow.db"
+            str(tmp_path / "store"),
+            f"sqlite:///{tmp_path}/{name}/mlflow.db",
+            signing=signing,
         )
 
     return make

@@ -9,8 +9,6 @@ from elder import params
 from elder.record import Record
 from tasks.record import publish_folder, register_run, report
 from tasks.registry.client import Registry
-from tasks.registry.history import Entry
-from tasks.registry.promotion import carry_out, plan_promotion, plan_rollback
 from tests.tasks.registered import record as numbers_of
 
 Make = Callable[..., params.Params]
@@ -20,25 +18,21 @@ def run(
     settings: params.Params,
     root: Path,
     number: int,
-    mode: str = "on",
-    passed: bool = True,
+    gate: str = "passed",
 ) -> str | None:
     """Bring the model of a run made at minute ``number`` to store and registry, as the flow does; returns its version.
 
-    Perplexities go down: 20 - number.
+    Perplexities go down: 20 - number. ``gate`` is as for `tests.tasks.registered.record`.
     """
     run_id = f"20261124-02{number:02}00-ab12cd34"
     folder = root / "runs" / run_id / settings.registry.name
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(f"weights of {run_id}".encode())
     (folder / "elder.json").write_text("{}")
-    made = numbers_of(20.0 - number)
-    row = made["rows"][0] | {
-        "name": "default",
-        "removed": [1],
-        "parameters": 96,
-        "tasks": {},
-    }
+    made = numbers_of(20.0 - number, gate=gate, name=settings.registry.name)
+    sizes = {"removed": [1], "parameters": 96, "tasks": {}}
+    dense, row = made["rows"]
+    rules = made["lineage"]["params"]["gate"]
     record = made | {
         "run_id": run_id,
         "created": f"2026-11-24T02:{number:02}:00+00:00",
@@ -57,25 +51,23 @@ def run(
             "name": "layer weight",
             "rounds": [{"removed": [1], "values": [0.9, 0.1, 0.8], "checked": []}],
         },
-        "rows": [row | {"name": "dense", "kind": "dense"}, row],
+        "rows": [dense | sizes, row | sizes],
         "curve": [
             {"stage": "recover", "step": step, "loss": 3.5 - step, "lr": 0.5}
             for step in (1, 2)
         ],
-        "gate": {"mode": mode, "passed": passed, "rules": []},
         "data": {"source": {}, "stages": {}},
         "lineage": {
             "git_commit": "c0ffee",
             "git_clean": True,
             "data": {},
             "installed": {"torch": "2"},
-        }
-        | {"params": settings.model_dump(mode="json")},
+            "params": settings.model_dump(mode="json") | {"gate": rules},
+        },
     }
-    unsigned = settings.model_copy(update={"signing": params.Signing(private_key=None)})
     typed = Record.model_validate(record)
-    published = publish_folder(folder, typed, unsigned, root)
-    mlflow_run, version = register_run.fn(typed, published, settings.registry)
+    published = publish_folder(folder, typed, settings, root)
+    mlflow_run, version = register_run.fn(typed, published, settings, root)
     later = {
         "artifact": published.model_dump(exclude={"uploaded_bytes"}),
         "model_version": version,
@@ -84,22 +76,6 @@ def run(
     whole = Record.model_validate(told)
     report.fn(whole, folder.with_name("report.html"), settings.registry, mlflow_run)
     return version
-
-
-def promote(settings: params.Params, root: Path, version: str) -> Entry:
-    return carry_out(
-        settings,
-        root,
-        plan_promotion(settings, root, "tiny", version),
-        "anna@host",
-        f"{version} it is",
-    )
-
-
-def roll_back(settings: params.Params, root: Path) -> Entry:
-    return carry_out(
-        settings, root, plan_rollback(settings, root, "tiny"), "ben@host", "it failed"
-    )
 
 
 def snapshot(settings: params.Params) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from infra import restore as script
 from infra.restore import numbers, restore
 from tasks.registry.client import Registry
 from tasks.registry.history import Entry
-from tasks.registry.promotion import history
-from tests.infra.lost import Make, promote, roll_back, run, snapshot
+from tests.infra.lost import Make, run, snapshot
+from tests.tasks.registry.decisions import decisions, promote, roll_back
 
 
 def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
@@ -20,8 +20,8 @@ def test_the_whole_story_comes_back_and_a_second_time_changes_nothing(
     before = settings_with("before")
     assert run(before, tmp_path, 1) == "1"
     assert run(before, tmp_path, 2) == "2"
-    assert run(before, tmp_path, 3, passed=False) is None
-    assert run(before, tmp_path, 4, mode="dry-run", passed=False) == "3"
+    assert run(before, tmp_path, 3, gate="refused") is None
+    assert run(before, tmp_path, 4, gate="dry-run: refused") == "3"
     promote(before, tmp_path, "1")
     second = promote(before, tmp_path, "2")
     last = roll_back(before, tmp_path)
@@ -185,7 +185,7 @@ def test_a_lost_store_comes_back_from_the_folders_of_runs_without_its_history(
     new = promote(settings, tmp_path, "1")
     assert (new.number, new.previous) == (1, None)
     assert "was the champion already" in new.compared
-    assert history(settings, tmp_path, "tiny") == ([new], "")
+    assert decisions(settings, tmp_path) == ([new], [])
     found = snapshot(settings)
     assert found["tags"] == {
         "history/000001": f"promote to version 1 by anna@host at {new.at}: 1 it is",
