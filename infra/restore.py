@@ -21,7 +21,7 @@ import typer
 from elder.cli.options import Overrides
 from elder.cli.output import one_line, print_any_character, refuse
 from elder.errors import UserError
-from elder.files import read_json
+from elder.files import parse_json
 from elder.names import registered_name_fault, shown
 from elder.params import Params
 from elder.record import Record, read_record
@@ -29,13 +29,16 @@ from elder.report.html import write_report
 from elder.settings import read_params
 from flows.environment import prepare_environment
 from tasks.errors import Unreachable, plain_errors
-from tasks.provenance.bom import BOM, RECORD, listed_files
+from tasks.provenance.bom import RECORD
+from tasks.provenance.bundle import BadSignature
 from tasks.provenance.keys import Signer, signer_of
+from tasks.provenance.signing import SIGNATURE, check_files
 from tasks.provenance.trust import Trust, trust_of
-from tasks.registry.client import Registry
+from tasks.registry.client import Reference, Registry
 from tasks.registry.history import Entry, read_history
 from tasks.registry.metrics import created_at
 from tasks.registry.promotion import history_of
+from tasks.registry.registration import TAG, Registration, check_registration
 from tasks.registry.verified import name_of, signed_record
 from tasks.registry.versions import CHAMPION, by_digest, same_model
 from tasks.store.base import Published, Store
@@ -46,36 +49,34 @@ DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def publish(folder: Path, settings: Params, root: Path) -> str:
-    """Publish a model folder that a run left, as ``registry.name``, if it is what it was then; returns its URL.
+    """Publish a model folder that a run left, as ``registry.name``, if it is what was signed; returns its URL.
 
     Raises:
-        UserError: it is no such folder, of another name, or was changed, or the store refuses.
+        UserError: it is no such folder, of another name, or nobody who is trusted has signed it as it is, or the store
+            refuses.
     """
     name, files = settings.registry.name, describe(folder)
-    if not {RECORD, BOM} <= set(files):
+    if not {RECORD, SIGNATURE} <= set(files):
         raise UserError(
-            f"{folder} is not the model of a run, which has {RECORD} and {BOM} in it: name a folder like runs/ID/model"
+            f"{folder} is not the model of a run, which has {RECORD} and {SIGNATURE} in it: name a folder like"
+            " runs/ID/model"
         )
-    try:
-        with plain_errors(folder):
-            record = read_record(read_json(folder / RECORD), RECORD)
-            listed = listed_files(read_json(folder / BOM))
-        own_name = record.lineage.params["registry"]["name"]
-    except (UserError, ValueError, KeyError, TypeError):
+    with plain_errors(folder):
+        signature, record = (
+            (folder / SIGNATURE).read_bytes(),
+            (folder / RECORD).read_bytes(),
+        )
+    try:  # nothing is parsed before
+        check_files(signature, files, trust_of(settings.signing, root))
+    except BadSignature as error:
         raise UserError(
-            f"{folder}: its {RECORD} or {BOM} cannot be read: name another folder"
+            f"{folder} is not what a run left: {error}; name another folder"
         ) from None
+    what = f"{folder / RECORD}"
+    own_name = name_of(read_record(parse_json(record, what), what))
     if own_name != name:
         raise UserError(
             f"{folder} is a model of {own_name!r}: give that name instead of {name!r}"
-        )
-    changed = []
-    for path, sha256 in listed.items():
-        if path not in files or files[path].sha256 != sha256:
-            changed.append(path)
-    if changed:
-        raise UserError(
-            f"{folder} is not what the run left: {', '.join(changed)} changed; name another folder"
         )
     return configured_store(settings.store, root).publish(folder, name).url
 
@@ -107,8 +108,9 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
         )
     registry = Registry(settings.registry)
     registry.check_store(settings.store)
-    versions = by_digest(registry)
-    _same_numbers(registry, versions, log)
+    versions, more = _versions(registry, log, trust)
+    lines += more
+    _same_numbers(registry, by_digest(registry), log)
     passed = [digest for digest, record in records.items() if not record.gate.refused]
     wanted = numbers(passed, log)
     for digest in sorted(records, key=lambda digest: wanted.get(digest, 0)):
@@ -121,7 +123,7 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
             version=versions.get(digest),
             number=wanted.get(digest, 0),
         )
-        version = _fill(registry, model, signer)
+        version = _fill(registry, model, signer, trust)
         outcome = f"version {version}" if version else "refused by the gate"
         lines.append(f"run {model.record.run_id}: {outcome}")
     decisions, faults = history_of(settings, root, name, whole=True)
@@ -183,6 +185,56 @@ def _same_numbers(
         same_model(registry, entry.version, there, entry.digest)
 
 
+def _versions(
+    registry: Registry, log: list[Entry], trust: Trust
+) -> tuple[dict[str, str], list[str]]:
+    """Return the number of the version that a model has, by its digest, and a line for each other that claims it.
+
+    Whoever may write to the registry can register an old model again: it is the version that the history names, or
+    whose registration is signed, or else the first; the others stay unsigned, so that nothing believes them.
+    """
+    decided = {entry.digest: entry.version for entry in log}
+    with registry.refusals():
+        found = registry.client.search_model_versions(f"name = '{registry.name}'")
+    claims: dict[str, list[str]] = {}
+    signed: dict[str, str] = {}
+    for entry in sorted(found, key=lambda one: int(one.version)):
+        digest = entry.tags.get("digest")
+        if digest is None:
+            continue
+        number = str(entry.version)
+        claims.setdefault(digest, []).append(number)
+        if digest not in signed and _holds(registry.name, number, entry.tags, trust):
+            signed[digest] = number
+    chosen, lines = {}, []
+    for digest, numbers_of_it in claims.items():
+        chosen[digest] = signed.get(digest, numbers_of_it[0])
+        if decided.get(digest) in numbers_of_it:
+            chosen[digest] = decided[digest]
+        for other in numbers_of_it:
+            if other != chosen[digest]:
+                lines.append(
+                    f"version {other}: left as it is, the model that it names is version {chosen[digest]}"
+                )
+    return chosen, lines
+
+
+def _holds(name: str, version: str, tags: dict[str, str], trust: Trust) -> bool:
+    """Say whether a version's registration is signed, as what the version's other tags say."""
+    wanted = Registration(
+        name=name,
+        version=version,
+        digest=tags.get("digest", ""),
+        run_id=tags.get("run_id", ""),
+        at="",
+    )
+    try:
+        check_registration(tags.get(TAG), wanted, trust)
+    except BadSignature:
+        return False
+    return True
+
+
 def _records(
     name: str, store: Store, trust: Trust
 ) -> tuple[dict[str, Record], list[str]]:
@@ -228,7 +280,9 @@ def _believed(name: str, store: Store, prefix: str, trust: Trust) -> Record:
     return record
 
 
-def _fill(registry: Registry, model: StoredModel, signer: Signer) -> str | None:
+def _fill(
+    registry: Registry, model: StoredModel, signer: Signer, trust: Trust
+) -> str | None:
     """Record a run where MLflow does not know it, and register its model where it is not; returns the version."""
     record = model.record
     run, status = registry.find_run(record.run_id) or (None, None)
@@ -239,6 +293,10 @@ def _fill(registry: Registry, model: StoredModel, signer: Signer) -> str | None:
     version = model.version or _register(registry, run, model, signer)
     if version is not None:
         digest = model.published.digest
+        tags = registry.look_up(Reference(registry.name, None, version)).tags
+        if TAG in tags and not _holds(registry.name, version, tags, trust):
+            with registry.refusals():
+                registry.client.delete_model_version_tag(registry.name, version, TAG)
         registry.sign_version(version, digest, record.run_id, signer)
     if RECORD not in registry.attached(run):
         artifact = model.published.model_dump(exclude={"uploaded_bytes"})

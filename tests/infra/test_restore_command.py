@@ -24,9 +24,12 @@ def at(
     settings = settings_with("before")
     run(settings, tmp_path, 1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(
-        "ELDER_SET", f"registry.tracking_uri={settings.registry.tracking_uri}"
-    )
+    told = {
+        "registry.tracking_uri": settings.registry.tracking_uri,
+        "signing.private_key": settings.signing.private_key,
+        "signing.trusted": settings.signing.trusted,
+    }
+    monkeypatch.setenv("ELDER_SET", " ".join(f"{key}={told[key]}" for key in told))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return settings
 
@@ -63,9 +66,14 @@ def test_wrong_input_ends_in_one_sentence(
     )
     assert "is a model of 'tiny'" in refusal(capsys, "other", folder=[model])
     (model / "model.safetensors").write_bytes(b"others")
-    assert "model.safetensors changed" in refusal(capsys, "tiny", folder=[model])
-    (model / "record.json").write_text("[]")
-    assert "cannot be read" in refusal(capsys, "tiny", folder=[model])
+    changed = "model.safetensors is not what was signed"
+    assert changed in refusal(capsys, "tiny", folder=[model])
+    (model / "record.json").write_text("[")  # is not even parsed
+    assert "record.json is not what was signed" in refusal(
+        capsys, "tiny", folder=[model]
+    )
+    (model / "model.sig").write_text("[")
+    assert "is no signature" in refusal(capsys, "tiny", folder=[model])
     assert set((tmp_path / "store").rglob("*")) == stored
 
 
