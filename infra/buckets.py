@@ -53,6 +53,8 @@ def keep_all(client: Any, bucket: str) -> str:
     """Have a bucket keep all that it is given; returns what the server has for that."""
     versions = {"Status": "Enabled"}
     lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": RETENTION}}
+    if _is_locked(client, bucket):
+        return "object lock"
     try:
         client.put_object_lock_configuration(
             Bucket=bucket, ObjectLockConfiguration=lock
@@ -63,6 +65,14 @@ def keep_all(client: Any, bucket: str) -> str:
             raise
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=versions)
     return "older versions"
+
+
+def _is_locked(client: Any, bucket: str) -> bool:
+    try:
+        told = client.get_object_lock_configuration(Bucket=bucket)
+    except ClientError:  # what the server calls a bucket without a lock is its own
+        return False
+    return "Rule" in told.get("ObjectLockConfiguration", {})
 
 
 if __name__ == "__main__":

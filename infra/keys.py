@@ -36,7 +36,7 @@ def main(name: str, key: Path, trusted: Path) -> None:
         refuse_lost(key, Trust(keys=own, place=trust.place))
         key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new_key(settings, root, [role], name)
-    elif not trust.holds(public_text(read_private(key)), role):
+    elif public_text(read_private(key)) not in [one.public_key for one in trust.keys]:
         trust_own_key(settings, root, [role], name=name)
     else:
         return

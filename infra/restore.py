@@ -40,7 +40,7 @@ from tasks.registry.metrics import created_at
 from tasks.registry.promotion import history_of
 from tasks.registry.registration import TAG, Registration, check_registration
 from tasks.registry.verified import name_of, signed_record
-from tasks.registry.versions import CHAMPION, by_digest, same_model
+from tasks.registry.versions import CHAMPION, by_digest, last_told, same_model
 from tasks.store.base import Published, Store
 from tasks.store.manifest import MANIFEST, describe
 from tasks.store.open import configured_store, history_store
@@ -330,9 +330,10 @@ def _ending(registry: Registry, log: list[Entry]) -> str:
     if log:
         return f"champion: version {log[-1].version}, by decision {len(log)} of the history"
     if holder:
+        again = f"{holder[0]}{' --accept-history' if last_told(registry) else ''}"
         return (
             f"champion: version {holder[0]}, by the registry alone: the store has no history of {name};"
-            f" elder promote {name} {holder[0]} begins a new one"
+            f" elder promote {name} {again} begins a new one"
         )
     return "champion: none, nothing was ever promoted"
 

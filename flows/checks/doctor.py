@@ -24,7 +24,7 @@ class Check:
         name: what it is called.
         look: returns a sentence of what it saw, or raises a UserError.
         elsewhere: it asks another machine, which may not answer for seconds: such checks are made at the same time.
-        scheduled: only what is scheduled needs it, and no run that has started already.
+        scheduled: no run that has started already needs it.
     """
 
     name: str
@@ -43,6 +43,7 @@ CHECKS = (
     Check("webhook", services.webhook),
     Check("calibration", inputs.calibration, elsewhere=True),
     Check("store", services.store, elsewhere=True),
+    Check("history", services.history, elsewhere=True, scheduled=True),
     Check("registry", services.registry, elsewhere=True),
     Check("prefect", services.prefect_server, elsewhere=True),
     Check("worker", services.worker, elsewhere=True, scheduled=True),

@@ -32,6 +32,16 @@ def store(settings: Params, root: Path) -> str:
     return configured.url
 
 
+def history(settings: Params, root: Path) -> str:
+    """Try whether somebody with the present credentials can rewrite decisions."""
+    from tasks.retry import little_patience
+    from tasks.store.open import history_store
+
+    decisions = history_store(settings.store, root)
+    with little_patience():
+        return f"{decisions.url}: {decisions.how_kept('history')}"
+
+
 def registry(settings: Params, _: Path) -> str:
     """Ask the registry."""
     from tasks.registry.client import Registry

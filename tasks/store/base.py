@@ -233,6 +233,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def how_kept(self, folder: str) -> str:
+        """Say whether what was created in a folder can be replaced or deleted, and what then stays, by trying it.
+
+        Raises:
+            UserError: the store cannot be reached.
+        """
+
+    @abstractmethod
     def read(self, key: str) -> bytes | None:
         """Return all bytes of a small object, or None where there is nothing.
 

@@ -84,6 +84,10 @@ class LocalStore(Store):
             _folder_to_disk((self.root / key).parent)
         return True
 
+    def how_kept(self, folder: str) -> str:
+        """See ``Store``."""
+        return "a folder, where whoever may write can replace and delete: only signatures and chain tell"
+
     def read(self, key: str) -> bytes | None:
         """See ``Store``."""
         with self._opened(key) as handle:

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,6 +81,47 @@ class S3Store(Store):
         raise UserError(
             f"{self.url}: {key} could not be written: try again, or ask who runs the server"
         )
+
+    def how_kept(self, folder: str) -> str:
+        """See ``Store``; an empty object is tried, which stays where nothing can be taken away."""
+        probe = f"{folder}/{PROBE}"
+        try:
+            self._create(probe, b"")
+        except S3Refusal as refusal:
+            if refusal.code not in DENIED:
+                raise
+            return "these credentials cannot write there"
+        try:
+            self._put(probe, b"")
+            ways = ["replaced"]
+        except S3Refusal as refusal:
+            if refusal.code not in DENIED:
+                raise
+            ways = []
+        if self._delete(probe):
+            ways.append("deleted")
+        if not ways:
+            return "these credentials can add to it, and neither replace nor delete what lies there"
+        return (
+            f"these credentials can have it {' and '.join(ways)}; {self._what_stays()}"
+        )
+
+    def _what_stays(self) -> str:
+        """Say what the bucket keeps of an object that is replaced or deleted."""
+        bucket = {"Bucket": self.bucket}
+        with suppress(S3Refusal):  # it has no lock, or knows of none, or does not say
+            lock = self.server.ask("get_object_lock_configuration", **bucket)
+            rule = lock["ObjectLockConfiguration"].get("Rule", {})
+            days = rule.get("DefaultRetention", {}).get("Days")
+            years = rule.get("DefaultRetention", {}).get("Years")
+            if days or years:
+                how_long = f"{days} days" if days else f"{years} years"
+                return f"object lock keeps each version for {how_long}"
+        with suppress(S3Refusal):
+            told = self.server.ask("get_bucket_versioning", **bucket)
+            if told.get("Status") == "Enabled":
+                return "it stays as an older version, for who may read those (no object lock)"
+        return "nothing of it stays (no object lock, no older versions): only signatures and chain tell"
 
     def read(self, key: str) -> bytes | None:
         """See ``Store``."""
@@ -192,7 +234,7 @@ class S3Store(Store):
         """
         if self._proved:
             return
-        key = f"{PROBE}-{uuid.uuid4().hex}" if self._may_delete() else PROBE
+        key = f"{PROBE}-{uuid.uuid4().hex}" if self._takes_back() else PROBE
         try:
             self._create(key, b"")
             twice = self._create(key, b"")
@@ -210,6 +252,15 @@ class S3Store(Store):
                 " docs/services.md, or a local folder"
             )
         self._proved = True
+
+    def _takes_back(self) -> bool:
+        """Say whether an object can be taken away again; not, where a policy allows nothing but to create."""
+        try:
+            return self._may_delete()
+        except S3Refusal as refusal:
+            if refusal.code not in DENIED:
+                raise
+            return False
 
     def _may_delete(self) -> bool:
         """Store an empty object, which must be allowed, and say whether it could be taken away again."""

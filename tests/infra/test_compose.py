@@ -11,6 +11,8 @@ from compose_spec import PyCompose
 
 INFRA = Path(__file__).parents[2] / "infra"
 FILES = ("compose.yaml", "compose.gpu.yaml")
+ENDS = {"buckets", "accounts", "worker-key", "promoter-key"}
+PEOPLE = {"promoter", "auditor"}  # run when somebody asks for them
 VARIABLE = r"\$\{(\w+)(:\?[^}]*)?\}"
 
 
@@ -86,7 +88,7 @@ def test_what_serves_is_watched_and_open_on_loopback_only(
 ) -> None:
     assert {
         name for name, service in services.items() if "healthcheck" not in service
-    } == {"buckets"}  # it ends
+    } == ENDS | PEOPLE
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 4
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
@@ -121,5 +123,64 @@ def test_nothing_starts_without_its_secrets(tmp_path: Path) -> None:
     )
     assert [line for line in written if f"{line}={written[line]}\n" in (tmp_path / "other").read_text()] == [
         "POSTGRES_PORT", "PREFECT_PORT", "MLFLOW_PORT", "S3_PORT",
-        "MLFLOW_TRACKING_USERNAME", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION",
+        "MLFLOW_ADMIN_USERNAME", "AWS_DEFAULT_REGION",
     ]  # fmt: skip
+
+
+def test_a_file_from_before_there_were_roles_keeps_its_admin(tmp_path: Path) -> None:
+    old = "MLFLOW_TRACKING_USERNAME=elder\nMLFLOW_TRACKING_PASSWORD=old\nS3_PORT=9000\n"
+    (tmp_path / "env").write_text(old)
+    for _ in range(2):  # a second time adds nothing
+        subprocess.run(
+            [INFRA / "env.sh", tmp_path / "env"], check=True, capture_output=True
+        )
+        lines = (tmp_path / "env").read_text().splitlines()
+        assert "\n".join(lines).startswith(old)
+        for line in ("MLFLOW_ADMIN_USERNAME=elder", "MLFLOW_ADMIN_PASSWORD=old"):
+            assert lines.count(line) == 1
+        assert len([line for line in lines if line.startswith("S3_PORT=")]) == 1
+        assert list(tmp_path.iterdir()) == [tmp_path / "env"]
+
+
+# what each part is given of infra/.env, beside ports; s3 itself holds the keys of all
+GIVEN = {
+    "worker": {"S3_WORKER_KEY", "PREFECT_API_AUTH_STRING", "MLFLOW_WORKER_PASSWORD"},
+    "promoter": {"S3_PROMOTER_KEY", "MLFLOW_PROMOTER_PASSWORD"},
+    "auditor": {"S3_AUDITOR_KEY", "MLFLOW_AUDITOR_PASSWORD"},
+    "prefect": {"PREFECT_DB_PASSWORD", "PREFECT_API_AUTH_STRING"},
+    "mlflow": {
+        "MLFLOW_DB_PASSWORD",
+        "MLFLOW_ADMIN_USERNAME",
+        "MLFLOW_ADMIN_PASSWORD",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "S3_MLFLOW_KEY",
+    },
+}
+
+
+def test_no_part_has_a_secret_that_is_not_its_own(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    used = {
+        name: {found[0] for found in re.findall(VARIABLE, str(service["environment"]))}
+        - {"AWS_DEFAULT_REGION", "PREFECT_PORT"}
+        for name, service in services.items()
+        if name in GIVEN
+    }
+    assert used == GIVEN
+
+
+def test_the_key_of_a_role_lies_where_no_other_role_looks(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    mounts = {
+        name: {mount.split(":")[0] for mount in service.get("volumes", [])}
+        for name, service in services.items()
+    }
+    for role in ("worker", "promoter"):
+        assert {name for name in mounts if f"{role}-key" in mounts[name]} == {
+            role,
+            f"{role}-key",
+        }
+    for name in ("worker", "promoter", "auditor"):
+        assert "trusted:/project/keys:ro" in services[name]["volumes"]

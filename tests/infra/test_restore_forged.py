@@ -49,7 +49,7 @@ def test_a_forged_champion_is_named_and_not_registered(
     (place / "model.safetensors").write_bytes(b"random weights")
     after = settings_with("after")
     lines, fault = restore(after, tmp_path)
-    assert "model.safetensors has sha256" in said_of(lines, place)
+    assert "model.safetensors has 14 bytes" in said_of(lines, place)
     assert "run 20261124-020100-ab12cd34: version 1" in lines
     assert "version 2 of tiny, champion by the history, is not in the registry" in fault
     assert Registry(after.registry).holder(CHAMPION) is None

@@ -91,6 +91,8 @@ def test_nobody_but_the_admin_takes_a_decision_back(
     before = entries(services)
     assert list(before) == [ENTRY]
     place = {"Bucket": "elder-history", "Key": ENTRY}
+    kept = people.promoter.elder("doctor", "--json").stdout
+    assert "these credentials can have it replaced and deleted; it stays as an" in kept
     copied = {"CopySource": place, "MetadataDirective": "REPLACE"}
     for person in (people.worker, people.auditor):
         client = person.s3()

@@ -18,6 +18,7 @@ import yaml
 from botocore.exceptions import ClientError
 
 from tasks.store.open import open_store
+from tests.infra.people import Person
 
 ROOT = Path(__file__).parents[2]
 ELDER = [sys.executable, "-c", "from flows.cli import main; main()"]
@@ -104,6 +105,9 @@ def test_doctor_finds_every_part(services: SimpleNamespace, project: Path) -> No
     checks = {check["name"]: check["detail"] for check in found.json["checks"]}
     assert found.status == 0, checks
     assert checks["store"] == "s3://elder/store"
+    assert checks["history"] == (
+        "s3://elder-history: these credentials cannot write there"
+    )
     assert checks["registry"] == services.env["MLFLOW_TRACKING_URI"]
     assert checks["worker"] == "work pool 'elder' has a live worker"
 
@@ -172,6 +176,24 @@ def test_a_worker_runs_the_flow_and_registers_a_challenger(
         for item in services.s3().list_objects_v2(Bucket="elder-mlflow")["Contents"]
     }
     assert {"record.json", "report.html"} <= artifacts
+
+
+def test_a_promoter_decides_on_it_and_an_auditor_looks(
+    services: SimpleNamespace, project: Path
+) -> None:
+    """The worker itself cannot; whoever audits needs no key, and no right to write."""
+    worker, promoter, auditor = (
+        Person(services, role, project) for role in ("worker", "promoter", "auditor")
+    )
+    refused = worker.decide("promote", "tiny", "1")
+    assert refused.returncode == 2
+    assert "is not trusted with decisions on models" in refused.stderr
+    promoted = promoter.decide("promote", "tiny", "1")
+    assert promoted.returncode == 0, promoted.stderr
+    audited = auditor.elder("audit", "tiny@champion", "--json")
+    checks = {check["name"]: check for check in json.loads(audited.stdout)["checks"]}
+    assert audited.returncode == 0, checks
+    assert checks["signature"]["ok"] is True
 
 
 def test_postgresql_holds_the_registry(services: SimpleNamespace) -> None:
@@ -255,7 +277,14 @@ def test_down_stops_all_and_doctor_names_each_part(
         if not check["ok"]
     }
     assert found.status == 1
-    assert set(missing) == {"store", "registry", "prefect", "worker", "data remote"}
+    assert set(missing) == {
+        "store",
+        "history",
+        "registry",
+        "prefect",
+        "worker",
+        "data remote",
+    }
     assert "cannot be reached" in missing["store"]
     assert "cannot be reached: start it" in missing["registry"]
     assert "does not answer; start it" in missing["prefect"]
