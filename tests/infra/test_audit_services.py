@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module", autouse=True)
 def signed_in(services: SimpleNamespace) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in services.env.items():
+        for name, value in services.role("admin").items():
             if name.startswith(("AWS_", "MLFLOW_")):
                 patch.setenv(name, value)
         yield
