@@ -17,7 +17,7 @@ import pytest
 
 from elder import params
 from tasks.registry.client import Registry
-from tests.infra.lost import Make
+from tests.infra.restore.lost import Make
 from tests.tasks.registered import keys, settings_for
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from tasks.registry.client import Reference, Registry
 from tasks.registry.registration import TAG
 from tasks.registry.versions import CHAMPION
 from tasks.store.manifest import MANIFEST, describe, digest, dump
-from tests.infra.lost import Make, run
+from tests.infra.restore.lost import Make, run
 from tests.tasks.registry.decisions import promote
 
 

@@ -10,10 +10,10 @@ import pytest
 from elder import params
 from infra import restore as script
 from tasks.registry.client import Registry
-from tests.infra.lost import Make, run
+from tests.infra.restore.lost import Make, run
 from tests.tasks.registry.decisions import promote
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from infra import restore as script
 from infra.restore import numbers, restore
 from tasks.registry.client import Registry
 from tasks.registry.history import Entry
-from tests.infra.lost import Make, run, snapshot
+from tests.infra.restore.lost import Make, run, snapshot
 from tests.tasks.registry.decisions import decisions, promote, roll_back
 
 
