@@ -10,14 +10,8 @@ from pathlib import Path
 
 from elder import params
 from elder.errors import UserError
-from tasks.provenance.keys import (
-    new_key,
-    public_text,
-    read_private,
-    refuse_lost,
-    trust_own_key,
-)
-from tasks.provenance.trust import Role, Trust, trust_of
+from tasks.provenance.keys import new_key, public_text, read_private, trust_own_key
+from tasks.provenance.trust import Role, trust_of
 
 SIGNS: dict[str, Role] = {"worker": "model", "promoter": "decision"}
 
@@ -32,8 +26,11 @@ def main(name: str, key: Path, trusted: Path) -> None:
     root, role = Path.cwd(), SIGNS[name]
     trust = trust_of(settings, root)
     if not key.exists():
-        own = tuple(one for one in trust.keys if one.name == name)
-        refuse_lost(key, Trust(keys=own, place=trust.place))
+        if name in [one.name for one in trust.keys]:
+            raise UserError(
+                f"{str(trusted)!r} trusts a key of the {name}, and {str(key)!r} is not there: bring it back, or make"
+                f" another on purpose: elder keys --new --role {role} --set signing.private_key={key}"
+            )
         key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new_key(settings, root, [role], name)
     elif public_text(read_private(key)) not in [one.public_key for one in trust.keys]:

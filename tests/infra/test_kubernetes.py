@@ -76,6 +76,10 @@ def test_a_job_asks_for_its_gpus(template: dict[str, Any]) -> None:
         "Never",
         "prefect-job",
     )
+    # the committed keys/trusted.yaml is the image's: a job cannot say whom others believe
+    places = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert "/keys" in places
+    assert "/project/keys" not in places
     assert {mount["name"] for mount in container["volumeMounts"]} == {
         volume["name"] for volume in pod["volumes"]
     }

@@ -54,7 +54,7 @@ def test_wrong_input_ends_in_one_sentence(
 ) -> None:
     stored = set((tmp_path / "store").rglob("*"))
     assert "holds no model 'tinny': it has tiny" in refusal(capsys, "tinny")
-    assert "registry.name = '../x': use letters" in refusal(capsys, "../x", lines=2)
+    assert "registry.name: use letters" in refusal(capsys, "../x", lines=2)
     away = ["registry.tracking_uri=http://127.0.0.1:9"]
     assert "it cannot be reached" in refusal(capsys, "tiny", overrides=away)
     assert "'nonsense'" in refusal(capsys, "tiny", overrides=["nonsense"])
