@@ -73,10 +73,8 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_project(folder: Path) -> Path:
     """Copy the project, with short texts, a small model, and parameters for a short run."""
-    folder = tmp_path_factory.mktemp("project")
     for name in ("tasks", "elder", "flows", ".dvc", "data/tasks"):
         shutil.copytree(
             ROOT / name,
@@ -94,3 +92,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tree[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
     return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the project."""
+    return make_project(tmp_path_factory.mktemp("project"))
