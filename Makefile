@@ -1,12 +1,12 @@
 # make demo: the main job on the bundled model. make test: the tests, in JOBS processes. Both build .venv first where it is missing.
-# make services: PostgreSQL, Prefect, MLflow and an S3 store, with docker.
+# make services: PostgreSQL, Prefect, MLflow and an S3 store, with docker. make chaos: hundreds of faults, docs/chaos.md.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-.PHONY: demo test lint services clean
+.PHONY: demo test lint services chaos clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -19,6 +19,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Kills, full disks, failing stores and databases: says what came of each, and fails where anything was lost or doubled.
+chaos: $(STAMP)
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
 # The services with docker; without it: infra/native.sh up.
 services:

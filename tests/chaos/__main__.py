@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.chaos import building, driver, promoters, table, whole
-from tests.chaos.disk import Disk
 from tests.chaos.plan import FULL, SHORT, Size, plan
-from tests.chaos.postgres import Postgres, installed
-from tests.chaos.s3 import Server
+from tests.chaos.services.disk import Disk
+from tests.chaos.services.postgres import Postgres, installed
+from tests.chaos.services.s3 import Server
 from tests.chaos.trials import GOOD, Trial, try_fault
 from tests.chaos.worlds import World
 
@@ -77,6 +77,8 @@ def worlds() -> Iterator[list[World]]:
     with ExitStack() as held:
         held.callback(shutil.rmtree, place, ignore_errors=True)
         disk.mount()
+        if not disk.own:
+            print("no disk can be mounted here: none is filled up")
         held.callback(disk.unmount)
         local = World(place / "local", disk)
         local.place.mkdir()

@@ -22,8 +22,8 @@ LIGHT: dict[str, dict[str, Any]] = {
     "evaluate": {"baselines": [], "tasks": ["blimp_passive_1"], "max_tokens": 256},
     "energy": {"measure": False},
 }
-# changes what a run is, and nothing of what it finds out
-OTHER_RUNS = ("gate.max_task_loss=0.9", "gate.max_task_loss=0.8")
+# what makes another run of it, and changes nothing that it finds out here
+OTHER_RUNS = ("speed.prompt_iterations=3", "speed.prompt_iterations=4")
 
 
 def build(world: World, beside: World | None = None) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.chaos import driver, effects, s3
-from tests.chaos.disk import PAGE
+from tests.chaos import driver, effects
+from tests.chaos.services.disk import PAGE
 from tests.chaos.trials import Fault, Scene
 
 T = TypeVar("T")
@@ -19,7 +19,8 @@ def spread(values: Sequence[T], most: int) -> list[T]:
     """Return at most so many of some values, at even distances."""
     if len(values) <= most:
         return list(values)
-    return [values[index * len(values) // most] for index in range(most)]
+    step = len(values) / most
+    return [values[int((index + 0.5) * step)] for index in range(most)]
 
 
 def effects_of(scene: Scene) -> list[str]:
@@ -110,14 +111,16 @@ def killed_at_boundaries(scene: Scene) -> list[Fault]:
 
 
 def killed_in_stages(scene: Scene, each: int, seed: int) -> list[Fault]:
-    """Kill -9 at random moments inside each stage of a compression, at its start and at its end."""
+    """Kill -9 at the start of each stage of a compression, and at random moments inside it; of one moment, at that."""
     from elder.compression.stages import STAGES
 
     took = _seconds_of_stages(scene)
     draw, found = random.Random(seed), []
     for stage in STAGES:
-        moments = [draw.random() * took[stage.name] for _ in range(each)]
-        for moment in [None, *moments]:
+        moments: list[float | None] = [
+            draw.random() * took[stage.name] for _ in range(each)
+        ]
+        for moment in moments if each == 1 else [None, *moments]:
 
             def arm(name: str = stage.name, moment: float | None = moment) -> None:
                 _die_in_stage(name, moment)
@@ -280,6 +283,3 @@ def _statements_of(scene: Scene) -> int:
         scene.world.reset(scene.template)
         scene.world.run(*scene.command, arm=arm)
         return int(path.read_text())
-
-
-ALL_STORE_FAULTS = s3.FAULTS

@@ -1,6 +1,5 @@
 """What readers see of a world: finished things, and whether any of them is not whole."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,24 +88,27 @@ def _look_at_store(state: State, settings: Any) -> None:
 
 def _look_at_registry(state: State, settings: Any) -> None:
     from elder.errors import UserError
-    from tasks.registry.champion import stored_record
-    from tasks.registry.client import Registry
+    from tasks.registry.ledger import open_ledger
+    from tasks.registry.registration import TAG
 
-    registry = Registry(settings.registry)
-    wanted = f"name = '{registry.name}'"
+    ledger = open_ledger(settings, Path.cwd(), settings.registry.name)
+    registry, wanted = ledger.registry, f"name = '{ledger.name}'"
     with registry.refusals():
         versions = registry.client.search_model_versions(wanted)
     for version in versions:
-        name, digest = f"version {version.version}", version.tags.get("digest", "")
+        name = f"version {version.version}"
+        if TAG not in version.tags:  # no reader takes it before it is signed
+            state.things[f"unsigned {name}"] = "registered"
+            continue
         try:
-            record = stored_record(str(version.source), settings.store)
+            verified = ledger.version(str(version.version))
         except UserError as error:
             state.faults.append(f"{name}: {error}")
             continue
-        if not digest or not str(version.source).endswith(digest):
-            state.faults.append(f"{name} is not said to be what it points to")
-        told = f"without layers {record.removed}, gate {version.tags.get('gate')}"
-        state.add(name, told, digest)
+        told = (
+            f"without layers {verified.record.removed}, gate {version.tags.get('gate')}"
+        )
+        state.add(name, told, verified.digest)
     for alias, number in registry.aliases_and_tags()[0].items():
         state.things[f"alias {alias}"] = number
         if f"version {number}" not in state.things:
@@ -139,20 +141,14 @@ def _names(runs: Any) -> list[str]:
 
 
 def _look_at_history(state: State, settings: Any) -> None:
-    from elder.errors import UserError
-    from tasks.registry.history import read_log
-    from tasks.store.open import configured_store
+    from tasks.registry.ledger import open_ledger
 
-    store = configured_store(settings.store, Path.cwd())
-    try:
-        log = read_log(store, settings.registry.name)
-    except UserError as error:
-        state.faults.append(str(error))
-        return
-    for entry in log:
+    ledger = open_ledger(settings, Path.cwd(), settings.registry.name)
+    history = ledger.history()
+    state.faults += ledger.faults(history)
+    for entry in history.entries:
         what = f"{entry.action} {entry.previous} to {entry.version}"
-        digest = hashlib.sha256(entry.model_dump_json().encode()).hexdigest()
-        state.add(f"decision {entry.number}", what, digest)
+        state.add(f"decision {entry.number}", what, str(entry.sha256))
 
 
 def _look_at_runs(state: State) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.chaos import faults, s3
+from tests.chaos import faults
 from tests.chaos.building import NAME
 from tests.chaos.looking import State
+from tests.chaos.services import s3
 from tests.chaos.trials import Fault, Scene
 from tests.chaos.worlds import World
 
@@ -33,7 +34,7 @@ class Size:
         moments: random moments of a command.
         store: seeds for each way in which the store fails.
         database: statements before which the database restarts.
-        steps: whether the boundaries of all steps are tried out, which takes minutes.
+        steps: whether rollbacks, boundaries of all steps and single ways of failing are tried out, too.
         pairs: pairs of promoters.
         flows: flows under Prefect that are killed.
     """
@@ -63,15 +64,15 @@ FULL = Size(
     flows=3,
 )
 SHORT = Size(
-    effects=7,
-    writes=3,
-    pages=3,
+    effects=4,
+    writes=1,
+    pages=1,
     stages=1,
-    moments=1,
-    store=2,
+    moments=0,
+    store=1,
     database=1,
     steps=False,
-    pairs=2,
+    pairs=1,
     flows=0,
 )
 
@@ -127,7 +128,8 @@ def _of_process_and_disk(scene: Scene, size: Size, seed: int) -> Iterator[Fault]
 
 
 def _of_services(scene: Scene, size: Size, seed: int) -> Iterator[Fault]:
-    for kinds in (ERRORS, ("cut",), ("wrong bytes",), s3.FAULTS):
+    apart = [("cut",), ("wrong bytes",)] if size.steps else []
+    for kinds in (ERRORS, *apart, s3.FAULTS):
         yield from faults.store_fails(scene, kinds, RATE, size.store, seed)
     yield from faults.store_fails(scene, ERRORS, 1.0, 1, seed)
     yield from faults.killed_at_effects(scene, size.effects // 2)

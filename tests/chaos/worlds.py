@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import driver, forks, looking, s3
-from tests.chaos.disk import Disk
+from tests.chaos import driver, forks, looking
 from tests.chaos.forks import Ending
 from tests.chaos.looking import State
-from tests.chaos.postgres import Postgres
+from tests.chaos.services import s3
+from tests.chaos.services.disk import Disk
+from tests.chaos.services.postgres import Postgres
 from tests.conftest import QUIET
 
 BUCKET, DATABASE = "chaos", "chaos"

@@ -1,4 +1,4 @@
-"""An S3 server that fails when it is told to: ``python -m tests.chaos.s3`` prints its address and serves until it ends.
+"""An S3 server that fails when it is told to: started as a program it prints its address, and serves until it ends.
 
 Behind it is moto's server. What it does to a request: refuse it, with what S3 says when it is overloaded; carry it out
 and lose the answer; drop the connection; cut the body of an answer, or change a byte of it; not answer in time.
@@ -117,7 +117,9 @@ class Server:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.s3"], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.chaos.services.s3"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout
         self.endpoint = self.process.stdout.readline().strip()
