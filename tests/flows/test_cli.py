@@ -60,7 +60,6 @@ def test_a_wrong_parameter_is_refused_before_any_work(
 def test_an_unreachable_store_is_refused_before_any_work(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.store.s3.ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     said = refusal(
