@@ -20,6 +20,8 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
+# before any library reads it, those that other conftests import included
+os.environ.update(QUIET)
 HOME = pytest.StashKey[str]()
 TESTS = Path(__file__).parent
 SERVICES = "tests/infra/"
@@ -28,8 +30,7 @@ SLOWEST = ("infra", "flows", "tasks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment before any library reads it; processes that tests start inherit it."""
-    os.environ.update(QUIET)
+    """Give Prefect a home of its own, which processes that tests start inherit."""
     os.environ.pop("PREFECT_API_URL", None)
     os.environ["PREFECT_HOME"] = config.stash[HOME] = tempfile.mkdtemp(
         prefix="elder-tests-prefect-"
