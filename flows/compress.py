@@ -79,6 +79,6 @@ def do_all(run: Run) -> Record:
     published = publish(run, record)
     mlflow_run, version = register_run(record, published, settings, run.root)
     record = with_outcome(record, published, version, run.report)
-    report(record, run.report, settings.registry, mlflow_run)
+    report(record, run.report, mlflow_run, settings, run.root)
     close_run(run.folder, record)
     return record

@@ -34,6 +34,8 @@ from tasks.provenance.bundle import BadSignature
 from tasks.provenance.keys import Signer, signer_of
 from tasks.provenance.signing import SIGNATURE, check_files
 from tasks.provenance.trust import Trust, trust_of
+from tasks.registry.attached import TAG as ATTACHED
+from tasks.registry.attached import check_attached
 from tasks.registry.client import Reference, Registry
 from tasks.registry.history import Entry, read_history
 from tasks.registry.metrics import created_at
@@ -298,7 +300,8 @@ def _fill(
             with registry.refusals():
                 registry.client.delete_model_version_tag(registry.name, version, TAG)
         registry.sign_version(version, digest, record.run_id, signer)
-    if RECORD not in registry.attached(run):
+    signed = _attached_are_signed(registry, run, record.run_id, trust)
+    if not signed or RECORD not in registry.attached(run):
         artifact = model.published.model_dump(exclude={"uploaded_bytes"})
         whole = record.model_copy(
             update={"artifact": artifact, "model_version": version}
@@ -306,10 +309,21 @@ def _fill(
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.html"
             write_report(whole, report)
-            registry.log_files(run, whole, report)
+            registry.log_files(run, whole, report, signer)
     if status != "FINISHED":
         registry.end_run(run, at=at)
     return version
+
+
+def _attached_are_signed(
+    registry: Registry, run: str, run_id: str, trust: Trust
+) -> bool:
+    """Say whether the list of what is attached to an MLflow run is signed."""
+    try:
+        check_attached(registry.run(run).data.tags.get(ATTACHED), run_id, trust)
+    except BadSignature:
+        return False
+    return True
 
 
 def _register(

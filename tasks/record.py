@@ -160,19 +160,21 @@ def register_run(
 
 @task(name="report", retries=2, retry_delay_seconds=5, retry_condition_fn=try_again)
 def report(
-    record: Record, path: Path, settings: params.Registry, mlflow_run: str
+    record: Record, path: Path, mlflow_run: str, settings: params.Params, root: Path
 ) -> None:
-    """Write the report, attach it and the record to the MLflow run, and close that.
+    """Write the report, attach it and the record to the MLflow run, sign what is attached, and close the run.
 
     Args:
         record: with the version and the place of the published model, which the report shows.
         path: HTML file to write.
-        settings: where the run is recorded.
-        mlflow_run: MLflow's id of it.
+        mlflow_run: MLflow's id of the run.
+        settings: where it is recorded, and who signs.
+        root: folder that relative paths start from.
     """
     write_report(record, path)
-    registry = Registry(settings)
-    registry.log_files(mlflow_run, record, path)
+    registry = Registry(settings.registry)
+    signer = signer_if_any(settings.signing, root)
+    registry.log_files(mlflow_run, record, path, signer)
     registry.end_run(mlflow_run)
 
 

@@ -21,11 +21,13 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MODEL = "https://model_signing/signature/v1.0"
 REGISTRATION = "urn:elder:registration:1"
+ATTACHED = "urn:elder:attached:1"
 DECISION = "urn:elder:decision:1"
 # what a key must be trusted with to sign a kind of statement
 ROLE_OF: dict[str, Role] = {
     MODEL: "model",
     REGISTRATION: "model",
+    ATTACHED: "model",
     DECISION: "decision",
 }
 LARGEST = 64 << 20  # bytes of a bundle: that of a model with a hundred thousand files

@@ -8,7 +8,8 @@ continues its MLflow run.
 import json
 import re
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,14 @@ from elder.record import Json, Record, plain
 from tasks.provenance.bom import RECORD
 from tasks.provenance.keys import Signer
 from tasks.record_file import record_text
+from tasks.registry.attached import TAG as ATTACHED_TAG
+from tasks.registry.attached import sign_attached
 from tasks.registry.connection import connect, plain_refusals, sqlite_file
 from tasks.registry.metrics import created_at, metrics_of, params_of, tags_of
 from tasks.registry.registration import TAG, sign_registration
 from tasks.retry import patient
 from tasks.store.base import Published
-from tasks.store.open import open_model
+from tasks.store.manifest import fingerprint
 
 if TYPE_CHECKING:
     from mlflow.entities import Run, RunInfo
@@ -140,16 +143,33 @@ class Registry:
             self.client.log_batch(mlflow_run, tags=tags)
 
     def log_files(
-        self, mlflow_run: str, record: Record, report: Path | None = None
+        self,
+        mlflow_run: str,
+        record: Record,
+        report: Path | None = None,
+        signer: Signer | None = None,
     ) -> None:
-        """Attach record.json, layer_weights.json where weights were learnt, and the report, replacing older ones."""
+        """Attach record.json, layer_weights.json where weights were learnt, and the report, replacing older ones.
+
+        Args:
+            mlflow_run: MLflow's id of the run.
+            record: of the run.
+            report: HTML file.
+            signer: signs what was attached; None: nobody will believe it.
+        """
+        texts = {RECORD: record_text(record)}
+        if record.weights:
+            texts[WEIGHTS_FILE] = json.dumps(plain(record.weights))
+        files = {name: text.encode() for name, text in texts.items()}
         with self.refusals():
-            self.client.log_text(mlflow_run, record_text(record), RECORD)
-            if record.weights:
-                weights = json.dumps(plain(record.weights))
-                self.client.log_text(mlflow_run, weights, WEIGHTS_FILE)
+            for name, text in texts.items():
+                self.client.log_text(mlflow_run, text, name)
             if report is not None:
                 self.client.log_artifact(mlflow_run, str(report))
+                files[report.name] = report.read_bytes()
+            if signer is not None:
+                tag = sign_attached(record.run_id, files, signer)
+                self.client.set_tag(mlflow_run, ATTACHED_TAG, tag)
 
     def attached(self, mlflow_run: str) -> set[str]:
         """Return the names of the files attached to an MLflow run."""
@@ -162,9 +182,22 @@ class Registry:
         Raises:
             UserError: MLflow does not have it, or it is not JSON.
         """
-        with self.refusals(), tempfile.TemporaryDirectory() as place:
-            path = Path(self.client.download_artifacts(mlflow_run, name, place))
+        with self._attached_file(mlflow_run, name) as path:
             return read_json(path, f"{name} of the MLflow run")
+
+    def attached_digest(self, mlflow_run: str, name: str) -> str:
+        """Return the sha256 of a file attached to an MLflow run.
+
+        Raises:
+            UserError: MLflow does not have it.
+        """
+        with self._attached_file(mlflow_run, name) as path:
+            return fingerprint(path).sha256
+
+    @contextmanager
+    def _attached_file(self, mlflow_run: str, name: str) -> Iterator[Path]:
+        with self.refusals(), tempfile.TemporaryDirectory() as place:
+            yield Path(self.client.download_artifacts(mlflow_run, name, place))
 
     def run(self, mlflow_run: str) -> "Run":
         """Return an MLflow run with its parameters, newest metrics and tags."""
@@ -269,20 +302,6 @@ class Registry:
                 f"{uri}: name a registered model as models:/name@alias or models:/name/3"
             )
         return str(self.look_up(wanted).source)
-
-    def fetch(self, uri: str, target: Path, store: params.Store) -> Path:
-        """Copy a registered model to a new local folder, every sha256 checked.
-
-        Args:
-            uri: ``models:/name@alias`` or ``models:/name/3``.
-            target: folder to make; one that holds exactly this model already is returned as it is.
-            store: endpoint and region with which an S3 source is read.
-
-        Raises:
-            UserError: the URI is malformed, names nothing, or the bytes are damaged or not this project's.
-        """
-        source, prefix = open_model(self.source_of(uri), store.endpoint, store.region)
-        return source.fetch(prefix, target)
 
     def holder(self, alias: str) -> tuple[str, str] | None:
         """Return (version, URL in the store) of the version that has an alias right now, or None if none has."""

@@ -145,6 +145,12 @@ def _load_elsewhere(
     return done.stdout.strip().splitlines()[-1]
 
 
+def copied(registry: Registry, uri: str, target: Path, kept: params.Store) -> Path:
+    """Copy the files that a name of the registry leads to."""
+    source = registry.source_of(uri)
+    return open_store(kept.url, kept.endpoint, kept.region).fetch(source, target)
+
+
 def test_everything_of_a_record_is_on_the_run(settings, record, tmp_path):
     record["lineage"]["params"]["registry"]["tracking_uri"] = (
         f"postgresql://me:{SECRET}@db/x"
@@ -242,14 +248,14 @@ def test_registered_version_loads_in_transformers(settings, record, model, tmp_p
 
     kept = params.Store(url=str(tmp_path / "a store #1"))
     for uri in ("models:/tiny@challenger", f"models:/tiny/{version}"):
-        folder = registry.fetch(uri, tmp_path / uri.replace("/", "_"), kept)
+        folder = copied(registry, uri, tmp_path / uri.replace("/", "_"), kept)
         assert (folder / "model.safetensors").read_bytes() == (
             model / "model.safetensors"
         ).read_bytes()
     weights = Path(published.url) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     with pytest.raises(UserError, match="damaged.*model.safetensors"):
-        registry.fetch(f"models:/tiny/{version}", tmp_path / "damaged", kept)
+        copied(registry, f"models:/tiny/{version}", tmp_path / "damaged", kept)
 
 
 def test_registered_version_in_s3_loads_in_transformers(
@@ -278,7 +284,7 @@ def test_registered_version_in_s3_loads_in_transformers(
         uri = f"models:/tiny/{version}"
         env = {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         assert _load_elsewhere(settings, uri, tmp_path, env) == "[[1, 2]] 2 (1, 2, 4)"
-        folder = registry.fetch(uri, tmp_path / "copy", kept)
+        folder = copied(registry, uri, tmp_path / "copy", kept)
         assert (folder / "config.json").read_bytes() == (
             model / "config.json"
         ).read_bytes()
@@ -326,7 +332,7 @@ def test_a_failed_flow_leaves_no_running_run(settings):
     assert client.get_run(run).info.status == "FINISHED"
 
 
-def test_bad_model_uris(settings, tmp_path):
+def test_bad_model_uris(settings):
     for uri in (
         "models:/tiny",
         "models:/tiny/latest",
@@ -334,11 +340,10 @@ def test_bad_model_uris(settings, tmp_path):
         "models:/a/b/3",
     ):
         with pytest.raises(UserError, match="models:/name@alias or models:/name/3"):
-            Registry(settings).fetch(uri, tmp_path / "x", params.Store())
+            Registry(settings).source_of(uri)
     for uri in ("models:/absent@challenger", "models:/absent/1"):
         with pytest.raises(UserError, match="absent"):
-            Registry(settings).fetch(uri, tmp_path / "x", params.Store())
-    assert not (tmp_path / "x").exists()
+            Registry(settings).source_of(uri)
 
 
 def test_unusable_tracking(tmp_path, monkeypatch):
