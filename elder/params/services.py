@@ -74,6 +74,10 @@ class Signing(Section):
         "keys/trusted.yaml",
         description="file of the public keys that are believed; commit it",
     )
+    required: bool = Field(
+        True,
+        description="load from a store or registry only what a trusted key has signed",
+    )
     command: str | None = Field(
         None,
         description="program that signs with a key of its own, in place of private_key",

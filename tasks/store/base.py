@@ -124,21 +124,27 @@ class Store(ABC):
             )
         return parse(data, self._show(prefix))
 
-    def fetch(self, url: str, target: Path) -> Path:
+    def fetch(self, url: str, target: Path, wanted: str | None = None) -> Path:
         """Copy a published model to a new folder, checking the sha256 of every file.
 
         Args:
             url: what ``publish`` returned, or the same relative to the store.
             target: folder to make; one that holds exactly this model already is returned as it is.
+            wanted: digest that the model must have; None: any.
 
         Raises:
-            UserError: there is no whole model at ``url``, a file is damaged, or ``target`` cannot be written.
+            UserError: there is no whole model at ``url``, or another one than is wanted, a file is damaged, or
+                ``target`` cannot be written.
         """
         prefix, target, files = (
             self._prefix(url),
             Path(target).absolute(),
             self.manifest(url),
         )
+        if wanted not in (None, digest(files)):
+            raise UserError(
+                f"{self._show(prefix)} became another model while it was read: try again"
+            )
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         with plain_errors(target):
             if target.exists() and (not target.is_dir() or any(target.iterdir())):

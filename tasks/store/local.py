@@ -31,14 +31,14 @@ class LocalStore(Store):
         self.root = Path(root).expanduser().resolve()
         super().__init__(str(self.root))
 
-    def fetch(self, url: str, target: Path) -> Path:
+    def fetch(self, url: str, target: Path, wanted: str | None = None) -> Path:
         """See ``Store``; a target among the published models is refused."""
         models = self.root / self._prefix(url).partition("/")[0]
         if Path(target).resolve().is_relative_to(models):
             raise UserError(
                 f"{target} lies inside the store {self.root}: name a folder elsewhere"
             )
-        return super().fetch(url, target)
+        return super().fetch(url, target, wanted)
 
     def as_it_lies(self, url: str, target: Path) -> Lying:
         """See ``Store``; the model's own folder is returned, where nothing is wrong with what lies there."""

@@ -148,7 +148,8 @@ def test_models_of_the_store_are_looked_up_with_the_commands_own_parameters(
             return first.url
 
     monkeypatch.setattr(models, "Registry", Elsewhere)
-    settings = read_params(None, ["registry.tracking_uri=sqlite:///other.db"], {})
+    own = ["registry.tracking_uri=sqlite:///other.db", "signing.required=false"]
+    settings = read_params(None, own, {})
     folder = Path(SERVICES.local_model("models:/tiny@champion", settings))
     assert asked == ["sqlite:///other.db"]
     assert folder == here / models.PLACE / first.digest[:16]
