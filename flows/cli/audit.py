@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from tasks.audit.reproduce import Reproduction
     from tasks.audit.run import Audit
 
+Waivers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--waive", metavar="CHECK", help="Let this check fail; repeatable, and told."
+    ),
+]
 MARKS = {True: "holds", False: "BROKEN", None: "unknown"}
 
 
@@ -27,12 +33,13 @@ def audit(
     public_key: Annotated[
         Path | None,
         typer.Option(
-            help="Key that must have signed; by default that beside signing.private_key."
+            help="Key that must have signed; by default one of those in signing.trusted."
         ),
     ] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure the perplexities again, too.")
     ] = False,
+    waive: Waivers = None,
     common: CommonOptions,
 ) -> None:
     """Recompute what the record of a registered version says, and name each thing that does not hold."""
@@ -43,7 +50,7 @@ def audit(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from tasks.audit.run import audit as run
 
-    result = run(settings, Path.cwd(), name, public_key, evaluate)
+    result = run(settings, Path.cwd(), name, public_key, evaluate, waive or ())
     show(result.model_dump(), common.as_json, lambda: _audit_lines(result))
     if not result.ok:
         raise typer.Exit(1)
@@ -61,6 +68,7 @@ def reproduce(
         Path | None,
         typer.Option(help="Folder that keeps the model that is made again."),
     ] = None,
+    waive: Waivers = None,
     common: CommonOptions,
 ) -> None:
     """Make a registered version again from its record, with its commit and its data, and compare."""
@@ -71,19 +79,21 @@ def reproduce(
     prepare_environment()
     from tasks.audit.reproduce import make_again
 
-    result = make_again(settings, root, name, output)
+    result = make_again(settings, root, name, output, waive or ())
     show(result.as_json(), common.as_json, lambda: _reproduction_lines(result))
     if not result.comparison.ok:
         raise typer.Exit(1)
 
 
 def _audit_lines(result: "Audit") -> list[str]:
-    lines = [
-        f"{MARKS[check.ok]:<8} {check.name}: {check.detail}" for check in result.checks
-    ]
-    broken = ", ".join(result.broken)
+    lines = []
+    for check in result.checks:
+        mark = "waived" if check.waived else MARKS[check.ok]
+        lines.append(f"{mark:<8} {check.name}: {check.detail}")
+    broken, waived = ", ".join(result.broken), ", ".join(result.waived)
     verdict = f"does not hold: {broken}" if broken else "nothing speaks against it"
-    return [*lines, f"{result.name} version {result.version}: {verdict}"]
+    but = f" but what was waived: {waived}" if waived and not broken else ""
+    return [*lines, f"{result.name} version {result.version}: {verdict}{but}"]
 
 
 def _reproduction_lines(result: "Reproduction") -> list[str]:

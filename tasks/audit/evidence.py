@@ -11,6 +11,8 @@ from elder.errors import UserError
 from elder.files import read_json, read_small
 from elder.record import Json, Record, read_record
 from tasks.provenance.bom import RECORD
+from tasks.provenance.bundle import Signed
+from tasks.provenance.signing import SIGNATURE, check_files
 from tasks.provenance.trust import Trust
 from tasks.registry.client import Registry, parse_reference
 from tasks.store.manifest import MANIFEST, Files, describe, parse
@@ -30,7 +32,7 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """A registered version as it is found.
+    """A registered version as it is found. Nothing in its folder is parsed unless its signature holds, or is waived.
 
     Attributes:
         name: registered model.
@@ -44,6 +46,7 @@ class Evidence:
         settings: parameters of whoever audits.
         root: the project's folder.
         trust: who must have signed.
+        waived: checks that may fail.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Evidence:
     settings: params.Params
     root: Path
     trust: Trust
+    waived: frozenset[str] = frozenset()
 
     @cached_property
     def files(self) -> Files:
@@ -74,15 +78,34 @@ class Evidence:
         if not path.is_file():
             raise Broken(f"{MANIFEST} is missing")
         try:
-            with path.open("rb") as handle:
-                return parse(read_small(handle, MANIFEST), self.source)
+            return parse(small_file(path), self.source)
         except UserError as error:
             raise Broken(str(error)) from None
 
     @cached_property
+    def signature(self) -> Signed | UserError:
+        """Return the signature over the files as they are, or why there is none that holds."""
+        path = self.folder / SIGNATURE
+        try:
+            data = small_file(path) if path.is_file() else None
+            return check_files(data, self.files, self.trust)
+        except UserError as error:
+            return error
+
+    def content(self) -> Path:
+        """Return the folder for what is to be parsed.
+
+        Raises:
+            Unknown: the signature does not hold, so that anybody may have written what lies there.
+        """
+        if isinstance(self.signature, UserError) and "signature" not in self.waived:
+            raise Unknown("the signature does not hold, so nothing of this is read")
+        return self.folder
+
+    @cached_property
     def record_tree(self) -> Json:
         """Return the content of record.json as it is written, which may be any JSON."""
-        path = self.folder / RECORD
+        path = self.content() / RECORD
         if not path.is_file():
             raise Broken(f"{RECORD} is missing")
         try:
@@ -107,9 +130,22 @@ Check = Callable[[Evidence], str]
 
 
 def gather(
-    settings: params.Params, root: Path, name: str, trust: Trust, place: Path
+    settings: params.Params,
+    root: Path,
+    name: str,
+    trust: Trust,
+    place: Path,
+    waived: frozenset[str] = frozenset(),
 ) -> Evidence:
-    """Find a version in the registry and what it points to in the store, which may be copied into ``place``.
+    """Find a version in the registry and what it points to in the store.
+
+    Args:
+        settings: registry and store.
+        root: the project's folder.
+        name: ``NAME@ALIAS`` or ``NAME/VERSION``.
+        trust: who must have signed.
+        place: folder that what lies in the store may be copied into.
+        waived: checks that may fail.
 
     Raises:
         UserError: the name means nothing, there is no such version, or registry or store cannot be read.
@@ -141,4 +177,15 @@ def gather(
         settings=settings,
         root=root,
         trust=trust,
+        waived=waived,
     )
+
+
+def small_file(path: Path) -> bytes:
+    """Return all bytes of a file that is not large in any honest model.
+
+    Raises:
+        UserError: it is.
+    """
+    with path.open("rb") as handle:
+        return read_small(handle, path.name)

@@ -7,6 +7,8 @@ from elder.record import Json
 from tasks import record_file
 from tasks.audit.evidence import Broken, Check, Evidence
 from tasks.provenance.bom import RECORD
+from tasks.provenance.bundle import BadSignature
+from tasks.registry.attached import TAG, check_attached
 from tasks.registry.metrics import metrics_of, params_of, tags_of
 
 OUTCOME = set(record_file.OUTCOME)  # known only after the folder was published
@@ -17,8 +19,9 @@ Points = dict[str, set[tuple[int, float]]]  # (step, value) by name of the metri
 
 def attached_record(evidence: Evidence) -> str:
     """Compare the record attached to the MLflow run with the one in the store, key by key as JSON."""
-    attached, stored = evidence.attached(RECORD), evidence.record_tree
+    stored = evidence.record_tree
     _ = evidence.record  # must be one
+    attached = evidence.attached(RECORD)
     if not isinstance(attached, dict):
         raise Broken(f"{RECORD} of the MLflow run is no record of a run")
     keys = sorted({*stored, *attached} - OUTCOME)
@@ -78,6 +81,27 @@ def version_tags(evidence: Evidence) -> str:
     return f"{len(own)} tags of version and run follow from the record"
 
 
+def report(evidence: Evidence) -> str:
+    """Compare what is attached to the MLflow run, its report above all, with the signed list of it."""
+    run, registry = evidence.run, evidence.registry
+    run_id = evidence.record.run_id
+    try:
+        wanted = check_attached(run.data.tags.get(TAG), run_id, evidence.trust)
+    except BadSignature as error:
+        raise Broken(str(error)) from None
+    present = registry.attached(run.info.run_id)
+    faults = []
+    for name, sha256 in wanted.items():
+        if name not in present:
+            faults.append(f"{name} was attached and is missing")
+        elif registry.attached_digest(run.info.run_id, name) != sha256:
+            faults.append(f"{name} is not what was attached")
+    faults += [f"{name} was not attached by the run" for name in present - set(wanted)]
+    if faults:
+        raise Broken(f"of the MLflow run's files, {'; '.join(sorted(faults))}")
+    return f"{some(sorted(wanted))} are as the run attached and signed them"
+
+
 def some(names: list[str]) -> str:
     """List names in a sentence: the first few, and how many more there are."""
     more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
@@ -112,4 +136,5 @@ MLFLOW_CHECKS: dict[str, Check] = {
     "parameters in MLflow": logged_params,
     "metrics in MLflow": logged_metrics,
     "tags": version_tags,
+    "report": report,
 }

@@ -135,7 +135,7 @@ def measured_again(evidence: Evidence) -> str:
     recorded = params_of_record(record.lineage.params)
     asked = recorded.evaluate
     seed_everything(recorded.calibration.seed)
-    loaded = load_model(_own(recorded.model, evidence.folder))
+    loaded = load_model(_own(recorded.model, evidence.content()))
     length = evaluation_length(recorded, loaded)
     sentences = []
     for domain, told in record.candidate.perplexity.items():

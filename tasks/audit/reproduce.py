@@ -7,7 +7,7 @@ found by their digest: in DVC's cache, on its remote, or made again by the stage
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,9 +20,12 @@ from elder.files import check_output, whole_folder
 from elder.locks import hold
 from elder.names import shown
 from elder.record import Json, Lineage, Number, Record
-from tasks.audit.evidence import Broken, Evidence, Unknown, gather
+from tasks.audit.evidence import Broken, Evidence, gather
 from tasks.audit.rerun import Rerun, bring_data, code_of
-from tasks.audit.store import files, names
+from tasks.audit.run import examine, waivers
+from tasks.audit.store import STORE_CHECKS
+from tasks.audit.trust import name as registered_name
+from tasks.audit.trust import registration
 from tasks.data import DATA
 from tasks.provenance.lineage import hardware
 from tasks.provenance.trust import trust_of
@@ -31,6 +34,8 @@ from tasks.store.models import local_model
 # Relative difference of a perplexity: rounding to text where all else is the same; other processors and versions add up
 # roundings in another order, and training passes that on.
 SAME, ELSEWHERE = 1e-6, 2e-2
+# checks of the audit that come before a record is followed
+BEFORE = STORE_CHECKS | {"registration": registration, "name": registered_name}
 
 
 class Made(BaseModel):
@@ -101,27 +106,33 @@ class Reproduction(BaseModel):
 
 
 def make_again(
-    settings: params.Params, root: Path, name: str, output: Path | None = None
+    settings: params.Params,
+    root: Path,
+    name: str,
+    output: Path | None = None,
+    waive: Collection[str] = (),
 ) -> Reproduction:
     """Make a registered version again, and compare layers, weights and perplexities with its record.
 
     Args:
-        settings: registry and store.
+        settings: registry and store, and whom to believe.
         root: the project's folder, a git repository with DVC.
         name: ``NAME@ALIAS`` or ``NAME/VERSION``.
         output: new folder that keeps the model; None keeps nothing.
+        waive: names of checks that may fail.
 
     Raises:
-        UserError: there is no such version, its stored bytes are not what they were, or something that it was made from
-            cannot be had any more.
+        UserError: there is no such version, it is not what was signed under this name and number, or something that it
+            was made from cannot be had any more.
     """
+    waived = waivers(waive)
     with (
         _claimed(output),
         tempfile.TemporaryDirectory(prefix="elder-reproduce-") as made,
     ):
         place = Path(made)
         trust = trust_of(settings.signing, root)
-        evidence = gather(settings, root, name, trust, place / "stored")
+        evidence = gather(settings, root, name, trust, place / "stored", waived)
         record = _whole_record(evidence, name)
         with code_of(root, record.lineage, place / "code") as (code, notes):
             rerun = Rerun(record, root, code, settings)
@@ -206,15 +217,17 @@ def compare_with_record(
 
 
 def _whole_record(evidence: Evidence, name: str) -> Record:
-    """Return the record of a version whose stored files are what they were."""
+    """Return the record of a version that is what was signed under its name and number."""
+    for title, check in BEFORE.items():
+        finding = examine(title, check, evidence)
+        if not (finding.ok or finding.waived):
+            raise UserError(
+                f"{name} is not what it was, so its record cannot be followed: {title}: {finding.detail}"
+            )
     try:
-        names(evidence)
-        files(evidence)
         return evidence.record
-    except (Broken, Unknown) as error:
-        raise UserError(
-            f"{name} is not what it was, so its record cannot be followed: {error}"
-        ) from None
+    except Broken as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _make(rerun: Rerun, place: Path) -> tuple[Made, dict[str, Number | None]]:

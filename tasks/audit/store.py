@@ -1,17 +1,16 @@
 """What an audit looks at in the store: names, manifest, files, digest, signature, bill of materials, weights."""
 
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elder.errors import UserError
-from elder.files import read_small
 from elder.names import shown
-from tasks.audit.evidence import Broken, Check, Evidence, Unknown
+from tasks.audit.evidence import Broken, Check, Evidence, Unknown, small_file
 from tasks.provenance.bom import BOM
 from tasks.provenance.bom import faults as bom_faults
-from tasks.provenance.bundle import BadSignature
-from tasks.provenance.signing import SIGNATURE, check_files
+from tasks.provenance.signing import SIGNATURE
 from tasks.store.manifest import MEND, difference, digest
 
 if TYPE_CHECKING:
@@ -73,22 +72,24 @@ def version_digest(evidence: Evidence) -> str:
 
 
 def signature(evidence: Evidence) -> str:
-    """Verify the signature: by a key that is trusted with models, over every file as it is."""
-    path = evidence.folder / SIGNATURE
-    data = _content(path) if path.is_file() else None
-    try:
-        signed = check_files(data, evidence.files, evidence.trust)
-    except BadSignature as error:
-        raise Broken(str(error)) from None
+    """Verify the signature: by a key that is trusted with models, over every file as it is, made in the key's time."""
+    signed = evidence.signature
+    if isinstance(signed, UserError):
+        raise Broken(str(signed))
+    if signed.key and (signed.key.since or signed.key.until):
+        made = datetime.fromisoformat(evidence.record.created)
+        fault = signed.key.untimely(made)
+        if fault:
+            raise Broken(f"{SIGNATURE} does not count: {fault}")
     return f"{SIGNATURE} holds for every file, by {signed.by}"
 
 
 def bill_of_materials(evidence: Evidence) -> str:
     """Compare the bill of materials with the files and with the record."""
-    path = evidence.folder / BOM
+    path = evidence.content() / BOM
     if not path.is_file():
         raise Broken(f"{BOM} is missing")
-    text = _content(path).decode(errors="replace")
+    text = small_file(path).decode(errors="replace")
     sentences = bom_faults(text, evidence.record, evidence.files)
     if sentences:
         raise Broken(f"{BOM}: {'; '.join(sentences)}")
@@ -105,10 +106,10 @@ def layers(evidence: Evidence) -> str:
         raise Broken(
             "the record does not say how many layers and parameters there were"
         )
-    refuse_foreign_code(evidence.folder)
+    refuse_foreign_code(evidence.content())
     try:
         config = AutoConfig.from_pretrained(
-            evidence.folder, trust_remote_code=False, local_files_only=True
+            evidence.content(), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # each family complains in its own way
         raise Broken(f"config.json cannot be read ({type(error).__name__})") from None
@@ -121,18 +122,12 @@ def layers(evidence: Evidence) -> str:
         raise Broken(
             f"config.json says {count} layers, the record says that {len(record.kept)} were kept"
         )
-    stored = parameters_stored(evidence.folder)
+    stored = parameters_stored(evidence.content())
     if stored not in (after, after + _saved_buffers(config)):
         raise Broken(
             f"the weights hold {stored:,} parameters, the record says {after:,}"
         )
     return f"{count} layers and {stored:,} parameters, as the record says"
-
-
-def _content(path: Path) -> bytes:
-    """Return all bytes of a file that is not large in any honest model."""
-    with path.open("rb") as handle:
-        return read_small(handle, path.name)
 
 
 def refuse_foreign_code(folder: Path) -> None:
@@ -181,6 +176,9 @@ STORE_CHECKS: dict[str, Check] = {
     "files": files,
     "digest": version_digest,
     "signature": signature,
+}
+# what is parsed once the signature holds
+CONTENT_CHECKS: dict[str, Check] = {
     "bill of materials": bill_of_materials,
     "layers and parameters": layers,
 }

@@ -21,7 +21,10 @@ SHOWN = "tiny\\nholds    signature: valid\\x1b[1A"
 
 def test_a_check_of_the_audit_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     check = Finding(name="bytes", ok=False, detail=f"{FORGED} is not in the manifest")
-    result = Audit(ok=False, name=FORGED, version="1", source="store", checks=[check])
+    named = {"broken": ["bytes"], "waived": [], "unknown": []}
+    result = Audit(
+        ok=False, name=FORGED, version="1", source="store", checks=[check], **named
+    )
     show(result.model_dump(), False, lambda: _audit_lines(result))
     assert capsys.readouterr().out.splitlines() == [
         f"BROKEN   bytes: {SHOWN} is not in the manifest",

@@ -1,5 +1,6 @@
 """A version that is honest in everything: a dense model without its middle layer, published and registered."""
 
+import copy
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from elder import params
@@ -16,7 +18,9 @@ from elder.model.layers import remove_layers
 from elder.model.load import parameter_count, weights_digest
 from elder.model.save import save_model
 from elder.record import CompressionRecord, Record, Row, Speed, plain
+from elder.report.html import write_report
 from elder.settings import validate
+from tasks.provenance.keys import signer_if_any, signer_of
 from tasks.record import publish_folder
 from tasks.registry.client import Registry
 from tests.tasks.audit.published import TEXT, Version, md5, parameters, words
@@ -52,7 +56,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    trust_a_key(root)
     return root
+
+
+def trust_a_key(root: Path) -> None:
+    """Make the project's key, and trust it from before the record was made."""
+    signer_of(params.Signing(), root, "model")
+    trusted = root / "keys" / "trusted.yaml"
+    keys = yaml.safe_load(trusted.read_text())
+    trusted.write_text(yaml.safe_dump([keys[0] | {"since": "2026-11-01"}]))
 
 
 @pytest.fixture(scope="module")
@@ -150,45 +163,77 @@ def publish_version(
     shallow: tuple[LlamaForCausalLM, dict[str, Any]],
     tmp_path: Path,
 ) -> Callable[..., Version]:
-    """Publish the shallower model as a version of its own, as the flow does; a test may spoil it."""
+    """Publish the shallower model as a version of its own, as the flow does; a test may spoil it.
+
+    Each test has a registered model to itself.
+    """
     made: list[Version] = []
+    name = tmp_path.name.replace("_", "-")
 
     def make(section: params.Signing = settings.signing) -> Version:
-        model, record = shallow
-        run_id = f"{tmp_path.name}-{len(made)}"
-        record, folder = record | {"run_id": run_id}, tmp_path / run_id
-        save_with_record(
-            model, words(), folder, CompressionRecord.model_validate(record)
-        )
-        with_key = settings.model_copy(update={"signing": section})
-        published = publish_folder(
-            folder, Record.model_validate(record), with_key, root
-        )
-        registry, typed = Registry(settings.registry), Record.model_validate(record)
-        run = registry.start_run(run_id)
-        registry.log_record(run, typed)
-        number = registry.register_version(run, typed, published)
-        later = {
-            "artifact": published.model_dump(exclude={"uploaded_bytes"}),
-            "model_version": number,
-        }
-        registry.log_files(run, typed.model_copy(update=later))
-        client = registry.client
-        place = Path(published.url)
-        made.append(
-            Version(
-                number=number,
-                run=run,
-                place=place,
-                url=published.url,
-                client=client,
-                again=make,
-                root=root,
-            )
-        )
+        named = settings.registry.model_copy(update={"name": name})
+        own = settings.model_copy(update={"registry": named, "signing": section})
+        run_id = f"{name}-{len(made)}"
+        record = copy.deepcopy(shallow[1]) | {"run_id": run_id}
+        record["lineage"]["params"] = own.model_dump(mode="json")
+        made.append(publish(own, root, (shallow[0], record), tmp_path / run_id))
+        made[-1].again = make
+        made[-1].get, made[-1].put = reader(root / "store"), writer(root / "store")
         return made[-1]
 
     return make
+
+
+def reader(store: Path) -> Callable[[str], bytes]:
+    return lambda key: (store / key).read_bytes()
+
+
+def writer(store: Path) -> Callable[[str, bytes | None], None]:
+    """Return a function that replaces an object of the store, or takes it away."""
+
+    def put(key: str, data: bytes | None) -> None:
+        path = store / key
+        if data is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    return put
+
+
+def publish(
+    settings: params.Params,
+    root: Path,
+    shallow: tuple[LlamaForCausalLM, dict[str, Any]],
+    folder: Path,
+) -> Version:
+    """Publish and register as the flow does."""
+    model, record = shallow
+    save_with_record(model, words(), folder, CompressionRecord.model_validate(record))
+    typed = Record.model_validate(record)
+    published = publish_folder(folder, typed, settings, root)
+    registry, signer = (
+        Registry(settings.registry),
+        signer_if_any(settings.signing, root),
+    )
+    run = registry.start_run(record["run_id"])
+    registry.log_record(run, typed)
+    number = registry.register_version(run, typed, published, signer)
+    report = folder.with_name("report.html")
+    write_report(typed, report)
+    registry.log_files(run, typed, report, signer)
+    return Version(
+        name=settings.registry.name,
+        number=number,
+        run=run,
+        place=Path(published.url),
+        url=published.url,
+        digest=published.digest,
+        client=registry.client,
+        root=root,
+        settings=settings,
+    )
 
 
 @pytest.fixture

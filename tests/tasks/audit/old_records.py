@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 RECORDS = Path(__file__).parents[2] / "records"
 NAME = "shallow"
 
@@ -39,12 +41,19 @@ class OldVersion:
         )
         return manifest["digest"]
 
+    def trust_its_key(self, root: Path) -> None:
+        """Believe the key that signed it, as somebody does who still has its public half."""
+        pem = (self.place / "signing.pub.pem").read_text(encoding="ascii")
+        lines = pem.strip().splitlines()[1:-1]
+        key = {"name": self.commit, "public_key": "".join(lines), "roles": ["model"]}
+        (root / "keys").mkdir()
+        (root / "keys" / "trusted.yaml").write_text(yaml.safe_dump([key]))
+
     def lay_out(self, root: Path) -> None:
         """Put dense model, data, key and the published folder where a project has them."""
         shutil.copytree(self.place / "models", root / "models", dirs_exist_ok=True)
         shutil.copytree(
             self.place / "data" / "md5", root / ".dvc" / "cache" / "files" / "md5"
         )
-        (root / "keys").mkdir()
-        shutil.copy(self.place / "signing.pub.pem", root / "keys")
+        self.trust_its_key(root)
         shutil.copytree(self.published, root / "store" / "models" / NAME / self.digest)

@@ -12,10 +12,16 @@ from transformers import PreTrainedTokenizerFast
 
 from elder import params
 from tasks.audit.run import audit
+from tasks.provenance.keys import signer_of
+from tasks.registry.history import Entry, append
+from tasks.registry.ledger import open_ledger
+from tasks.registry.versions import write_history
 from tasks.store.manifest import MANIFEST, describe, digest, dump
 
 TEXT = "a b c a b b c a " * 60
 Version = SimpleNamespace
+# a key that nobody trusts but its owner
+FOREIGN = params.Signing(private_key="foreign.pem", trusted="foreign.yaml")
 
 
 def md5() -> str:
@@ -49,11 +55,32 @@ def parameters(root: Path) -> dict[str, Any]:
 def broken(
     settings: params.Params, root: Path, version: Version, **options: Any
 ) -> dict[str, str]:
-    """Audit; return what does not hold, and what was said of it."""
-    result = audit(settings, root, f"shallow/{version.number}", **options)
-    faults = {check.name: check.detail for check in result.checks if check.ok is False}
-    assert result.ok is (not faults)
-    return faults
+    """Audit; return what does not hold and is not waived, and what was said of it."""
+    result = audit(settings, root, f"{version.name}/{version.number}", **options)
+    said = {check.name: check.detail for check in result.checks}
+    assert result.ok is (not result.broken)
+    return {name: said[name] for name in result.broken}
+
+
+def decide(version: Version) -> None:
+    """Make a version champion by a signed decision that the registry tells."""
+    ledger = open_ledger(version.settings, version.root, version.name)
+    log, head = ledger.history().entries, ledger.history().head
+    entry = Entry(
+        number=len(log) + 1,
+        action="promote",
+        version=version.number,
+        previous=log[-1].version if log else None,
+        digest=version.digest,
+        by="ada@example.org",
+        at="2026-11-25T02:15:00+00:00",
+        reason="better",
+        compared="It is better.",
+        before=head,
+    )
+    signer = signer_of(version.settings.signing, version.root, "decision")
+    assert append(ledger.decisions, version.name, entry, signer)
+    write_history(ledger.registry, ledger.history().entries)
 
 
 def flip(path: Path) -> None:

@@ -1,7 +1,6 @@
 """An audit names what lies in a store under a name or in a form that no model has; it writes and follows none of it."""
 
 import os
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tasks.audit.run import audit
 from tasks.store.open import open_store
 from tasks.store.s3 import S3Store
 from tests.tasks.audit.published import Version, broken, md5
+from tests.tasks.audit.tampering import point_to
 
 pytestmark = pytest.mark.usefixtures("credentials")
 
@@ -36,10 +36,8 @@ def move_to_s3(
     """Let the version lie on S3, and the registry say so; returns the parameters of there."""
     local = open_store(settings.store.url)
     copy = local.fetch(version.url, tmp_path / "copy")
-    url = store.publish(copy, "shallow").url
-    with sqlite3.connect(version.root / "mlflow.db") as database:
-        change = "update model_versions set source = ?, storage_location = ? where name = 'shallow' and version = ?"
-        database.execute(change, (url, url, int(version.number)))
+    url = store.publish(copy, version.name).url
+    point_to(version, url)
     version.place = url
     section = params.Store(url=store.url, endpoint=store.endpoint, region="us-east-1")
     return settings.model_copy(update={"store": section})
@@ -107,7 +105,7 @@ def test_what_no_model_has_is_named_in_a_local_store(
     said = spoil(version, tmp_path / "elsewhere")
     assert said in broken(settings, root, version)["names"]
     with pytest.raises(UserError, match="is not what it was, so its record cannot"):
-        make_again(settings, root, f"shallow/{version.number}")
+        make_again(settings, root, f"{version.name}/{version.number}")
 
 
 def test_a_link_in_place_of_all_models_is_named(
@@ -117,12 +115,12 @@ def test_a_link_in_place_of_all_models_is_named(
     folder.rename(tmp_path / "moved")
     folder.symlink_to(tmp_path / "moved")
     try:
-        result = audit(settings, root, f"shallow/{version.number}")
+        result = audit(settings, root, f"{version.name}/{version.number}")
     finally:
         folder.unlink()
         (tmp_path / "moved").rename(folder)
     assert "names" in result.broken
-    assert "'models/shallow' is a symbolic link" in result.checks[0].detail
+    assert f"'models/{version.name}' is a symbolic link" in result.checks[0].detail
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ record = SimpleNamespace(
     num_layers=3, parameters_after=9, kept=[0, 2], removed=[1], model=facts,
     lineage=SimpleNamespace(params=trusting.model_dump(mode="json")), candidate=SimpleNamespace(perplexity={}),
 )
-evidence = SimpleNamespace(folder=folder, record=record, settings=trusting, root=folder.parent)
+evidence = SimpleNamespace(content=lambda: folder, record=record, settings=trusting, root=folder.parent)
 """
 CALLS = {
     "layers": "from tasks.audit.store import layers; layers(evidence)",

@@ -1,158 +1,37 @@
 """An audit names each of many ways to tamper with a version."""
 
 import json
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from elder import params
+from elder.errors import UserError
 from elder.record import Record
-from tasks.provenance import signing
+from tasks.audit.reproduce import make_again
+from tasks.audit.run import audit
+from tasks.provenance.bom import write_bom
 from tasks.provenance.signing import SIGNATURE
 from tasks.store.manifest import MANIFEST
-from tests.tasks.audit.published import Version, broken, edit, flip, renew_manifest
+from tests.tasks.audit.published import Version, broken, edit, renew_manifest
+from tests.tasks.audit.tampering import (
+    CONTENT,
+    LINKED,
+    TAMPERED,
+    bill_edited,
+    file_added,
+    name_swapped,
+    point_to,
+    published_by_a_foreigner,
+    record_edited,
+    registered_again,
+    verdict_flipped,
+    weights_flipped,
+)
 
 
-def weights_flipped(version: Version) -> None:
-    flip(version.place / "model.safetensors")
-
-
-def tokenizer_flipped(version: Version) -> None:
-    flip(version.place / "tokenizer.json")
-
-
-def record_edited(version: Version) -> None:
-    edit(
-        version.place / "record.json", lambda record: record["energy"].update(kwh=0.125)
-    )
-    renew_manifest(version.place)
-
-
-def metric_changed(version: Version) -> None:
-    version.client.log_metric(version.run, "candidate/perplexity/in_domain", 1.0)
-
-
-def file_missing(version: Version) -> None:
-    (version.place / "README.md").unlink()
-
-
-def file_added(version: Version) -> None:
-    (version.place / "extra.py").write_text("print()")
-
-
-def verdict_flipped(version: Version) -> None:
-    edit(
-        version.place / "record.json", lambda record: record["gate"].update(passed=True)
-    )
-    renew_manifest(version.place)
-
-
-def tag_changed(version: Version) -> None:
-    version.client.set_model_version_tag("shallow", version.number, "gate", "passed")
-
-
-def digest_tag_changed(version: Version) -> None:
-    version.client.set_model_version_tag("shallow", version.number, "digest", "0" * 64)
-
-
-def repointed(version: Version) -> None:
-    other = version.again()
-    with sqlite3.connect(version.root / "mlflow.db") as database:
-        change = "update model_versions set source = ?, storage_location = ? where name = 'shallow' and version = ?"
-        assert (
-            database.execute(
-                change, (str(other.place), str(other.place), int(version.number))
-            ).rowcount
-            == 1
-        )
-
-
-def signed_by_another(version: Version) -> None:
-    other = params.Signing(private_key="other.pem")
-    signing.sign(version.place, other, version.root)
-    renew_manifest(version.place)
-
-
-def bill_edited(version: Version) -> None:
-    edit(
-        version.place / "bom.cdx.json",
-        lambda bom: bom["components"][0].update(version="6.6.6"),
-    )
-    renew_manifest(version.place)
-
-
-def artifact_edited(version: Version) -> None:
-    version.client.log_text(version.run, json.dumps({"rows": []}), "record.json")
-
-
-def artifact_missing(version: Version) -> None:
-    (attached,) = (version.root / "mlartifacts").rglob(
-        f"{version.run}/artifacts/record.json"
-    )
-    attached.unlink()
-
-
-def layer_weights_edited(version: Version) -> None:
-    version.client.log_text(version.run, "{}", "layer_weights.json")
-
-
-def manifest_edited(version: Version) -> None:
-    edit(
-        version.place / MANIFEST,
-        lambda manifest: manifest["files"]["config.json"].update(bytes=1),
-    )
-
-
-STORED = {
-    "files",
-    "digest",
-    "signature",
-    "bill of materials",
-}  # what a changed file breaks, seen from four sides
-COVERED = {
-    "manifest",
-    "digest",
-    "signature",
-    "bill of materials",
-}  # the same, where the manifest was made to fit
-
-
-# How, the checks that find it, and what they name.
-TAMPERED: list[tuple[Callable[[Version], None], set[str], str]] = [
-    (weights_flipped, STORED, "model.safetensors"),
-    (tokenizer_flipped, STORED, "tokenizer.json"),
-    (record_edited, COVERED | {"record in MLflow", "metrics in MLflow"}, "energy"),
-    (metric_changed, {"metrics in MLflow"}, "candidate/perplexity/in_domain"),
-    (file_missing, STORED, "README.md"),
-    (file_added, STORED - {"bill of materials"}, "extra.py"),
-    (
-        verdict_flipped,
-        COVERED | {"record in MLflow", "gate", "tags"},
-        "passed is True, judged again False",
-    ),
-    (tag_changed, {"tags"}, "gate"),
-    (digest_tag_changed, {"digest"}, "tag digest is 000"),
-    (
-        repointed,
-        {"digest", "record in MLflow", "tags"},
-        "is not the place of its digest",
-    ),
-    (signed_by_another, COVERED - {"bill of materials"}, "does not hold"),
-    (bill_edited, COVERED, "components"),
-    (artifact_edited, {"record in MLflow"}, "curve"),
-    (
-        artifact_missing,
-        {"record in MLflow"},
-        "download artifacts from path 'record.json'",
-    ),
-    (layer_weights_edited, {"layer weights"}, "layer_weights.json"),
-    (manifest_edited, {"manifest"}, "manifest.json"),
-]
-
-
-@pytest.mark.parametrize(("tamper", "expected", "named"), TAMPERED)
+@pytest.mark.parametrize(("tamper", "expected", "named"), TAMPERED + LINKED)
 def test_every_kind_of_tampering_is_found_and_named(
     settings: params.Params,
     root: Path,
@@ -167,6 +46,73 @@ def test_every_kind_of_tampering_is_found_and_named(
     assert named in " ".join(found.values())
 
 
+# what content that nobody signed is found to be, if somebody wants to know
+FORGED: list[tuple[Callable[[Version], None], set[str], str]] = [
+    (weights_flipped, {"files", "digest", "bill of materials"}, "model.safetensors"),
+    (
+        record_edited,
+        {"manifest", "digest", "bill of materials", "record in MLflow"}
+        | {"metrics in MLflow"},
+        "energy",
+    ),
+    (file_added, {"files", "digest"}, "extra.py"),
+    (
+        verdict_flipped,
+        {"manifest", "digest", "bill of materials", "record in MLflow", "gate", "tags"},
+        "passed is True, judged again False",
+    ),
+    (bill_edited, {"manifest", "digest", "bill of materials"}, "components"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "expected", "named"), FORGED)
+def test_what_nobody_signed_is_read_if_the_signature_is_waived(
+    settings: params.Params,
+    root: Path,
+    version: Version,
+    tamper: Callable[[Version], None],
+    expected: set[str],
+    named: str,
+) -> None:
+    tamper(version)
+    found = broken(settings, root, version, waive=["signature", "registration"])
+    assert set(found) == expected
+    assert named in " ".join(found.values())
+
+
+def test_nothing_is_read_whose_signature_is_broken(
+    settings: params.Params, root: Path, version: Version
+) -> None:
+    """Each file that a check would parse is garbage that would be told otherwise."""
+    for name in ("record.json", "config.json", "bom.cdx.json", "model.safetensors"):
+        (version.place / name).write_bytes(b"[" * 100_000)
+    result = audit(settings, root, f"{version.name}/{version.number}")
+    told = {check.name: check.detail for check in result.checks if check.ok is None}
+    assert list(told) == result.unknown == CONTENT
+    assert all("the signature does not hold" in detail for detail in told.values())
+
+
+@pytest.mark.parametrize(
+    ("tamper", "check"),
+    [
+        (weights_flipped, "files: model.safetensors"),
+        (published_by_a_foreigner, "signature: model.sig"),
+        (name_swapped, "registration: "),
+        (registered_again, "registration: "),
+    ],
+)
+def test_no_record_is_followed_that_was_not_signed_for_its_name(
+    settings: params.Params,
+    root: Path,
+    version: Version,
+    tamper: Callable[[Version], None],
+    check: str,
+) -> None:
+    tamper(version)
+    with pytest.raises(UserError, match=f"its record cannot be followed: {check}"):
+        make_again(settings, root, f"{version.name}/{version.number}")
+
+
 def test_whoever_covers_all_tracks_but_has_no_key_is_found(
     settings: params.Params, root: Path, version: Version
 ) -> None:
@@ -175,20 +121,18 @@ def test_whoever_covers_all_tracks_but_has_no_key_is_found(
         version.place / "record.json",
         lambda record: record.update(created="2026-11-25T02:15:00+00:00"),
     )
-    from tasks.provenance.bom import write_bom
-
     record = json.loads((version.place / "record.json").read_text())
     (version.place / MANIFEST).unlink()
     write_bom(version.place, Record.model_validate(record), leave_out=(SIGNATURE,))
     new = renew_manifest(version.place)
     moved = version.place.rename(version.place.with_name(new))
-    with sqlite3.connect(root / "mlflow.db") as database:
-        change = "update model_versions set source = ?, storage_location = ? where name = 'shallow' and version = ?"
-        database.execute(change, (str(moved), str(moved), int(version.number)))
-    version.client.set_model_version_tag("shallow", version.number, "digest", new)
+    point_to(version, str(moved))
+    version.client.set_model_version_tag(version.name, version.number, "digest", new)
     later = {
         "artifact": {"url": str(moved), "digest": new},
         "model_version": version.number,
     }
     version.client.log_text(version.run, json.dumps(record | later), "record.json")
-    assert set(broken(settings, root, version)) == {"signature"}
+    assert set(broken(settings, root, version)) == {"signature", "registration"}
+    unsigned = ["signature", "registration", "report"]
+    assert broken(settings, root, version, waive=unsigned) == {}
