@@ -8,6 +8,7 @@ from typing import Any
 from elder import params
 from elder.record import Record
 from tasks.record import publish_folder, register_run, report
+from tasks.registry.attached import TAG as ATTACHED
 from tasks.registry.client import Registry
 from tasks.registry.registration import TAG
 from tests.tasks.registered import record as numbers_of
@@ -75,7 +76,7 @@ def run(
     }
     told = record | later | {"report": str(folder.with_name("report.html"))}
     whole = Record.model_validate(told)
-    report.fn(whole, folder.with_name("report.html"), settings.registry, mlflow_run)
+    report.fn(whole, folder.with_name("report.html"), mlflow_run, settings, root)
     return version
 
 
@@ -99,7 +100,8 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
         )
         attached.pop("report", None)  # where the run's own machine has it
         runs[data.tags["run_id"]] = {
-            "tags": data.tags,
+            # signed anew
+            "tags": data.tags | {ATTACHED: ATTACHED in data.tags},
             "params": data.params,
             "metrics": metrics,
             "status": found.info.status,
