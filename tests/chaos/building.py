@@ -43,7 +43,7 @@ def build(world: World, beside: World | None = None) -> None:
             beside.place / "templates" / "settled" / "disk", folder, dirs_exist_ok=True
         )
         world.begin()
-        world.ask(lambda: _make_registry(world.overrides))
+        world.ask(_make_registry)
     world.save("settled")
     _build_versions(world)
 
@@ -91,12 +91,12 @@ def _build_versions(world: World) -> None:
     world.save("versions")
 
 
-def _make_registry(overrides: list[str]) -> None:
+def _make_registry() -> None:
     from elder.settings import read_params
     from tasks.registry.client import Registry
 
     os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"
-    settings = read_params(Path("params.yaml"), overrides, {}, None)
+    settings = read_params(Path("params.yaml"), None, {}, None)
     Registry(settings.registry)
 
 

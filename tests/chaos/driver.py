@@ -158,6 +158,7 @@ def without_prefect(replay: Replay) -> None:
     flows.compress.ensure_gpu_limit = lambda: None
     flows.compress.crash_abandoned = lambda run_ids: None
     flows.run.end_server_with_this_process = lambda: None
+    flows.run._start_server = lambda: None
     tasks.data.run_dvc = _data_in_forks
     tasks.stage.run_stage = _stage_in_fork
     lineage._installed = lambda: {"torch": "2", "transformers": "5"}

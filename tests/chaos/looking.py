@@ -29,7 +29,7 @@ class State:
         self.exact[name] = exact or what
 
 
-def look(overrides: list[str]) -> State:
+def look() -> State:
     """Look at all that lies in this folder and in its services, as readers do."""
     from elder.settings import read_params
 
@@ -37,7 +37,7 @@ def look(overrides: list[str]) -> State:
     _look_at_output(state)
     if not Path("dvc.yaml").exists():
         return state
-    settings = read_params(Path("params.yaml"), overrides, {}, None)
+    settings = read_params(Path("params.yaml"), None, {}, None)
     for check in (_look_at_store, _look_at_registry, _look_at_history):
         check(state, settings)
     _look_at_runs(state)

@@ -110,8 +110,7 @@ class World:
 
     def look(self) -> State:
         """Return what readers see now."""
-        overrides = self.overrides
-        return self.ask(lambda: looking.look(overrides))
+        return self.ask(looking.look)
 
     def save(self, template: str) -> None:
         """Keep what is there under a name."""
