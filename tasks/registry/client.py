@@ -321,7 +321,12 @@ class Registry:
             try:
                 model = self.client.get_registered_model(self.name)
             except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                # a server with accounts denies all but its admin what is not there, too, yet lists what may be read
+                denied = error.error_code == "PERMISSION_DENIED"
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST" and not denied:
+                    raise
+                wanted = f"name = '{self.name}'"
+                if denied and self.client.search_registered_models(wanted):
                     raise
                 return {}, {}
         aliases = {alias: str(version) for alias, version in model.aliases.items()}

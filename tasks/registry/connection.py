@@ -242,6 +242,11 @@ def plain_refusals(settings: params.Registry) -> Iterator[None]:
             raise UserError(
                 f"{place}: it does not know this user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             ) from None
+        if "error code 403" in text:
+            raise UserError(
+                f"{place}: this account may not do that there, or what it names is not there: check the name, or use"
+                " an account with more rights"
+            ) from None
         raise UserError(f"{place}: {text}") from None
     except (SQLAlchemyError, ImportError, OSError) as error:
         raise UserError(

@@ -227,6 +227,16 @@ def test_a_decision_that_the_worker_tells_is_believed_by_nobody(
     assert people.promoter.decide("rollback", NAME).returncode == 0
 
 
+@pytest.mark.parametrize("role", ["worker", "promoter", "auditor"])
+def test_a_model_that_is_not_there_is_none_and_not_forbidden(
+    people: SimpleNamespace, role: str
+) -> None:
+    """Where MLflow parts who may make models, it denies everybody but its admin what is not there."""
+    told = getattr(people, role).elder("history", "absent")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == "absent: nothing was ever promoted\n"
+
+
 def test_an_auditor_decides_nothing(people: SimpleNamespace, registered: None) -> None:
     refused = people.auditor.decide("promote", NAME, "2")
     assert refused.returncode == 2

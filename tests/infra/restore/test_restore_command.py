@@ -57,7 +57,7 @@ def test_wrong_input_ends_in_one_sentence(
     assert "registry.name: use letters" in refusal(capsys, "../x", lines=2)
     away = ["registry.tracking_uri=http://127.0.0.1:9"]
     assert "it cannot be reached" in refusal(capsys, "tiny", overrides=away)
-    assert "'nonsense'" in refusal(capsys, "tiny", overrides=["nonsense"])
+    assert "a word of --set is not" in refusal(capsys, "tiny", overrides=["nonsense"])
 
     model = next((tmp_path / "runs").glob("*/tiny"))
     assert "is not the model of a run" in refusal(capsys, "tiny", folder=[model.parent])
