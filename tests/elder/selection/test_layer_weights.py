@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from elder.errors import UserError
 from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.record import plain
@@ -14,6 +15,7 @@ from elder.selection import get_method
 from elder.selection.layer_weights import (
     LAMBDA1_GRID,
     LayerWeightSolver,
+    learn_round,
     soft_threshold,
 )
 from tests.elder.selection.problems import quick_problem as problem
@@ -144,6 +146,21 @@ def test_no_step_of_a_threshold_is_longer_than_the_rate() -> None:
     solver.step(torch.tensor([1e-9, -1e-9]))  # the loss feels neither weight
     # 0.05 / (1e-9 + 1e-8 + 0.3) x 0.3 = 0.05
     assert weights.tolist() == pytest.approx([0.95, 0.95], abs=1e-6)
+
+
+def test_learning_ends_at_its_first_loss_that_is_not_finite(
+    trained: Any, sample: torch.Tensor
+) -> None:
+    steps: list[str] = []
+    trained.model.norm.weight.data[0] = torch.nan
+    with (
+        LayerControl(find_layers(trained)) as control,
+        pytest.raises(
+            UserError, match="loss from which layer weights are learnt is nan"
+        ),
+    ):
+        learn_round(problem(trained, sample), control, sample, 0.1, 3, 0, steps.append)
+    assert steps == []
 
 
 def test_of_a_shortlist_the_least_missed_layer_goes(

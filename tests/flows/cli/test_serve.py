@@ -10,6 +10,7 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from elder.errors import UserError
+from flows.cli import serve as serving
 from flows.cli.serve import check_names, read_deployments, read_entries, read_schedule
 
 ROOT = Path(__file__).parents[3]
@@ -140,3 +141,33 @@ def test_a_deployment_that_would_give_prefect_a_secret_is_refused(
     with pytest.raises(UserError, match="'mine' has a parameter with what") as told:
         read_entries(path)
     assert "hunter2" not in str(told.value)
+
+
+def test_what_is_served_is_first_held_against_the_deployments_of_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+    served: list[str] = []
+
+    def check(names: list[str]) -> None:
+        asked.append(names)
+        if len(asked) == 1:
+            raise UserError("that is a worker's")
+
+    deployments = [SimpleNamespace(full_name=name) for name in ("a/one", "a/two")]
+    monkeypatch.setattr(serving, "project_root", lambda: ROOT)
+    monkeypatch.setattr(serving, "prepare_environment", lambda: None)
+    monkeypatch.setattr(serving, "check_server", lambda: None)
+    monkeypatch.setattr(serving, "read_deployments", lambda _: deployments)
+    monkeypatch.setattr(serving, "check_names", check)
+    monkeypatch.setattr(
+        "prefect.serve",
+        lambda *all_of_them, **_: served.extend(one.full_name for one in all_of_them),
+    )
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "INFO")
+    with pytest.raises(UserError, match="that is a worker's"):
+        serving.serve()
+    assert served == []
+    serving.serve()
+    assert served == ["a/one", "a/two"]
+    assert asked == [served, served]
