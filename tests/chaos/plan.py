@@ -52,15 +52,15 @@ class Size:
 
 
 FULL = Size(
-    effects=60,
-    writes=25,
-    pages=25,
+    effects=40,
+    writes=15,
+    pages=15,
     stages=4,
-    moments=10,
-    store=8,
-    database=8,
+    moments=6,
+    store=6,
+    database=6,
     steps=True,
-    pairs=16,
+    pairs=8,
     flows=3,
 )
 SHORT = Size(

@@ -22,6 +22,7 @@ from tests.conftest import QUIET
 BUCKET, DATABASE = "chaos", "chaos"
 REPLAY = "replay.pkl"  # beside the project, where a run was stopped before its end
 ENVIRONMENT = QUIET | {
+    "ELDER_PATIENCE": "300",  # seconds, as where nothing is set; they pass quickly here
     "AWS_ACCESS_KEY_ID": "chaos",
     "AWS_SECRET_ACCESS_KEY": "chaos",
     "AWS_EC2_METADATA_DISABLED": "true",
