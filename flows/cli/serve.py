@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, Field, ValidationError
 
 from elder.errors import UserError
+from elder.locks import hold
 from elder.progress import say
 from elder.record import Json
 from elder.secrecy import without_secrets
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
     from prefect.schedules import Schedule
 
+LOCK = ".serve"  # below runs/
 WHEN = ("cron", "interval", "rrule")  # a schedule says one of them
 
 
@@ -67,8 +69,10 @@ def serve() -> None:
     deployments = read_deployments(root / "prefect.yaml")
     names = [deployment.full_name for deployment in deployments]
     check_names(names)
-    say(f"serving {', '.join(names)}; Ctrl-C pauses their schedules and ends")
-    keep_serving(*deployments, print_starting_message=False)
+    # the end of a second one would pause the schedules of the first
+    with hold(root / "runs" / LOCK, "another `elder serve` is at work in this project"):
+        say(f"serving {', '.join(names)}; Ctrl-C pauses their schedules and ends")
+        keep_serving(*deployments, print_starting_message=False)
 
 
 def check_server() -> None:

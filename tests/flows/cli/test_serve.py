@@ -10,6 +10,7 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from elder.errors import UserError
+from elder.locks import hold
 from flows.cli import serve as serving
 from flows.cli.serve import check_names, read_deployments, read_entries, read_schedule
 
@@ -144,7 +145,7 @@ def test_a_deployment_that_would_give_prefect_a_secret_is_refused(
 
 
 def test_what_is_served_is_first_held_against_the_deployments_of_workers(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[list[str]] = []
     served: list[str] = []
@@ -155,7 +156,7 @@ def test_what_is_served_is_first_held_against_the_deployments_of_workers(
             raise UserError("that is a worker's")
 
     deployments = [SimpleNamespace(full_name=name) for name in ("a/one", "a/two")]
-    monkeypatch.setattr(serving, "project_root", lambda: ROOT)
+    monkeypatch.setattr(serving, "project_root", lambda: tmp_path)
     monkeypatch.setattr(serving, "prepare_environment", lambda: None)
     monkeypatch.setattr(serving, "check_server", lambda: None)
     monkeypatch.setattr(serving, "read_deployments", lambda _: deployments)
@@ -168,6 +169,12 @@ def test_what_is_served_is_first_held_against_the_deployments_of_workers(
     with pytest.raises(UserError, match="that is a worker's"):
         serving.serve()
     assert served == []
+    with (
+        hold(tmp_path / "runs" / serving.LOCK, "free at first"),
+        pytest.raises(UserError, match="another `elder serve` is at work"),
+    ):
+        serving.serve()
+    assert served == []
     serving.serve()
     assert served == ["a/one", "a/two"]
-    assert asked == [served, served]
+    assert asked == [served] * 3
