@@ -159,9 +159,11 @@ def _refuse_untrusted(path: Path, public: str, trust: Trust, role: Role) -> None
 
 
 def signer_if_any(settings: params.Signing, root: Path) -> Signer | None:
-    """Return what signs models and registrations here; None where the settings name nothing."""
-    if settings.command is None and (settings.private_key is None or settings.keyless):
-        return None
+    """Return what signs registrations here; None where nothing is named, or models are signed without a key."""
+    if settings.command is None:
+        path = root / settings.private_key if settings.private_key else None
+        if path is None or (settings.keyless and not path.exists()):
+            return None
     return signer_of(settings, root, "model")
 
 
