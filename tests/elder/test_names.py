@@ -75,9 +75,7 @@ def test_what_a_registered_model_may_be_called() -> None:
 def test_a_name_that_cannot_be_registered_is_refused_where_it_is_read(
     name: str,
 ) -> None:
-    with pytest.raises(
-        UserError, match=rf"registry\.name = '{name}': use letters, digits"
-    ):
+    with pytest.raises(UserError, match=r"registry\.name.*: use letters, digits"):
         read_params(None, None, {"registry.name": name})
 
 

@@ -11,6 +11,7 @@ from elder import params
 from elder.errors import UserError
 from tasks.provenance.bundle import REGISTRATION, Statement, sign_statement
 from tasks.provenance.keys import signer_of
+from tasks.provenance.signing import check_key
 from tasks.provenance.trust import trust_of
 from tasks.registry.history import Entry, History, append, champions, read_history
 from tasks.store.base import Store
@@ -150,6 +151,7 @@ def test_the_first_entries_cannot_be_cut(log, place):
 
 def test_a_foreign_key_decides_nothing(log, place, tmp_path):
     foreign = params.Signing(private_key="eve.pem", trusted="eve.yaml")
+    check_key(foreign, tmp_path)
     made = entry(4, "promote", "9", before=log.read().head)
     append(log.store, "tiny", made, signer_of(foreign, tmp_path, "decision"))
     assert "by a key that" in log.fault
