@@ -40,6 +40,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def served(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the database over HTTP, in this process."""
     with pytest.MonkeyPatch.context() as patched:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patched.setenv(name, tracking)  # the server sets them for good
         patched.setenv("_MLFLOW_SERVER_FILE_STORE", tracking)
         patched.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
         patched.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
