@@ -16,11 +16,10 @@ def champion_of(ledger: Ledger) -> Champion | None:
         Its version and URL, with the numbers of its record, or with ``fault``, which says why they cannot be used;
         None where there is no champion.
     """
-    history = ledger.history()
+    history, faults = ledger.look()
     holder = ledger.registry.holder(CHAMPION)
     last = history.entries[-1] if history.entries else None
     number = last.version if last else holder and holder[0]
-    faults = ledger.faults(history)
     if faults:
         fault = disagreement(ledger.name, faults)
         return Champion(version=number or "unknown", fault=fault)

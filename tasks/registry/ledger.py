@@ -8,7 +8,7 @@ from elder import params
 from elder.errors import UserError
 from tasks.provenance.trust import Trust, trust_of
 from tasks.registry.client import Registry
-from tasks.registry.history import Entry, History, read_history
+from tasks.registry.history import History, read_history
 from tasks.registry.verified import VerifiedVersion, verify_version
 from tasks.registry.versions import disagreements
 from tasks.store.base import Store
@@ -51,20 +51,36 @@ class Ledger:
         """Say what is wrong with the history, and where the registry tells something else."""
         return history.faults or disagreements(self.registry, history)
 
-    def agreed(self) -> list[Entry]:
-        """Return all decisions, of which the registry tells as many or fewer.
+    def look(self, alone: bool = False) -> tuple[History, list[str]]:
+        """Read the history, and say what is wrong; what is wrong is looked at again, and may have been so once only.
 
-        Raises:
-            Disagreement: the history does not hold, or the registry tells something else.
+        Somebody else may have been telling the registry, or a byte got lost on its way from the store.
+
+        Args:
+            alone: look at the history, whatever the registry tells.
         """
         for look in range(LOOKS):
             if look:
                 time.sleep(PAUSE)
             history = self.history()
-            faults = self.faults(history)
+            faults = history.faults if alone else self.faults(history)
             if not faults:
-                return history.entries
-        raise Disagreement(disagreement(self.name, faults))
+                break
+        return history, faults
+
+    def agreed(self, alone: bool = False) -> History:
+        """Return a history in which nothing is wrong, of which the registry tells as much or less.
+
+        Args:
+            alone: whatever the registry tells.
+
+        Raises:
+            Disagreement: the history does not hold, or the registry tells something else.
+        """
+        history, faults = self.look(alone)
+        if faults:
+            raise Disagreement(disagreement(self.name, faults))
+        return history
 
     def version(self, number: str) -> VerifiedVersion:
         """Return a version of the model whose signatures hold; see `verify_version` for what is refused."""

@@ -8,6 +8,7 @@ number is taken and the plan is refused: nobody overwrites a decision that he ha
 written first, the registry follows; whoever finds the registry behind, after a crash in between, moves it on.
 """
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -87,10 +88,7 @@ def plan_promotion(
     """
     ledger = _open(settings, root, name)
     signer_of(settings.signing, root, "decision")  # nothing is asked for in vain
-    if not accept_history:
-        _settle(ledger)
-    history = ledger.history()
-    faults = ledger.faults(history) if accept_history else []
+    history, faults = _as_it_lies(ledger) if accept_history else (_settled(ledger), [])
     candidate = _passed(ledger, version)
     champion, compared = _beside_champion(
         settings.gate, ledger, candidate, force, faults
@@ -123,8 +121,7 @@ def plan_rollback(settings: params.Params, root: Path, name: str) -> Plan:
     """
     ledger = _open(settings, root, name)
     signer_of(settings.signing, root, "decision")
-    _settle(ledger)
-    history = ledger.history()
+    history = _settled(ledger)
     stack = champions(history.entries)
     if len(stack) < 2:
         raise UserError(
@@ -194,7 +191,18 @@ def carry_out(
             f"the decision stands in the history of {plan.name}, but the registry could not be told ({error}):"
             f" elder history {plan.name} tells it"
         ) from error
-    return next(one for one in log if one.number == entry.number)
+    return _as_read(log, plan)
+
+
+def _as_read(log: list[Entry], plan: Plan) -> Entry:
+    """Return a decision that was written, as readers find it."""
+    for entry in log:
+        if entry.number == plan.number:
+            return entry
+    raise UserError(
+        f"the decision was written into the history of {plan.name}, but is not found there: look at the store, then at"
+        f" elder history {plan.name}"
+    )
 
 
 def settle(ledger: Ledger, whole: bool = False, checked: bool = False) -> list[Entry]:
@@ -213,7 +221,8 @@ def settle(ledger: Ledger, whole: bool = False, checked: bool = False) -> list[E
         Gone: the registry does not have the champion.
     """
     told: Entry | None = None
-    log = ledger.history().entries if checked else ledger.agreed()
+    # alone: of what was accepted with a decision, the registry may still tell otherwise
+    log = ledger.agreed(alone=checked).entries
     while True:
         if not log:
             return log
@@ -223,7 +232,7 @@ def settle(ledger: Ledger, whole: bool = False, checked: bool = False) -> list[E
             return log
         write_history(ledger.registry, log)
         told = log[-1]
-        log = ledger.history().entries
+        log = ledger.agreed(alone=True).entries
 
 
 def history_of(
@@ -234,12 +243,12 @@ def history_of(
     The registry is moved on to the last of them where it is behind and nothing is wrong.
     """
     ledger = _open(settings, root, name)
-    history = ledger.history()
-    if history.faults:
-        return history, history.faults
+    history, faults = ledger.look(alone=True)
+    if faults:
+        return history, faults
     try:
         settle(ledger, whole)
-        return ledger.history(), []
+        return ledger.look(alone=True)
     except Disagreement:
         return history, ledger.faults(history)
     except UserError as error:  # the history can be read where the registry is lost
@@ -248,18 +257,32 @@ def history_of(
         ]
 
 
-def _settle(ledger: Ledger) -> None:
-    """Settle, unless the registry lost the champion: then another can follow.
+def _settled(ledger: Ledger) -> History:
+    """Settle and return the history; where the registry lost the champion, nothing is settled: another can follow.
 
     Raises:
         Refused: history and registry disagree.
     """
     try:
-        settle(ledger)
-    except Gone:
-        return
+        with suppress(Gone):
+            settle(ledger)
+        return ledger.agreed(alone=True)
     except Disagreement as error:
         raise Refused(str(error)) from None
+
+
+def _as_it_lies(ledger: Ledger) -> tuple[History, list[str]]:
+    """Return a history that somebody wants to accept, and what is wrong: it must read the same each time.
+
+    Raises:
+        Refused: it does not.
+    """
+    before, (history, faults) = ledger.history(), ledger.look()
+    if before.files != history.files:
+        raise Refused(
+            f"the history of {ledger.name} is not the same each time that it is read: look at the store, and try again"
+        )
+    return history, faults
 
 
 def _open(settings: params.Params, root: Path, name: str) -> Ledger:

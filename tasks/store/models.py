@@ -87,7 +87,7 @@ def _check_champion(ledger: Ledger, number: str) -> None:
     Raises:
         UserError: if so.
     """
-    log = ledger.agreed()
+    log = ledger.agreed().entries
     champion = log[-1].version if log else "none"
     if champion != number:
         raise UserError(

@@ -36,36 +36,36 @@ def main() -> None:
     options.add_argument("--json", type=Path, default=RESULTS, help="file to write")
     given = options.parse_args()
     started = time.monotonic()
-    trials = run(SHORT if given.short else FULL, given.seed, given.only)
-    minutes = (time.monotonic() - started) / MINUTE
-    print(table.table(trials))
+    trials: list[Trial] = []
+    try:
+        for trial in run(SHORT if given.short else FULL, given.seed, given.only):
+            trials.append(trial)
+            show(trial, len(trials))
+    finally:
+        minutes = (time.monotonic() - started) / MINUTE
+        table.write(given.json, trials, seed=given.seed, minutes=round(minutes, 1))
+        print(table.table(trials))
     for one in table.bad(trials):
         say_bad(one)
-    table.write(given.json, trials, seed=given.seed, minutes=round(minutes, 1))
     if not (given.short or given.only):
         table.write_page(PAGE, trials, "make chaos", given.seed, minutes)
     print(f"{len(trials)} faults in {minutes:.0f} minutes; each of them: {given.json}")
     sys.exit(bool(table.bad(trials)) or not trials)
 
 
-def run(size: Size, seed: int, only: str = "") -> list[Trial]:
+def run(size: Size, seed: int, only: str = "") -> Iterator[Trial]:
     """Try out all faults of a plan."""
     driver.warm_up()
-    trials: list[Trial] = []
     with worlds() as made:
         for world in made:
             for scene, faults in plan(world, size, seed):
                 for fault in faults:
                     if only in f"{scene.name}, {world.name}, {fault.kind}":
-                        trials.append(try_fault(scene, fault))
-                        show(trials[-1], len(trials))
+                        yield try_fault(scene, fault)
             for number in range(size.pairs if only in promoters.KIND else 0):
-                trials.append(promoters.try_pair(world, seed + number))
-                show(trials[-1], len(trials))
-        for trial in whole.try_flows(made[0], size.flows, seed):
-            trials.append(trial)
-            show(trial, len(trials))
-    return trials
+                yield promoters.try_pair(world, seed + number)
+        if only in f"{whole.SCENE}, {whole.KIND}":
+            yield from whole.try_flows(made[0], size.flows, seed)
 
 
 @contextmanager

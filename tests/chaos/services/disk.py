@@ -30,9 +30,10 @@ class Disk:
             self.own = done.returncode == 0
 
     def unmount(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; the folder is an ordinary one then, and empty."""
         if self.own:
             subprocess.run(["umount", "-l", self.folder], check=False)
+            self.own = False
 
     def free(self) -> int:
         """Return the bytes that are free."""
