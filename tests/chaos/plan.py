@@ -53,11 +53,11 @@ class Size:
 
 FULL = Size(
     effects=40,
-    writes=15,
+    writes=1000,  # all of them
     pages=15,
     stages=4,
     moments=6,
-    store=6,
+    store=8,
     database=6,
     steps=True,
     pairs=8,
