@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from tests.flows.running import COMMAND, PATIENCE
 from tests.flows.waiting import wait_for
 
+pytestmark = pytest.mark.slow
 MARK = "Zq7x"  # in every secret
 PLACE = "ELDER_OF_THIS_TEST"  # in the environment of every process that the run starts
 KEYS = {
