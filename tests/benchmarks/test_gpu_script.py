@@ -152,6 +152,7 @@ def test_what_is_measured_is_not_measured_again(out: Path) -> None:
     assert (out / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_part_goes_on(tmp_path: Path) -> None:
     select = Bench.select
 
@@ -171,6 +172,7 @@ def test_an_interrupted_part_goes_on(tmp_path: Path) -> None:
     assert after["select, shortgpt"] == first["select, shortgpt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -281,6 +283,7 @@ def blocking(folder: Path, names: list[str]) -> dict[str, str]:
     return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_the_script_runs_where_little_more_than_torch_is_installed(
     tmp_path: Path,
 ) -> None:

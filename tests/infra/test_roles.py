@@ -87,6 +87,7 @@ def test_a_promoter_promotes_under_the_name_of_its_account(
     assert people.worker.history() == told
 
 
+@pytest.mark.slow
 def test_nobody_but_the_admin_takes_a_decision_back(
     people: SimpleNamespace, services: SimpleNamespace
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_champion_that_the_worker_made_is_believed_by_nobody(
     assert people.auditor.history()["faults"] == []
 
 
+@pytest.mark.slow
 def test_a_decision_that_the_worker_tells_is_believed_by_nobody(
     people: SimpleNamespace, registered: None
 ) -> None:
