@@ -134,6 +134,9 @@ def describe(job: Job, method: str, model_name: str) -> CompressionRecord:
 
 def _model_facts(job: Job, name: str) -> ModelFacts:
     learnt = job.learnt
+    origin = {}  # records of checkpoints that were not quantised say nothing of it
+    if learnt.dequantised_from:
+        origin["dequantised_from"] = learnt.dequantised_from
     return ModelFacts(
         name=name,
         revision=learnt.revision,
@@ -141,6 +144,7 @@ def _model_facts(job: Job, name: str) -> ModelFacts:
         num_layers=learnt.num_layers,
         parameters=learnt.parameters,
         dtype=learnt.dtype,
+        **origin,
     )
 
 

@@ -50,6 +50,7 @@ class Learnt(Chosen):
         seq_len: tokens in a calibration block.
         calibration_sha256: of the calibration text or of the file of blocks.
         blocks_sha256: of the blocks themselves.
+        dequantised_from: the number format of the dense model's checkpoint, where it was quantised.
     """
 
     parameters: int
@@ -59,6 +60,7 @@ class Learnt(Chosen):
     seq_len: int
     calibration_sha256: str
     blocks_sha256: str
+    dequantised_from: str | None = None
 
 
 class Trained(StageResult):

@@ -170,6 +170,7 @@ def _learn(job: Job) -> Learnt:
         seq_len=blocks.shape[1],
         calibration_sha256=file_digest(job.calibration),
         blocks_sha256=hashlib.sha256(blocks.numpy().tobytes()).hexdigest(),
+        dequantised_from=loaded.dequantised_from,
     )
 
 

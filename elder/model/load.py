@@ -36,6 +36,8 @@ class Loaded:
         name: as the user gave it.
         revision: commit of a Hub model, or None.
         dtype: of the checkpoint, unless the user asked for another.
+        dequantised_from: the number format that the checkpoint's weights were dequantised from, such as fp8; None where
+            they were not quantised.
     """
 
     model: Any
@@ -43,6 +45,7 @@ class Loaded:
     name: str
     revision: str | None
     dtype: torch.dtype
+    dequantised_from: str | None = None
 
     @property
     def num_layers(self) -> int:

@@ -40,7 +40,18 @@ class Verdict(Plain):
 
 
 class ModelFacts(Plain):
-    """The dense model: ``name`` as the user gave it, ``digest`` the sha256 of its weights."""
+    """The dense model.
+
+    Attributes:
+        name: as the user gave it.
+        revision: commit of a Hub model.
+        digest: sha256 over its weights, as they were loaded.
+        num_layers: before the removal.
+        parameters: before the removal.
+        dtype: that it was loaded in.
+        dequantised_from: the number format of its checkpoint, such as fp8, where that was quantised.
+        license: as it was published.
+    """
 
     name: str
     revision: str | None = None
@@ -48,6 +59,7 @@ class ModelFacts(Plain):
     num_layers: int | None = None
     parameters: int | None = None
     dtype: str | None = None
+    dequantised_from: str | None = None
     license: str | None = None
 
 

@@ -39,6 +39,7 @@ def tags_of(record: Record) -> dict[str, str]:
         "model": model.name,
         "model_revision": model.revision,
         "model_digest": model.digest,
+        "model_dequantised_from": model.dequantised_from,
         "removed": record.removed,
         "gate": _verdict(record),
         "gate_failed": [rule.rule for rule in record.gate.rules if not rule.passed]

@@ -76,3 +76,11 @@ def test_card_of_compress_alone():
     assert "was not evaluated" in card
     assert "| default | 196,608 | 131,072 | 96 | 4.50 M | 3 min 35 s | – |" in card
     assert not any(title in card for title in ("## Results", "## Speed", "## Gate"))
+
+
+@pytest.mark.parametrize("make", [make_record, compress_record])
+def test_a_card_says_that_weights_were_dequantised(make):
+    record = make()
+    assert "dequantised" not in card_of(record)
+    record["model"]["dequantised_from"] = "fp8"
+    assert "| base weights dequantised from | fp8 |" in card_of(record)

@@ -197,3 +197,11 @@ def test_values_that_are_not_finite_get_no_dot(tmp_path):
     assert "∞" in render(record, tmp_path)
     assert render(record, tmp_path).count('class="dot"') == 5 * 6 - 3
     assert yaml.safe_load(model_card(typed(record)).split("---\n")[1])
+
+
+def test_report_says_that_weights_were_dequantised(tmp_path):
+    record = make_record()
+    record["model"]["dequantised_from"] = "fp8"
+    assert re.search(
+        r"<dt>Weights dequantised from</dt>\s*<dd>fp8", render(record, tmp_path)
+    )
