@@ -128,12 +128,13 @@ def protocol_parts(settings: Params, root: Path = Path()) -> dict[str, Json]:
     return parts
 
 
-def file_stamps(folder: Path) -> list[Json]:
-    """Return name, size and time of change of a model's files; a card that was edited since does not count."""
-    if not folder.is_dir():
-        return []
+def file_stamps(place: Path) -> list[Json]:
+    """Return name, size and time of change of a model's files, or of its one file; an edited card does not count."""
+    files = [place] if place.is_file() else []
+    if place.is_dir():
+        files = sorted(place.iterdir())
     stamps: list[Json] = []
-    for path in sorted(folder.iterdir()):
+    for path in files:
         if path.is_file() and path.suffix != ".md":
             status = path.stat()
             stamps.append([path.name, status.st_size, status.st_mtime_ns])

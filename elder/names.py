@@ -5,11 +5,14 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from elder.errors import UserError
+
 REGISTERED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_REGISTERED = 200  # characters: MLflow takes 256, a folder's name 255 bytes
 LONGEST_PATH = 1024  # bytes: what a key may have in S3
 LONGEST_PART = 255  # bytes: what a file's name may have on a disk
 LONGEST_SHOWN = 200  # characters of a foreign name in a message
+GGUF = ".gguf"  # how the names of such files end
 DRIVE = re.compile(r"[A-Za-z]:")
 UNSEEN = {
     "Cc",
@@ -23,20 +26,40 @@ UNSEEN = {
 def is_hub_id(name: str) -> bool:
     """Say whether a name, its revision taken off, may be an id on the Hub: ``gpt2`` or ``owner/name``.
 
-    What is on disk is no id, nor is what lies, by its name, in a folder that is here: that is a mistyped path.
+    What is on disk is no id, nor is what lies, by its name, in a folder that is here: that is a mistyped path. Neither
+    is the name of a GGUF file.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     path = Path(name)
     in_folder = len(path.parts) > 1 and path.parent.is_dir()
-    if in_folder or path.exists():
+    if in_folder or path.exists() or path.suffix.lower() == GGUF:
         return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
     return True
+
+
+def gguf_file(source: str) -> Path | None:
+    """Return the GGUF file that a model's name means: itself, or the only one in a folder that has no safetensors.
+
+    Raises:
+        UserError: if there are several in the folder.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path if path.suffix.lower() == GGUF else None
+    if any(path.glob("*.safetensors")):
+        return None
+    files = sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise UserError(
+            f"{source!r} holds {len(files)} GGUF files; name one of them, such as {str(files[0])!r}"
+        )
+    return files[0] if files else None
 
 
 def registered_name_fault(name: str) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any
 from elder import files
 from elder.errors import UserError
 from elder.files import whole_file
+from elder.names import gguf_file
 from elder.params import Params
 from elder.settings import load_params
 from tasks import sources
@@ -118,6 +119,11 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
         str(Path(params.model.name).expanduser()),
         params.calibration.seq_len,
     )
+    file = gguf_file(name)
+    if file is not None:
+        from elder.model.dequantise import dequantised
+
+        name = str(dequantised(file).folder)
     options = {
         "trust_remote_code": params.model.trust_remote_code,
         "revision": pinned.get("revision"),

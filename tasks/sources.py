@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError, nearest
-from elder.names import is_hub_id
+from elder.names import gguf_file, is_hub_id
 from elder.params import Calibration
 from elder.record import Json
 
@@ -137,10 +137,15 @@ def digest(files: list[Path]) -> str:
 def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
     """Say which tokenizer the model's name means right now: a digest of its small files, or the Hub's commit.
 
+    A GGUF file holds its tokenizer beside the weights, and counts as a whole.
+
     Raises:
         UserError: if there is no such folder, it holds no tokenizer, or the Hub cannot be asked.
     """
     path = Path(name).expanduser()
+    file = gguf_file(str(path))
+    if file is not None and file.is_file():
+        return {"kind": "file", "source": name, "sha256": digest([file])}
     if path.is_dir():
         files = sorted(
             {file for pattern in TOKENIZER_FILES for file in path.glob(pattern)}

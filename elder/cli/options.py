@@ -21,7 +21,7 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Folder, Hub id (owner/name@revision), s3:// prefix or models:/name@alias.",
+        help="Folder, GGUF file, Hub id (owner/name@revision), s3:// prefix or models:/name@alias.",
     ),
 ]
 SelectionMethod = Annotated[

@@ -137,6 +137,8 @@ def _model_facts(job: Job, name: str) -> ModelFacts:
     origin = {}  # records of checkpoints that were not quantised say nothing of it
     if learnt.dequantised_from:
         origin["dequantised_from"] = learnt.dequantised_from
+    if learnt.file_sha256:
+        origin["file_sha256"] = learnt.file_sha256
     return ModelFacts(
         name=name,
         revision=learnt.revision,

@@ -51,6 +51,7 @@ class Learnt(Chosen):
         calibration_sha256: of the calibration text or of the file of blocks.
         blocks_sha256: of the blocks themselves.
         dequantised_from: the number format of the dense model's checkpoint, where it was quantised.
+        file_sha256: of the GGUF file that the dense model was read from.
     """
 
     parameters: int
@@ -61,6 +62,7 @@ class Learnt(Chosen):
     calibration_sha256: str
     blocks_sha256: str
     dequantised_from: str | None = None
+    file_sha256: str | None = None
 
 
 class Trained(StageResult):

@@ -171,6 +171,7 @@ def _learn(job: Job) -> Learnt:
         calibration_sha256=file_digest(job.calibration),
         blocks_sha256=hashlib.sha256(blocks.numpy().tobytes()).hexdigest(),
         dequantised_from=loaded.dequantised_from,
+        file_sha256=loaded.file_sha256,
     )
 
 

@@ -10,8 +10,9 @@ from elder import params
 from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json
+from elder.model.gguf import read_gguf_config
 from elder.model.shards import check_hub_index, check_indexes
-from elder.names import is_hub_id, split_revision
+from elder.names import gguf_file, is_hub_id, split_revision
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -27,7 +28,7 @@ def check_model(source: str, wanted: params.Model) -> Any:
     """Return the configuration of a model, after all checks that need no weights.
 
     Args:
-        source: a folder, or a Hub id without its revision.
+        source: a folder, a GGUF file, or a Hub id without its revision.
         wanted: revision, and whether remote code may run.
 
     Raises:
@@ -35,6 +36,9 @@ def check_model(source: str, wanted: params.Model) -> Any:
     """
     from transformers import AutoConfig, PreTrainedConfig
 
+    file = gguf_file(source)
+    if file is not None:
+        return check_gguf(file)
     folder = Path(source)
     revision = split_revision(wanted.name)[1] or wanted.revision or "main"
     if folder.is_dir():
@@ -43,11 +47,12 @@ def check_model(source: str, wanted: params.Model) -> Any:
         fields = read_config(folder)
     elif folder.exists():
         raise UserError(
-            f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer"
+            f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer, or a .gguf file"
         )
     elif not is_hub_id(source):
         raise UserError(
-            f"there is no model folder {source!r}; give a folder, a Hub id (owner/name), or models:/name@alias"
+            f"there is no model folder {source!r}; give a folder, a GGUF file, a Hub id (owner/name), or"
+            " models:/name@alias"
         )
     else:
         with one_sentence(source, "configuration"):
@@ -66,11 +71,21 @@ def check_model(source: str, wanted: params.Model) -> Any:
             trust_remote_code=wanted.trust_remote_code,
             local_files_only=folder.is_dir(),
         )
-    if not _generates_text(config, wanted.trust_remote_code):
-        kind = (config.architectures or [config.model_type])[0]
-        raise UserError(
-            f"{source!r} is a {kind}, not a causal language model; only models that generate text can be used"
-        )
+    _refuse_other_kinds(source, config, wanted.trust_remote_code)
+    return config
+
+
+def check_gguf(file: Path) -> Any:
+    """Return the configuration of a GGUF file, after all checks that need no weights.
+
+    Raises:
+        UserError: if the file is missing, damaged, absurdly large, or holds what transformers does not read.
+    """
+    source = str(file)
+    with one_sentence(source, "configuration"):
+        config = read_gguf_config(file)
+    _refuse_absurd(source, config.to_dict())
+    _refuse_other_kinds(source, config, trust_remote_code=False)
     return config
 
 
@@ -88,6 +103,14 @@ def one_sentence(source: str, what: str) -> Iterator[None]:
         raise UserError(
             f"the {what} of {source!r} cannot be loaded: {first or type(error).__name__}"
         ) from None
+
+
+def _refuse_other_kinds(source: str, config: Any, trust_remote_code: bool) -> None:
+    if not _generates_text(config, trust_remote_code):
+        kind = (config.architectures or [config.model_type])[0]
+        raise UserError(
+            f"{source!r} is a {kind}, not a causal language model; only models that generate text can be used"
+        )
 
 
 def _generates_text(config: Any, trust_remote_code: bool) -> bool:

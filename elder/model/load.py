@@ -13,10 +13,11 @@ from elder import params
 from elder.device import device_of
 from elder.errors import UserError
 from elder.model.check import check_model, one_sentence
+from elder.model.dequantise import Dequantised, dequantised
 from elder.model.finite import refuse_broken_weights
 from elder.model.layers import LAYER_LISTS, find_layers
 from elder.model.removal import BEYOND, text_config
-from elder.names import split_revision
+from elder.names import gguf_file, split_revision
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,6 +39,7 @@ class Loaded:
         dtype: of the checkpoint, unless the user asked for another.
         dequantised_from: the number format that the checkpoint's weights were dequantised from, such as fp8; None where
             they were not quantised.
+        file_sha256: of the GGUF file that the checkpoint was made from.
     """
 
     model: Any
@@ -46,6 +48,7 @@ class Loaded:
     revision: str | None
     dtype: torch.dtype
     dequantised_from: str | None = None
+    file_sha256: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -54,12 +57,12 @@ class Loaded:
 
 
 def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded:
-    """Load a causal language model from a folder or the Hub, after cheap checks that say what is wrong in a sentence.
+    """Load a causal language model and its tokenizer, after cheap checks that say in a sentence what is wrong.
 
-    Only safetensors are read, and no code that comes with a model is run unless asked for by name.
+    Besides GGUF, only safetensors are read, and no code that comes with a model is run unless asked for by name.
 
     Args:
-        wanted: name (a folder or a Hub id), revision, device, dtype, and whether remote code may run.
+        wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, and whether remote code may run.
         dtype: overrides ``wanted.dtype``.
 
     Raises:
@@ -70,6 +73,9 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
 
     device = device_of(wanted.device)
     source, revision = split_revision(wanted.name)
+    made = _from_gguf(source)
+    if made:
+        source, revision = str(made.folder), None
     common = {
         "revision": revision or wanted.revision or "main",
         "trust_remote_code": wanted.trust_remote_code,
@@ -93,7 +99,19 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
         model.to(device)
     refuse_broken_weights(model, repr(source))
     commit = getattr(config, "_commit_hash", None)
-    return Loaded(model.eval(), tokenizer, wanted.name, commit, model.dtype)
+    loaded = Loaded(model.eval(), tokenizer, wanted.name, commit, model.dtype)
+    if made:
+        loaded.dequantised_from, loaded.file_sha256 = made.types, made.file_sha256
+    return loaded
+
+
+def _from_gguf(source: str) -> Dequantised | None:
+    """Return the checkpoint of a GGUF file; None where the name means no such file."""
+    file = gguf_file(source)
+    if file is None:
+        return None
+    with one_sentence(source, "model"):
+        return dequantised(file)
 
 
 def _check_weights(source: str, model: nn.Module, info: dict[str, set[str]]) -> None:

@@ -12,7 +12,7 @@ class Model(Section):
 
     name: str = Field(
         "models/novels-llama",
-        description="folder, Hub id, s3:// prefix or models:/name@alias",
+        description="folder, GGUF file, Hub id, s3:// prefix or models:/name@alias",
     )
     revision: str | None = Field(
         None, description="Hub revision: a commit, tag or branch"

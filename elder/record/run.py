@@ -50,6 +50,7 @@ class ModelFacts(Plain):
         parameters: before the removal.
         dtype: that it was loaded in.
         dequantised_from: the number format of its checkpoint, such as fp8, where that was quantised.
+        file_sha256: of the GGUF file that it was read from.
         license: as it was published.
     """
 
@@ -60,6 +61,7 @@ class ModelFacts(Plain):
     parameters: int | None = None
     dtype: str | None = None
     dequantised_from: str | None = None
+    file_sha256: str | None = None
     license: str | None = None
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elder.names import hub_id
+from elder.names import GGUF, hub_id
 from elder.record import DOMAINS, CompressionRecord, Json, Number, Row, finite
 from elder.report.html import environment
 from elder.report.summary import summarise
@@ -64,6 +64,7 @@ def card_data(
 def model_name(base: str, removed: list[int]) -> str:
     """Return what the shallower model is called: the base's last name and how many layers went."""
     last_name = base.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    last_name = last_name.removesuffix(GGUF)
     return f"{last_name}-minus-{len(removed)}"
 
 

@@ -37,16 +37,16 @@ def gate(evidence: Evidence) -> str:
 
 
 def source_model(evidence: Evidence) -> str:
-    """Compute the digest of the dense model's weights, where its folder is here."""
+    """Compute the digest of the dense model's weights, where its folder or GGUF file is here."""
     from elder.model.load import load_model, weights_digest
 
     model = evidence.record.model
-    folder = evidence.root / model.name
-    if not folder.is_dir():
+    place = evidence.root / model.name
+    if not place.exists():
         pinned = f", pinned by revision {model.revision}" if model.revision else ""
-        raise Unknown(f"the dense model {model.name!r} is no folder here{pinned}")
+        raise Unknown(f"the dense model {model.name!r} is not here{pinned}")
     recorded = params.Model.model_validate(evidence.record.lineage.params["model"])
-    digest = weights_digest(load_model(_own(recorded, folder)).model)
+    digest = weights_digest(load_model(_own(recorded, place)).model)
     if digest != model.digest:
         told = f"{model.digest[:12]}..." if model.digest else "none"
         raise Broken(

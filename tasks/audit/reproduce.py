@@ -18,7 +18,7 @@ from elder import params
 from elder.errors import UserError
 from elder.files import check_output, whole_folder
 from elder.locks import hold
-from elder.names import shown
+from elder.names import gguf_file, shown
 from elder.record import Json, Lineage, Number, Record
 from tasks.audit.evidence import Broken, Evidence, gather
 from tasks.audit.rerun import Rerun, bring_data, code_of
@@ -256,10 +256,11 @@ def _make(rerun: Rerun, place: Path) -> tuple[Made, dict[str, Number | None]]:
 def _params_here(rerun: Rerun, place: Path) -> dict[str, Json]:
     """Return the run's parameters with the places that model and texts have here.
 
-    The model's folder is that of the commit, or else of the project; other names mean what they meant to the run.
+    The model's folder or file is that of the commit, or else of the project; other names mean what they meant to the
+    run.
     """
     tree, model = rerun.params(), rerun.record.model
-    tree["model"]["name"] = _dense_folder(rerun) or local_model(
+    tree["model"]["name"] = _dense_place(rerun) or local_model(
         model.name, rerun.settings
     )
     tree["model"]["revision"] = model.revision
@@ -268,11 +269,12 @@ def _params_here(rerun: Rerun, place: Path) -> dict[str, Json]:
     return tree
 
 
-def _dense_folder(rerun: Rerun) -> str | None:
+def _dense_place(rerun: Rerun) -> str | None:
     for base in (rerun.code, rerun.root):
-        folder = base / rerun.record.model.name
-        if (folder / "config.json").is_file():
-            return str(folder)
+        place = base / rerun.record.model.name
+        file = gguf_file(str(place))
+        if (place / "config.json").is_file() or (file and file.is_file()):
+            return str(place)
     return None
 
 

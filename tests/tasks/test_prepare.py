@@ -16,6 +16,7 @@ from elder.errors import UserError
 from elder.params import Params
 from elder.settings import load_params
 from tasks import prepare, sources
+from tests.elder.model.tiny_gguf import TOKENS, write
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0f" * 20
@@ -302,3 +303,23 @@ def test_every_stage_names_its_code_its_parameters_and_things_that_exist():
         for parameter in stage["params"]:
             section, key = parameter.split(".")
             assert key in type(getattr(Params(), section)).model_fields
+
+
+def test_the_tokenizer_of_a_gguf_file_is_pinned_by_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = write(tmp_path / "tiny.gguf")
+    source = tmp_path / "novel.txt"
+    source.write_text("a t" * 100)
+    given = (f"model.name={model}", f"calibration.source={source}")
+    given += ("calibration.samples=2", "calibration.seq_len=8")
+    given += (f"evaluate.in_domain={source}", f"evaluate.out_of_domain={source}")
+    folder = run(tmp_path, "pin text blocks", *given)
+    pinned = read(folder / "pins" / "tokenizer.json")
+    assert pinned == {
+        "kind": "file",
+        "source": str(model),
+        "sha256": sources.digest([model]),
+    }
+    with safe_open(folder / "calibration.safetensors", "pt") as blocks:
+        ids = blocks.get_tensor("ids").unique().tolist()
+    assert ids == sorted([TOKENS.index("a"), TOKENS.index("Ġt")])
