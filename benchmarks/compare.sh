@@ -40,7 +40,7 @@ ablations)
     ;;
 parts)
     compare parts "default,default[select.elder.shortlist=1],default[recover.distil.synthetic=0],$(
-    )default[recover.optimizer=adamw],default[compensate.method=linear],$(
+    )default[recover.optimizer=adamw],default[recover.optimizer=muon],default[compensate.method=linear],$(
     )sleb,sleb+linear,sleb+magnitude,sleb+merge" --ratios 0.25
     ;;
 families)

@@ -45,7 +45,9 @@ def work() -> float:
         load_model(params.Model(name=MODEL), dtype) for dtype in (None, torch.float32)
     )
     blocks = choose_blocks(Path("data/calibration.txt"), dense.tokenizer, 16, 256, 0)
-    settings = params.Recover(epochs=5, batch=4, lr=1e-3, distil={"synthetic": 0})
+    settings = params.Recover(
+        epochs=5, batch=4, optimizer="muon", lr=1e-3, distil={"synthetic": 0}
+    )
     started = time.perf_counter()
     run = TrainingRun("recover", 0, torch.bfloat16)
     learner = student_of(settings, student.model, dense.model)

@@ -277,7 +277,11 @@ class Bench:
         student = self.build(WEIGHTS if rank else torch.float32)
         remove_layers(student, self.spread(0.25))
         settings = params.Recover(
-            mode="distil", epochs=6, lr=1e-5, **self._common(rank)
+            mode="distil",
+            epochs=6,
+            optimizer="adamw" if rank else "muon",
+            lr=1e-5,
+            **self._common(rank),
         )
 
         def run(blocks: torch.Tensor) -> float:

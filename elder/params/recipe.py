@@ -7,6 +7,8 @@ from pydantic import Field
 from elder.params.catalogue import COMPENSATIONS, NONE, RECOVERIES, SELECTIONS
 from elder.params.section import Auto, Choice, Rate, Section, Strength
 
+MOST_WRITTEN = 4  # blocks for each of calibration: more were never tried
+
 
 class Select(Choice):
     """Which layers go. ``layers`` wins over ``ratio``."""
@@ -35,8 +37,9 @@ class Training(Section):
         0.0, ge=0, description="passes over the calibration blocks; 0: skip this step"
     )
     batch: int = Field(8, ge=1, description="blocks in a batch")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices inside the layers"
+    optimizer: Literal["auto", "adamw", "muon"] = Field(
+        "auto",
+        description="muon: for the matrices inside the layers; auto: as lr, adamw where lr is given",
     )
     lr: Rate | Auto = Field(
         "auto", description="peak learning rate; auto: chosen on held-out blocks"
@@ -101,13 +104,16 @@ class Recover(Training, Choice):
         description="passes over the calibration blocks, the search for lr included",
     )
     batch: int = Field(4, ge=1, description="blocks in a batch")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "muon", description="muon: for the matrices inside the layers"
-    )
 
     @property
     def written(self) -> int:
-        """Return how many blocks the dense model writes for each of calibration; 0 where the recovery asks for none."""
+        """Return how many blocks the dense model writes for each of calibration; 0 where the recovery asks for none.
+
+        ``auto`` follows from the budget: as many as can be passed once, with the calibration blocks.
+        """
         if self.mode == NONE:
             return 0
-        return int(getattr(self.settings_of(self.mode), "synthetic", 0))
+        wanted = getattr(self.settings_of(self.mode), "synthetic", 0)
+        if wanted == "auto":
+            return min(MOST_WRITTEN, max(0, int(self.epochs) - 1))
+        return int(wanted)

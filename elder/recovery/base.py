@@ -9,7 +9,7 @@ from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
-from elder.training.tune import Objective, lr_grid, tune
+from elder.training.tune import Objective, grids_of, tune
 
 S = TypeVar("S")  # the settings that a recovery is registered with
 
@@ -72,7 +72,7 @@ def recover(
     loss = CATALOGUE.find(settings.mode).function(student)
     budget = settings.epochs * data.calibration_blocks
     stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
-    objective = Objective(loss_with=lambda _: loss, grids=lr_grid(settings))
+    objective = Objective(loss_with=lambda _: loss, grids=grids_of(settings))
     spent = tune(student.model, data, stretched, objective, run)
     spent.tokens_generated = data.tokens_written
     return spent

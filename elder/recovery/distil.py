@@ -8,7 +8,7 @@ hidden states t after the kept layers, whose own are s:
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elder.model.forward import next_token_losses, observed_logits
 from elder.model.layers import find_layers
-from elder.params import Section, Strength
+from elder.params import Auto, Section, Strength
 from elder.recovery.base import Student, register
 from elder.training.loop import LossFunction
 from elder.training.losses import distillation_loss, state_mismatch
@@ -31,10 +31,9 @@ class DistilSettings(Section):
     hidden: Strength = Field(
         0.0, description="weight of the match of the kept layers' hidden states"
     )
-    synthetic: int = Field(
-        4,
-        ge=0,
-        description="blocks that the dense model writes for each of calibration",
+    synthetic: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto",
+        description="blocks that the dense model writes for each of calibration; auto: 4 at most, none seen twice",
     )
 
 

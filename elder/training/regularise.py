@@ -25,7 +25,7 @@ from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
 from elder.training.losses import residual_norm
 from elder.training.search import Values
-from elder.training.tune import Objective, lr_grid, tune
+from elder.training.tune import Objective, grids_of, tune
 
 LAMBDA2_GRID = (0.001, 0.01, 0.1)
 
@@ -49,7 +49,7 @@ def regularise(
     Returns:
         What was spent; automatic values are judged by the loss without the layers on held-out blocks.
     """
-    grids = lr_grid(settings)
+    grids = grids_of(settings)
     if settings.lambda2 == "auto":
         grids |= {"lambda2": LAMBDA2_GRID}
 

@@ -12,7 +12,7 @@ from elder.progress import say
 from elder.record import Spent, Trial
 
 HELD_OUT_SHARE = 0.125
-Values = dict[str, float]  # {name: value to try}
+Values = dict[str, Any]  # {name: value to try, a number or a name}
 TryOut = Callable[[Values], tuple[float, Spent]]  # -> (held-out loss, what it took)
 
 
@@ -23,25 +23,41 @@ def hold_out(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def search(
-    stage: str, candidates: Iterable[Values], try_out: TryOut
+    stage: str,
+    candidates: Iterable[Values],
+    try_out: TryOut,
+    then: Callable[[Values], Iterable[Values]] = lambda best: (),
 ) -> tuple[Values, Spent]:
     """Try each candidate and return the one with the lowest held-out loss, and what the whole search took.
 
     A trial whose loss is not finite never wins; its record says None.
 
+    Args:
+        stage: its name, for the record.
+        candidates: what is tried first.
+        try_out: tries one.
+        then: what is tried after that, given the best of the first.
+
     Raises:
         UserError: if no trial ends with a finite loss.
     """
-    tried = list(candidates)
+    tried: list[Values] = []
     total = Spent()
     trials: list[Trial] = []
-    for values in tried:
-        loss, spent = try_out(values)
-        total.tokens_seen += spent.tokens_seen
-        total.optimizer_steps += spent.optimizer_steps
-        trials.append(_trial(stage, values, loss, spent.tokens_seen))
-        say(f"{stage}: {in_words(values)} gives held-out loss {loss:.4f}")
-    best = _lowest(trials)
+
+    def try_all(more: Iterable[Values]) -> int | None:
+        for values in more:
+            loss, spent = try_out(values)
+            tried.append(values)
+            total.tokens_seen += spent.tokens_seen
+            total.optimizer_steps += spent.optimizer_steps
+            trials.append(_trial(stage, values, loss, spent.tokens_seen))
+            say(f"{stage}: {in_words(values)} gives held-out loss {loss:.4f}")
+        return _lowest(trials)
+
+    best = try_all(candidates)
+    if best is not None:
+        best = try_all(then(tried[best]))
     if best is None:
         names = ", ".join(tried[-1])
         raise UserError(
@@ -54,8 +70,11 @@ def search(
 
 
 def in_words(values: Values) -> str:
-    """Return values as ``lr 0.01, lambda2 0.1``."""
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+    """Return values as ``optimizer muon, lr 0.01``."""
+    said = []
+    for name, value in values.items():
+        said.append(f"{name} {value if isinstance(value, str) else format(value, 'g')}")
+    return ", ".join(said)
 
 
 def _trial(stage: str, values: Values, loss: float, tokens: int) -> Trial:

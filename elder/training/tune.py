@@ -2,7 +2,11 @@
 
 The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
 trials, each from the same weights; the rest goes to the final run, on all blocks. What is best for a short run is too
-much for a long one, so a learning rate that was found is lowered by the known power of the steps.
+much for a long one, so a learning rate that was found is lowered by the known power of the steps. The final run goes on
+from the weights that the best trial ended with: what that trial learnt was paid for.
+
+All other values are tried with AdamW first; then Muon with those that won, which suit both: rates are relative. All
+combinations would leave each trial too few steps to tell anything.
 """
 
 import itertools
@@ -23,14 +27,14 @@ from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun, train
 from elder.training.search import Snapshot, Values, in_words, search
 
-LR_GRID = (0.005, 0.01, 0.02)  # relative to the root mean square of each weight
+OPTIMIZER = "optimizer"
+OPTIMIZERS = ("adamw", "muon")
+LR_GRID = (0.0025, 0.005, 0.01)  # relative to the root mean square of each weight
 # absolute: adapters start at 0, and a share of that is nothing
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LONGER_RUN = 0.32  # the best learning rate falls with the steps of a run to this power (arXiv 2409.19913)
-Grids = Mapping[
-    str, tuple[float, ...]
-]  # {name of a value that is ``auto``: what to try}
+Grids = Mapping[str, tuple[Any, ...]]  # {name of a value that is ``auto``: what to try}
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Objective:
     """What a training minimises, and which of its values are chosen by trial.
 
     Attributes:
-        loss_with: builds the loss of a batch from the chosen values: ``lr``, and whatever else ``grids`` names.
-        grids: candidates for each value that is ``auto``, the learning rate among them where it is.
+        loss_with: builds the loss of a batch from the chosen values: whatever ``grids`` names.
+        grids: candidates for each value that is ``auto``, ``optimizer`` and ``lr`` among them where they are.
         judge: held-out blocks -> loss in nats, for a trial; by default the next-token loss.
     """
 
@@ -47,10 +51,23 @@ class Objective:
     grids: Grids = field(default_factory=dict)
     judge: Callable[[torch.Tensor], float] | None = None
 
-    def candidates(self) -> list[Values]:
-        """Return all combinations of the values to try; a single empty one where nothing is ``auto``."""
-        combinations = itertools.product(*self.grids.values())
-        return [dict(zip(self.grids, values, strict=True)) for values in combinations]
+    def first(self) -> list[Values]:
+        """Return what is tried first: all combinations with the first optimiser; an empty one without grids."""
+        grids = dict(self.grids)
+        if OPTIMIZER in grids:
+            grids[OPTIMIZER] = grids[OPTIMIZER][:1]
+        combinations = itertools.product(*grids.values())
+        return [dict(zip(grids, values, strict=True)) for values in combinations]
+
+    def then(self, best: Values) -> list[Values]:
+        """Return what is tried after that: the other optimisers, with the values that won."""
+        others = self.grids.get(OPTIMIZER, ())[1:]
+        return [{**best, OPTIMIZER: other} for other in others]
+
+    def trials(self) -> int:
+        """Return how many trials there will be."""
+        first = self.first()
+        return len(first) + len(self.then(first[0]))
 
 
 def tune(
@@ -111,24 +128,30 @@ class Trials:
     def choose(self) -> tuple[Values, Schedule, Spent]:
         """Return the values that hold, the schedule of the final run, and what the trials took.
 
-        The model's weights are as they were before.
+        The model's weights are those that the best trial ended with; what they were before where the training also
+        steers the model step by step, which begins anew.
         """
-        candidates = self.objective.candidates()
+        first, trials = self.objective.first(), self.objective.trials()
         count = len(self.data.blocks)
-        if len(candidates) == 1:
-            (chosen,) = candidates
+        if trials == 1:
+            (chosen,) = first
             whole = self.schedule(chosen, self.settings.epochs, count)
             return chosen, whole, Spent()
-        start = Snapshot(self.model)
+        start = ahead = Snapshot(self.model)
+        lowest = math.inf
 
         def try_out(values: Values) -> tuple[float, Spent]:
+            nonlocal ahead, lowest
             start.restore(self.model)
-            return self.trial(values, len(candidates))
+            loss, spent = self.trial(values, trials)
+            if math.isfinite(loss) and loss < lowest and self.run.at_step is None:
+                ahead, lowest = Snapshot(self.model), loss
+            return loss, spent
 
-        chosen, searched = search(self.run.label, candidates, try_out)
-        start.restore(self.model)
+        chosen, searched = search(self.run.label, first, try_out, self.objective.then)
+        ahead.restore(self.model)
         longer = self.schedule(chosen, self.settings.epochs * (1 - SEARCH_SHARE), count)
-        tried = self.trial_schedule(chosen, len(candidates))
+        tried = self.trial_schedule(chosen, trials)
         factor = lowered(tried.steps, longer.steps, "lr" in chosen)
         return chosen, replace(longer, lr=longer.lr * factor), searched
 
@@ -164,10 +187,11 @@ class Trials:
         """Return the schedule of ``epochs`` passes over ``count`` blocks."""
         settings = self.settings
         searched = "lr" in values
+        optimizer = values.get(OPTIMIZER, settings.optimizer)
         return Schedule(
             steps=max(1, int(epochs * count / settings.batch)),  # never over the budget
             batch=settings.batch,
-            optimizer="adamw" if settings.adapter_rank else settings.optimizer,
+            optimizer="adamw" if optimizer == "auto" else optimizer,
             lr=values["lr"] if searched else float(settings.lr),
             relative=searched and not settings.adapter_rank,
             warmup=settings.warmup,
@@ -181,11 +205,15 @@ def lowered(trial: int, steps: int, searched: bool) -> float:
     return min(1.0, (trial / steps) ** LONGER_RUN) if searched else 1.0
 
 
-def lr_grid(settings: params.Training) -> dict[str, tuple[float, ...]]:
-    """Return the learning rates to try, none where one is given."""
+def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
+    """Return the optimisers and learning rates to try, none where a rate is given: it was meant for one optimiser."""
     if settings.lr != "auto":
         return {}
-    return {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
+    auto = settings.optimizer == "auto"
+    return {
+        OPTIMIZER: OPTIMIZERS if auto else (settings.optimizer,),
+        "lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID,
+    }
 
 
 @contextmanager

@@ -258,7 +258,7 @@ def test_an_automatic_rate_moves_adapters_too(
     remove_layers(trained, [3])
     before = block_losses(trained, text_blocks[-40:], 8).mean()
     settings = params.Recover(
-        epochs=4.0, batch=4, lr="auto", adapter_rank=4, mode="train"
+        epochs=4.0, batch=4, optimizer="adamw", adapter_rank=4, mode="train"
     )
     spent = recover(trained, None, training_data(text_blocks[:40]), settings, RUN)
     assert [plain(trial)["lr"] for trial in spent.search] == list(ADAPTER_LR_GRID)

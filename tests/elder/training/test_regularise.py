@@ -80,9 +80,13 @@ def test_regularisation_searches_both_values(
     spent = regularise(
         trained, [2], training_data(ids), params.Regularise(epochs=3.0, batch=4), RUN
     )
-    tried = [(plain(trial)["lr"], plain(trial)["lambda2"]) for trial in spent.search]
-    assert tried == [(lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
-    assert len({trial.held_out_loss for trial in spent.search}) == 9
+    tried = [plain(trial) for trial in spent.search]
+    values = [(one["optimizer"], one["lr"], one["lambda2"]) for one in tried]
+    grid = [("adamw", lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
+    assert values[:9] == grid
+    best = min(tried[:9], key=lambda one: one["held_out_loss"])
+    assert values[9:] == [("muon", best["lr"], best["lambda2"])]
+    assert len({trial.held_out_loss for trial in spent.search}) == 10
     assert not any("forward" in vars(layer) for layer in find_layers(trained))
 
 
@@ -151,7 +155,12 @@ def test_each_trial_fades_over_its_own_steps(
         lambda done, anneal: (told.append(done), 0.5)[1],
     )
     settings = params.Regularise(
-        epochs=6.0, batch=2, lr="auto", lambda2=0.0, anneal=0.5
+        epochs=6.0,
+        batch=2,
+        optimizer="adamw",
+        lr="auto",
+        lambda2=0.0,
+        anneal=0.5,
     )
     spent = regularise(llama(3), [1], training_data(blocks), settings, RUN)
     # 30 steps: a fifth of them for three trials of two steps each, the rest in one run

@@ -1,0 +1,128 @@
+"""The optimiser that is chosen on held-out blocks: the better one wins, within the budget, and the record says so."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from elder import params
+from elder.model.forward import logits_of, next_token_losses
+from elder.model.layers import remove_layers
+from elder.model.load import weights_digest
+from elder.record import Spent, plain
+from elder.recovery import recover, student_of
+from elder.training import tune as tuning
+from elder.training.data import training_data
+from elder.training.loop import TrainingRun
+from elder.training.optim import Optimizer
+from elder.training.search import Values
+from elder.training.tune import (
+    ADAPTER_LR_GRID,
+    LR_GRID,
+    Objective,
+    grids_of,
+    trainable,
+)
+
+RUN = TrainingRun("test", 0, torch.float32)
+AUTO = params.Training(epochs=10.0, batch=4)  # all that can be is auto
+
+
+def unlearning(model: Any, loser: str) -> Objective:
+    """Return next-token training that drives a model from its text with one of the optimisers."""
+
+    def loss_with(values: Values) -> Any:
+        sign = -1 if values["optimizer"] == loser else 1
+        return lambda ids: sign * next_token_losses(logits_of(model, ids), ids).mean()
+
+    return Objective(loss_with, grids_of(AUTO))
+
+
+def auto(llama: Callable, blocks: torch.Tensor, loser: str) -> tuple[Spent, Any]:
+    model = llama(2)
+    data = training_data(blocks.repeat(4, 1))  # 40 blocks
+    return tuning.tune(model, data, AUTO, unlearning(model, loser), RUN), model
+
+
+@pytest.mark.parametrize(("loser", "winner"), [("adamw", "muon"), ("muon", "adamw")])
+def test_the_better_optimiser_wins_within_the_budget(
+    llama: Callable, blocks: torch.Tensor, loser: str, winner: str
+) -> None:
+    spent, model = auto(llama, blocks, loser)
+    trials = [plain(trial) for trial in spent.search]
+    # all rates with AdamW, then Muon at the best of them
+    losses = [trial["held_out_loss"] for trial in trials]
+    best = LR_GRID[losses.index(min(losses[:3]))]
+    assert [(trial["optimizer"], trial["lr"]) for trial in trials] == [
+        *(("adamw", lr) for lr in LR_GRID),
+        ("muon", best),
+    ]
+    (chosen,) = [trial for trial in trials if trial["chosen"]]
+    assert (chosen["optimizer"], chosen["lr"]) == (winner, best)
+    assert chosen["held_out_loss"] == min(losses)
+    # ten passes over 40 blocks of 12 tokens are 100 steps of four: four trials of 5, the losers' counted, and 80
+    assert [trial["tokens"] for trial in trials] == [5 * 4 * 12] * 4
+    assert spent.optimizer_steps == 4 * 5 + 80
+    assert spent.tokens_seen == 10 * 40 * 12
+    again, same = auto(llama, blocks, loser)
+    assert again == spent
+    assert weights_digest(same) == weights_digest(model)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    llama: Callable,
+    blocks: torch.Tensor,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, model = auto(llama, blocks, "muon")
+    monkeypatch.setattr("elder.training.checkpoint.CHECKPOINT_EVERY", -1.0)
+    run = TrainingRun("test", 0, torch.float32, tmp_path / "checkpoint")
+    data = training_data(blocks.repeat(4, 1))
+    steps = 0
+    real = Optimizer.step
+
+    def killed(optimizer: Optimizer, factor: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 50:  # 30 steps after the trials
+            raise KeyboardInterrupt
+        real(optimizer, factor)
+
+    other = llama(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimizer, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tuning.tune(other, data, AUTO, unlearning(other, "muon"), run)
+    assert run.checkpoint is not None
+    assert run.checkpoint.exists()
+    other = llama(2)
+    resumed = tuning.tune(other, data, AUTO, unlearning(other, "muon"), run)
+    assert resumed == whole
+    assert weights_digest(other) == weights_digest(model)
+
+
+def test_a_rate_that_was_given_is_for_adamw_and_nothing_is_tried() -> None:
+    assert grids_of(params.Training(lr=1e-3)) == {}
+    only = grids_of(params.Training(optimizer="muon"))
+    assert only == {"optimizer": ("muon",), "lr": LR_GRID}
+    steps = params.Training(epochs=1.0, lr=1e-3)
+    trials = tuning.Trials(None, None, steps, Objective(lambda _: None), RUN)  # type: ignore[arg-type, return-value]
+    assert trials.schedule({}, 1.0, 8).optimizer == "adamw"
+
+
+def test_adapters_are_tried_with_either_optimiser(
+    trained: Any, text_blocks: torch.Tensor
+) -> None:
+    pytest.importorskip("peft")
+    remove_layers(trained, [3])
+    with trainable(trained, 2, 0) as adapted:
+        parts = Optimizer(adapted, "muon", 1e-3, False, 0.0).parts
+        assert [type(part) for part in parts] == [torch.optim.Muon]
+    settings = params.Recover(epochs=4.0, batch=4, adapter_rank=2, mode="train")
+    data = training_data(text_blocks[:40])
+    spent = recover(student_of(settings, trained, None), data, settings, RUN)
+    tried = [(plain(trial)["optimizer"], plain(trial)["lr"]) for trial in spent.search]
+    assert tried[:3] == [("adamw", lr) for lr in ADAPTER_LR_GRID]
+    assert tried[3:] in ([("muon", lr)] for lr in ADAPTER_LR_GRID)
