@@ -84,3 +84,14 @@ def test_a_card_says_that_weights_were_dequantised(make):
     assert "dequantised" not in card_of(record)
     record["model"]["dequantised_from"] = "fp8"
     assert "| base weights dequantised from | fp8 |" in card_of(record)
+
+
+def test_each_trial_names_its_optimiser():
+    record = make_record()
+    for trial, optimizer in zip(record["search"], ("adamw", "muon", None), strict=True):
+        if optimizer:
+            trial["optimizer"] = optimizer
+    card = card_of(record)
+    # the rest of a line is the rate, lambda2, the loss and the tokens of a trial
+    table = re.findall(r"^\| recover \| (\S+) \|", card, re.MULTILINE)
+    assert table == ["adamw", "muon", "–"]
