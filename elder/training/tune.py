@@ -2,11 +2,11 @@
 
 The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
 trials, each from the same weights; the rest goes to the final run, on all blocks. What is best for a short run is too
-much for a long one, so a learning rate that was found is lowered by the known power of the steps. The final run goes on
-from the weights that the best trial ended with: what that trial learnt was paid for.
+much for a long one, so a learning rate that was found is lowered by the known power of the steps.
 
-All other values are tried with AdamW first; then Muon with those that won, which suit both: rates are relative. All
-combinations would leave each trial too few steps to tell anything.
+Where the optimiser is ``auto``, all other values are tried with AdamW first, then Muon with those that won, which suit
+both: rates are relative. All combinations would leave each trial too few steps to tell anything. The final run goes on
+from the weights that the best trial ended with: what that trial learnt was paid for.
 """
 
 import itertools
@@ -29,7 +29,10 @@ from elder.training.search import Snapshot, Values, in_words, search
 
 OPTIMIZER = "optimizer"
 OPTIMIZERS = ("adamw", "muon")
-LR_GRID = (0.0025, 0.005, 0.01)  # relative to the root mean square of each weight
+# relative to the root mean square of each weight; an optimiser that is named searches as it did before there was a
+# choice, so that what was made then can be made again
+AUTO_LR_GRID = (0.0025, 0.005, 0.01)
+LR_GRID = (0.005, 0.01, 0.02)
 # absolute: adapters start at 0, and a share of that is nothing
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
@@ -128,8 +131,8 @@ class Trials:
     def choose(self) -> tuple[Values, Schedule, Spent]:
         """Return the values that hold, the schedule of the final run, and what the trials took.
 
-        The model's weights are those that the best trial ended with; what they were before where the training also
-        steers the model step by step, which begins anew.
+        The model's weights are those that the best trial ended with, where it chose the optimiser, too; but what they
+        were before where the training steers the model step by step, which begins anew.
         """
         first, trials = self.objective.first(), self.objective.trials()
         count = len(self.data.blocks)
@@ -139,12 +142,13 @@ class Trials:
             return chosen, whole, Spent()
         start = ahead = Snapshot(self.model)
         lowest = math.inf
+        goes_on = OPTIMIZER in self.objective.grids and self.run.at_step is None
 
         def try_out(values: Values) -> tuple[float, Spent]:
             nonlocal ahead, lowest
             start.restore(self.model)
             loss, spent = self.trial(values, trials)
-            if math.isfinite(loss) and loss < lowest and self.run.at_step is None:
+            if goes_on and math.isfinite(loss) and loss < lowest:
                 ahead, lowest = Snapshot(self.model), loss
             return loss, spent
 
@@ -187,7 +191,8 @@ class Trials:
         """Return the schedule of ``epochs`` passes over ``count`` blocks."""
         settings = self.settings
         searched = "lr" in values
-        optimizer = values.get(OPTIMIZER, settings.optimizer)
+        named = "adamw" if settings.adapter_rank else settings.optimizer
+        optimizer = values.get(OPTIMIZER, named)
         return Schedule(
             steps=max(1, int(epochs * count / settings.batch)),  # never over the budget
             batch=settings.batch,
@@ -209,11 +214,10 @@ def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
     """Return the optimisers and learning rates to try, none where a rate is given: it was meant for one optimiser."""
     if settings.lr != "auto":
         return {}
-    auto = settings.optimizer == "auto"
-    return {
-        OPTIMIZER: OPTIMIZERS if auto else (settings.optimizer,),
-        "lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID,
-    }
+    if settings.optimizer != "auto":
+        return {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
+    rates = ADAPTER_LR_GRID if settings.adapter_rank else AUTO_LR_GRID
+    return {OPTIMIZER: OPTIMIZERS, "lr": rates}
 
 
 @contextmanager

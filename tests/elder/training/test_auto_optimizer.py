@@ -19,6 +19,7 @@ from elder.training.optim import Optimizer
 from elder.training.search import Values
 from elder.training.tune import (
     ADAPTER_LR_GRID,
+    AUTO_LR_GRID,
     LR_GRID,
     Objective,
     grids_of,
@@ -53,9 +54,9 @@ def test_the_better_optimiser_wins_within_the_budget(
     trials = [plain(trial) for trial in spent.search]
     # all rates with AdamW, then Muon at the best of them
     losses = [trial["held_out_loss"] for trial in trials]
-    best = LR_GRID[losses.index(min(losses[:3]))]
+    best = AUTO_LR_GRID[losses.index(min(losses[:3]))]
     assert [(trial["optimizer"], trial["lr"]) for trial in trials] == [
-        *(("adamw", lr) for lr in LR_GRID),
+        *(("adamw", lr) for lr in AUTO_LR_GRID),
         ("muon", best),
     ]
     (chosen,) = [trial for trial in trials if trial["chosen"]]
@@ -106,7 +107,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 def test_a_rate_that_was_given_is_for_adamw_and_nothing_is_tried() -> None:
     assert grids_of(params.Training(lr=1e-3)) == {}
     only = grids_of(params.Training(optimizer="muon"))
-    assert only == {"optimizer": ("muon",), "lr": LR_GRID}
+    assert only == {"lr": LR_GRID}
     steps = params.Training(epochs=1.0, lr=1e-3)
     trials = tuning.Trials(None, None, steps, Objective(lambda _: None), RUN)  # type: ignore[arg-type, return-value]
     assert trials.schedule({}, 1.0, 8).optimizer == "adamw"
