@@ -14,13 +14,14 @@ from typing import Any
 
 import httpx
 
-# Grants on every resource of a kind. What is granted on versions and runs holds even for who made the model or the
-# experiment around them, and MLflow lets its maker manage it: nobody but the admin deletes either.
+# Grants on every resource of a kind. What is granted on versions, runs and logged models holds even for who made the
+# model or the experiment around them, and MLflow lets its maker manage it: nobody but the admin deletes any of them.
 ROLES = {
     "worker": {
         "workspace": "USE",  # to make what is not there yet
         "experiment": "EDIT",
         "run": "EDIT",
+        "logged_model": "EDIT",
         "registered_model": "EDIT",
         "registered_model_version": "EDIT",
     },

@@ -30,6 +30,7 @@ from tasks.provenance.signing import SIGNATURE, sign
 from tasks.record_file import write_record
 from tasks.registry.champion import champion_of
 from tasks.registry.client import Registry
+from tasks.registry.flavour import write_flavour
 from tasks.registry.ledger import open_ledger
 from tasks.retry import try_again
 from tasks.run.marks import read_mark
@@ -125,7 +126,7 @@ def publish(run: Run, record: Record) -> Published:
 def publish_folder(
     folder: Path, record: Record, settings: params.Params, root: Path
 ) -> Published:
-    """Complete a model folder with card, record and bill of materials, sign it, and put it into the store.
+    """Complete a model folder with card, record, MLmodel and bill of materials, sign it, and put it into the store.
 
     Args:
         folder: with the checkpoint and ``elder.json``.
@@ -139,6 +140,7 @@ def publish_folder(
     known |= {key: told[key] for key in ("run_id", "model", "lineage")}
     write_json(folder / "elder.json", known)
     write_record(record, folder / RECORD)
+    write_flavour(folder, record)
     write_bom(folder, record, leave_out=(SIGNATURE,))
     sign(folder, settings.signing, root)
     return configured_store(settings.store, root).publish(

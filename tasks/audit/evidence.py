@@ -15,7 +15,7 @@ from tasks.provenance.bundle import Signed
 from tasks.provenance.signing import SIGNATURE, check_files
 from tasks.provenance.trust import Trust
 from tasks.registry.client import Registry, parse_reference
-from tasks.store.manifest import MANIFEST, Files, describe, parse
+from tasks.store.manifest import MANIFEST, MLFLOW_NOTE, Files, describe, parse
 from tasks.store.open import open_model
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ class Evidence:
 
     @cached_property
     def files(self) -> Files:
-        """Fingerprint all files but the manifest, as they are."""
+        """Fingerprint all files but the manifest and MLflow's note, as they are."""
         return {
             path: file
             for path, file in describe(self.folder).items()
-            if path != MANIFEST
+            if path not in (MANIFEST, MLFLOW_NOTE)
         }
 
     @property

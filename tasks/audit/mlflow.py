@@ -9,6 +9,8 @@ from tasks.audit.evidence import Broken, Check, Evidence
 from tasks.provenance.bom import RECORD
 from tasks.provenance.bundle import BadSignature
 from tasks.registry.attached import TAG, check_attached
+from tasks.registry.logged import TAG as LOGGED_TAG
+from tasks.registry.logged import find_logged_model
 from tasks.registry.metrics import metrics_of, params_of, tags_of
 
 OUTCOME = set(record_file.OUTCOME)  # known only after the folder was published
@@ -60,11 +62,14 @@ def logged_params(evidence: Evidence) -> str:
 
 
 def logged_metrics(evidence: Evidence) -> str:
-    """Compare every metric of the MLflow run, step by step, with the record's numbers."""
+    """Compare every metric of the MLflow run and of its logged model, step by step, with the record's numbers."""
     wanted: Points = {}
     for key, value, step in metrics_of(evidence.record):
         bounded = max(-LARGEST, min(LARGEST, value))
         wanted.setdefault(key, set()).add((step, bounded))
+    of_model = _of_model(evidence)
+    if of_model is not None:
+        _same("metrics of the logged model", wanted, of_model)
     return _same("metrics", wanted, _logged(evidence))
 
 
@@ -118,6 +123,25 @@ def _logged(evidence: Evidence) -> Points:
             points[key] = {(point.step, point.value) for point in history}
             if latest not in {value for _, value in points[key]}:
                 points[key].add((-1, latest))
+    return points
+
+
+def _of_model(evidence: Evidence) -> Points | None:
+    """Return all points of the run's logged model, without those that others measured since.
+
+    None: earlier code made none.
+    """
+    registry, info = evidence.registry, evidence.run.info
+    with registry.refusals():
+        model = find_logged_model(registry.client, info.experiment_id, info.run_id)
+    if model is None and LOGGED_TAG in evidence.tags:
+        raise Broken("MLflow has lost the logged model of the run")
+    if model is None:
+        return None
+    points: Points = {}
+    for point in model.metrics or []:
+        if point.run_id == info.run_id:
+            points.setdefault(point.key, set()).add((point.step, point.value))
     return points
 
 

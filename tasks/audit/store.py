@@ -1,4 +1,4 @@
-"""What an audit looks at in the store: names, manifest, files, digest, signature, bill of materials, weights."""
+"""What an audit looks at in the store: names, manifest, files, digest, signature, bill of materials, MLmodel, size."""
 
 import math
 from datetime import datetime
@@ -11,6 +11,8 @@ from tasks.audit.evidence import Broken, Check, Evidence, Unknown, small_file
 from tasks.provenance.bom import BOM
 from tasks.provenance.bom import faults as bom_faults
 from tasks.provenance.signing import SIGNATURE
+from tasks.registry.flavour import MLMODEL
+from tasks.registry.flavour import faults as flavour_faults
 from tasks.store.manifest import MEND, difference, digest
 
 if TYPE_CHECKING:
@@ -94,6 +96,19 @@ def bill_of_materials(evidence: Evidence) -> str:
     if sentences:
         raise Broken(f"{BOM}: {'; '.join(sentences)}")
     return f"{BOM} lists the files, packages, data and metrics of the record"
+
+
+def mlflow_model(evidence: Evidence) -> str:
+    """Read what MLflow is told of how to load the model: no code but transformers', no other place than this folder."""
+    path = evidence.content() / MLMODEL
+    if MLMODEL not in evidence.files:
+        return f"there is no {MLMODEL}: MLflow knows where the model lies, and cannot load it"
+    sentences = flavour_faults(small_file(path).decode(errors="replace"))
+    if sentences:
+        raise Broken(f"{MLMODEL}: {'; '.join(sentences)}")
+    return (
+        f"{MLMODEL} loads the files beside it with transformers, and no code of theirs"
+    )
 
 
 def layers(evidence: Evidence) -> str:
@@ -180,5 +195,6 @@ STORE_CHECKS: dict[str, Check] = {
 # what is parsed once the signature holds
 CONTENT_CHECKS: dict[str, Check] = {
     "bill of materials": bill_of_materials,
+    "MLflow model": mlflow_model,
     "layers and parameters": layers,
 }

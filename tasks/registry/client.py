@@ -25,6 +25,8 @@ from tasks.record_file import record_text
 from tasks.registry.attached import TAG as ATTACHED_TAG
 from tasks.registry.attached import sign_attached
 from tasks.registry.connection import connect, plain_refusals, sqlite_file
+from tasks.registry.logged import TAG as LOGGED_TAG
+from tasks.registry.logged import ensure_logged_model, find_logged_model, tell_place
 from tasks.registry.metrics import created_at, metrics_of, params_of, tags_of
 from tasks.registry.registration import TAG, sign_registration
 from tasks.retry import patient
@@ -123,17 +125,22 @@ class Registry:
     def log_record(self, mlflow_run: str, record: Record) -> None:
         """Log parameters, metrics with their standard errors, the layer weights by round, and tags.
 
-        Metrics carry the record's time, so that MLflow takes those of a second call for the same ones.
+        Metrics are logged for the run and for its logged model. They carry the record's time, so that MLflow takes
+        those of a second call for the same ones.
         """
         from mlflow.entities import Metric, Param, RunTag
 
         made = created_at(record)
         values = [Param(key, value) for key, value in params_of(record).items()]
-        metrics = [
-            Metric(key, value, made, step) for key, value, step in metrics_of(record)
-        ]
         tags = [RunTag(key, value) for key, value in tags_of(record).items()]
         with self.refusals():
+            model = ensure_logged_model(
+                self.client, self._experiment, mlflow_run, record, self.name
+            )
+            metrics = [
+                Metric(key, value, made, step, model_id=model)
+                for key, value, step in metrics_of(record)
+            ]
             for start in range(0, len(values), PARAMS):
                 self.client.log_batch(mlflow_run, params=values[start : start + PARAMS])
             for start in range(0, len(metrics), METRICS):
@@ -246,8 +253,10 @@ class Registry:
         with self.refusals():
             self.ensure_model()
             version = self._version_of(mlflow_run, published.digest)
+            model = find_logged_model(self.client, self._experiment, mlflow_run)
             if version is None:
                 own = {"run_id": record.run_id, "digest": published.digest}
+                own |= {LOGGED_TAG: model.model_id} if model else {}
                 made = self.client.create_model_version(
                     self.name,
                     published.url,
@@ -255,6 +264,8 @@ class Registry:
                     tags=tags_of(record) | own,
                 )
                 version = str(made.version)
+            if model is not None:
+                tell_place(self.client, model.model_id, published, self.name, version)
             if signer is not None:
                 self.sign_version(version, published.digest, record.run_id, signer)
             self.client.set_registered_model_alias(self.name, CHALLENGER, version)

@@ -16,6 +16,7 @@ from elder.secrecy import hide_secrets
 from tasks.errors import plain_errors
 from tasks.store.manifest import (
     MANIFEST,
+    MLFLOW_NOTE,
     PUBLISH_AGAIN,
     File,
     Files,
@@ -85,9 +86,9 @@ class Store(ABC):
         if fault:
             raise UserError(f"model name {name!r}: {fault}")
         files = describe(Path(folder))
-        if MANIFEST in files:
+        for reserved in {MANIFEST, MLFLOW_NOTE} & files.keys():
             raise UserError(
-                f"{folder} holds a {MANIFEST}, a name that the store needs: remove or rename it"
+                f"{folder} holds a {reserved}, a name that the store needs: remove or rename it"
             )
         prefix, sent = f"models/{name}/{digest(files)}", 0
         whole = self.read(f"{prefix}/{MANIFEST}") is not None

@@ -17,7 +17,7 @@ from elder.files import read_small
 from elder.names import path_fault, path_faults, shown
 from tasks.errors import plain_errors
 from tasks.store.base import Lying, Store
-from tasks.store.manifest import File, changed, fingerprint, measure
+from tasks.store.manifest import MLFLOW_NOTE, File, changed, fingerprint, measure
 from tasks.store.tree import LINK, SPECIAL, Tree, walk
 
 DAY = 24 * 3600.0
@@ -94,9 +94,13 @@ class LocalStore(Store):
             return read_small(handle, self._show(key)) if handle else None
 
     def listing(self, prefix: str) -> Tree:
-        """See ``Store``."""
+        """See ``Store``; MLflow's notes, which it leaves in the folders that it loads models from, are left out."""
         with plain_errors(self.root):
-            return walk(self._place(prefix))
+            tree = walk(self._place(prefix))
+        for path in list(tree.sizes):
+            if PurePosixPath(path).name == MLFLOW_NOTE:
+                del tree.sizes[path]
+        return tree
 
     def _has(self, key: str, file: File) -> bool:
         return self._measure(key) == file

@@ -15,6 +15,8 @@ from tasks.errors import plain_errors
 from tasks.store.tree import LINK, walk
 
 MANIFEST = "manifest.json"
+# MLflow leaves it in the folder that it loads a registered model from, a local store's own, too; nothing reads it
+MLFLOW_NOTE = "registered_model_meta"
 MEND = "python infra/restore.py NAME --folder runs/ID/model"
 PUBLISH_AGAIN = f"publish the model again from its run's folder, which sends what is damaged or missing: {MEND}"
 

@@ -91,7 +91,11 @@ def put_back(version: Version) -> None:
     there = version.services.s3().list_objects_v2(
         Bucket="elder", Prefix=f"audited/{prefix}/"
     )
-    kept = {f"{prefix}/{path.name}": path for path in version.place.iterdir()}
+    kept = {
+        f"{prefix}/{path.relative_to(version.place)}": path
+        for path in version.place.rglob("*")
+        if path.is_file()
+    }
     for item in there["Contents"]:
         key = item["Key"].removeprefix("audited/")
         if key not in kept:

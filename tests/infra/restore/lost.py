@@ -10,6 +10,7 @@ from elder.record import Record
 from tasks.record import publish_folder, register_run, report
 from tasks.registry.attached import TAG as ATTACHED
 from tasks.registry.client import Registry
+from tasks.registry.logged import TAG as LOGGED
 from tasks.registry.registration import TAG
 from tests.tasks.registered import record as numbers_of
 
@@ -68,6 +69,7 @@ def run(
         },
     }
     typed = Record.model_validate(record)
+    (folder / "config.json").write_text("{}")
     published = publish_folder(folder, typed, settings, root)
     mlflow_run, version = register_run.fn(typed, published, settings, root)
     later = {
@@ -116,8 +118,8 @@ def snapshot(settings: params.Params) -> dict[str, Any]:
         versions[version.version] = (
             names[version.run_id],
             version.source,
-            # signed anew at another time: whether it holds, promotions ask
-            version.tags | {TAG: TAG in version.tags},
+            # signed anew at another time: whether it holds, promotions ask; the logged model is made anew
+            version.tags | {one: one in version.tags for one in (TAG, LOGGED)},
         )
     model = client.get_registered_model("tiny")
     return {

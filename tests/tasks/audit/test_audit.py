@@ -30,7 +30,7 @@ def test_an_honest_version_holds_in_everything(
         version.number,
     )
     assert (result.broken, result.waived, result.unknown) == ([], [], [])
-    assert len(result.checks) == 21
+    assert len(result.checks) == 22
 
 
 def test_a_run_that_publishes_again_publishes_the_same_bytes(
@@ -55,6 +55,7 @@ def test_a_run_that_publishes_again_publishes_the_same_bytes(
         "model.sig",
         "README.md",
         "elder.json",
+        "MLmodel",
     } <= set(first.files)
 
 

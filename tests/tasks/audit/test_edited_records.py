@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,8 @@ def evidence(
 
 def edited(evidence: Evidence, place: Path, content: bytes) -> Evidence:
     """Return the evidence with another record.json, in a folder of its own."""
-    place.mkdir(exist_ok=True)
-    for path in evidence.folder.iterdir():
-        copy_of = place / path.name
-        if not copy_of.exists():
-            copy_of.hardlink_to(path)
+    if not place.exists():
+        shutil.copytree(evidence.folder, place, copy_function=os.link)
     (place / "record.json").unlink()
     (place / "record.json").write_bytes(content)
     return dataclasses.replace(evidence, folder=place)

@@ -30,6 +30,7 @@ CHECKS = [
     "name",
     "history",
     "bill of materials",
+    "MLflow model",
     "layers and parameters",
     "record in MLflow",
     "parameters in MLflow",
