@@ -1,8 +1,13 @@
-"""How a process of this project behaves: what its libraries may print, and how they use memory and threads."""
+"""How a process of this project behaves: what its libraries may print, how they use memory and threads, its home."""
 
+import getpass
 import os
 import sys
 import warnings
+from pathlib import Path
+
+from elder.errors import UserError
+from elder.progress import say
 
 # For processes that work on a CPU; a user's own values win. glibc would give every large tensor back to the system and
 # ask for it again. GNU OpenMP's threads would spin while they wait for each other, which takes from one another what a
@@ -19,10 +24,59 @@ SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "1000"}
 CPU_SETTINGS = KEEP_MEMORY | SPIN_BRIEFLY
 
 
+HOME = Path("build") / "home"  # in the working folder
+
+
 def prepare_libraries() -> None:
-    """Keep progress bars and notices of other libraries off the terminal, and idle threads off the processor."""
+    """Keep progress bars and notices of other libraries off the terminal, and let them find a home.
+
+    Raises:
+        UserError: there is none, and none can be made.
+    """
+    have_a_home()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore")
+
+
+def have_a_home() -> None:
+    """Let libraries find a home that they can write to, and a user's name, where a container's user id has neither.
+
+    Prefect keeps its database in the home, the Hub its cache; DVC and MLflow ask who the user is. A home that is there
+    and cannot be written keeps its name: credentials may lie in it.
+
+    Raises:
+        UserError: there is none, and the working folder cannot be written either.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the system knows no name for this number
+        os.environ["USER"] = str(os.geteuid())
+    try:
+        home = Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(_own_home("no home"))
+        return
+    if not os.access(home, os.W_OK | os.X_OK):
+        wanted = {"PREFECT_HOME": ".prefect", "XDG_CACHE_HOME": ".cache"}
+        if not wanted.keys() <= os.environ.keys():
+            own = _own_home(f"a home, {home}, that cannot be written")
+            for name, folder in wanted.items():
+                os.environ.setdefault(name, str(own / folder))
+
+
+def _own_home(lack: str) -> Path:
+    """Return a home in the working folder, made where it is missing."""
+    place = Path.cwd() / HOME
+    if not place.is_dir():
+        say(f"user {getpass.getuser()} has {lack}: {place} takes its place")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"user {getpass.getuser()} has {lack}, and {place} cannot be made ({error.strerror}): set HOME to a folder"
+            " that can be written"
+        ) from None
+    return place

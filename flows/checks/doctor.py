@@ -39,6 +39,7 @@ CHECKS = (
     Check("methods", inputs.methods),
     Check("model", inputs.model),
     Check("evaluation", inputs.evaluation),
+    Check("code", inputs.code),
     Check("key", inputs.key),
     Check("webhook", services.webhook),
     Check("calibration", inputs.calibration, elsewhere=True),

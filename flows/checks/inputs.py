@@ -1,4 +1,4 @@
-"""Whether what a run takes in is there: device, disk, model, methods, texts and tasks, key.
+"""Whether what a run takes in is there: device, disk, model, methods, texts and tasks, code, key.
 
 Each function looks at one thing, cheaply and without loading weights; it returns a sentence of what it saw, or raises a
 UserError that says what is missing and how to mend it.
@@ -26,6 +26,7 @@ from elder.selection import get_method
 from tasks import sources
 from tasks.provenance import signing
 from tasks.provenance.keys import refuse_lost
+from tasks.provenance.lineage import git, refused_repository, why_no_commit
 from tasks.provenance.trust import trust_of
 from tasks.store.models import local_model
 
@@ -124,6 +125,17 @@ def evaluation(settings: Params, root: Path) -> str:
                 f"there is no evaluation text {name!r}; set evaluate.in_domain and evaluate.out_of_domain"
             )
     return f"2 texts, tasks {', '.join(chosen.tasks) or 'none'}"
+
+
+def code(_: Params, root: Path) -> str:
+    """Look for the commit of the code; a folder that is no repository has none, and its runs' records name none."""
+    commit = git(root, "rev-parse", "HEAD")
+    if commit is not None:
+        return f"commit {commit[:12]}"
+    why = why_no_commit(root)
+    if refused_repository(root):
+        raise UserError(why)
+    return f"{why}: the record will name none"
 
 
 def key(settings: Params, root: Path) -> str:

@@ -14,7 +14,7 @@ from elder.settings import params_of_record
 from tasks.audit.evidence import Broken, Evidence, Unknown
 from tasks.audit.mlflow import some
 from tasks.audit.store import refuse_foreign_code
-from tasks.provenance.lineage import git, has_commit
+from tasks.provenance.lineage import git, has_commit, why_no_commit
 
 # Relative, of a perplexity measured again: other processors round in other ways.
 TOLERANCE = 1e-3
@@ -107,10 +107,12 @@ def commit(evidence: Evidence) -> str:
     root, lineage = evidence.root, evidence.record.lineage
     wanted = lineage.git_commit
     if wanted is None:
-        raise Unknown("the run was not started in a git repository")
+        raise Unknown(
+            "the record names no commit: git named none where the run was started"
+        )
     if git(root, "rev-parse", "HEAD") is None:
         raise Unknown(
-            f"this folder is no git repository in which commit {wanted[:12]} could be looked up"
+            f"commit {wanted[:12]} cannot be looked up here: {why_no_commit(root)}"
         )
     if not has_commit(root, wanted):
         if git(root, "rev-parse", "--is-shallow-repository") == "true":

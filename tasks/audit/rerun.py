@@ -23,7 +23,12 @@ from elder.record import Json, Lineage, Record
 from elder.settings import ELDER_SET, machine_overrides, params_of_record
 from tasks.audit.record import find_data
 from tasks.data import DATA, run_dvc
-from tasks.provenance.lineage import git, has_commit
+from tasks.provenance.lineage import (
+    git,
+    has_commit,
+    refused_repository,
+    why_no_commit,
+)
 from tasks.store.models import STORED
 
 MAKE_DATA = """
@@ -136,9 +141,11 @@ def code_of(
     commit = lineage.git_commit
     git(root, "worktree", "prune")
     if not (commit and has_commit(root, commit) and _check_out(root, commit, place)):
-        why = "the run was not started in a git repository"
+        why = "the record names no commit"
         if commit:
             why = f"commit {commit} is not known here"
+            if refused_repository(root):
+                why = why_no_commit(root)
         yield root, [f"{why}: the present code was run instead"]
         return
     notes = []

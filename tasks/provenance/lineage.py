@@ -1,12 +1,15 @@
 """Where a run comes from: the code's commit, the packages, the hardware, and who or what started it."""
 
+import os
 import re
+import shutil
 import subprocess
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
 from elder.params import Signing
+from elder.progress import say
 from elder.record import Json, Lineage
 from tasks.provenance.identity import operating_system_user
 
@@ -14,6 +17,8 @@ from tasks.provenance.identity import operating_system_user
 def lineage(root: Path) -> Lineage:
     """Return commit, cleanliness of the tree, starter, packages and hardware; None for what cannot be known here."""
     commit = git(root, "rev-parse", "HEAD")
+    if commit is None:
+        say(f"the record will name no commit of the code: {why_no_commit(root)}")
     # whom to believe changes no number, and is written by the first run of a project
     status = git(root, "status", "--porcelain", "--", ".", f":!{Signing().trusted}")
     return Lineage(
@@ -30,6 +35,36 @@ def git(root: Path, *arguments: str) -> str | None:
     """Return what a git command says, or None where it fails or there is no git."""
     done = _output("git", "-C", str(root), *arguments)
     return done if done is None else done.strip()
+
+
+def refused_repository(root: Path) -> str | None:
+    """Return the repository that git does not read, because another user owns it; None where it reads what it finds."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except OSError:
+        return None
+    found = re.search("dubious ownership in repository at '(.*)'", done.stderr)
+    return found and found[1]
+
+
+def why_no_commit(root: Path) -> str:
+    """Say why git names no commit for a folder, and what to do about it."""
+    refused = refused_repository(root)
+    if refused:
+        return (
+            f"git does not read {refused}, which another user owns: git config --global --add safe.directory"
+            f" {refused}, or where there is no home GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory"
+            f" GIT_CONFIG_VALUE_0={refused} in the environment, lets it"
+        )
+    if shutil.which("git") is None:
+        return "git is not installed here"
+    return f"{root} is in no git repository that has a commit"
 
 
 def has_commit(root: Path, commit: str | None) -> bool:

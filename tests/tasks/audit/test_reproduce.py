@@ -162,7 +162,7 @@ def test_without_the_commit_the_present_code_is_run_and_that_is_said(
 ) -> None:
     for lineage, why in [
         (Lineage(git_commit="0" * 40), "is not known here"),
-        (Lineage(), "was not started in a git repository"),
+        (Lineage(), "the record names no commit"),
     ]:
         with code_of(repository, lineage, tmp_path / "code") as (code, notes):
             assert code == repository
