@@ -5,7 +5,6 @@ Sigstore bundles reads them; the payload is base64 of plain JSON.
 """
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +123,7 @@ def verify_bundle(data: bytes, trust: Trust, kind: str, what: str) -> Signed:
         hint = (material.get("publicKey") or {}).get("hint")
         keyless = "certificate" in material or "x509CertificateChain" in material
         payload_type = envelope["payloadType"]
-    except (UserError, KeyError, IndexError, TypeError, AttributeError, binascii.Error):
+    except (UserError, KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise BadSignature(f"{what} is no signature in a Sigstore bundle") from None
     key: TrustedKey | None = None
     if keyless:
@@ -153,7 +152,7 @@ def covered_statement(data: bytes, what: str) -> Statement:
     try:
         bundle = parse_json(data, what)
         payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
-    except (UserError, KeyError, TypeError, binascii.Error):
+    except (UserError, KeyError, TypeError, ValueError):  # text beyond ASCII, too
         raise BadSignature(f"{what} is no signature in a Sigstore bundle") from None
     return _statement(payload, what)
 

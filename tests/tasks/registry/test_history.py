@@ -9,7 +9,13 @@ import yaml
 
 from elder import params
 from elder.errors import UserError
-from tasks.provenance.bundle import REGISTRATION, Statement, sign_statement
+from tasks.provenance.bundle import (
+    REGISTRATION,
+    BadSignature,
+    Statement,
+    covered_statement,
+    sign_statement,
+)
 from tasks.provenance.keys import signer_of
 from tasks.provenance.signing import check_key
 from tasks.provenance.trust import trust_of
@@ -119,6 +125,20 @@ def test_an_edited_entry_is_shown_as_nothing(log, place):
     for text in ("", "{}", "[]", "null", "[" * 100_000):
         path.write_text(text)
         assert "is no signature" in log.fault
+
+
+def test_base64_with_letters_beyond_ascii_is_no_signature(log, place):
+    path = place / "000002.json"
+    for text in ("\u00e4", "\ud800"):
+        bundle = json.loads(path.read_text())
+        bundle["dsseEnvelope"]["payload"] = text
+        path.write_text(json.dumps(bundle))
+        assert "is no signature" in log.fault
+        with pytest.raises(BadSignature):  # where a later entry accepted it
+            covered_statement(path.read_bytes(), "entry 2")
+    del bundle["dsseEnvelope"]["payload"]
+    path.write_text(json.dumps(bundle | {"dsseEnvelope": "text"}))
+    assert "is no signature" in log.fault
 
 
 def test_an_entry_of_another_model_or_number_does_not_belong_there(log, place):
