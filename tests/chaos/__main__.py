@@ -7,6 +7,7 @@ Exits with 1 where anything was lost, doubled, half-visible, or failed without a
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +36,9 @@ def main() -> None:
     options.add_argument("--only", default="", help="scenes and kinds with this word")
     options.add_argument("--json", type=Path, default=RESULTS, help="file to write")
     given = options.parse_args()
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # tidied up as after Ctrl-C
     started = time.monotonic()
     trials: list[Trial] = []
     try:

@@ -86,6 +86,7 @@ def _be_the_child(work: Callable[[], Any], output: Path) -> None:
     status = BROKEN
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, opened in ((0, nothing), (1, written), (2, written)):
