@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.chaos import building, driver, promoters, table, whole
-from tests.chaos.plan import FULL, SHORT, Size, plan
+from tests.chaos.plan import FULL, SHORT, Size, decides, plan
 from tests.chaos.services.disk import Disk
 from tests.chaos.services.postgres import Postgres, installed
 from tests.chaos.services.s3 import Server
@@ -60,20 +60,21 @@ def main() -> None:
 def run(size: Size, seed: int, only: str = "") -> Iterator[Trial]:
     """Try out all faults of a plan."""
     driver.warm_up()
-    with worlds() as made:
+    with worlds(size) as made:
         for world in made:
             for scene, faults in plan(world, size, seed):
                 for fault in faults:
                     if only in f"{scene.name}, {world.name}, {fault.kind}":
                         yield try_fault(scene, fault)
-            for number in range(size.pairs if only in promoters.KIND else 0):
+            pairs = only in promoters.KIND and decides(world, size)
+            for number in range(size.pairs if pairs else 0):
                 yield promoters.try_pair(world, seed + number)
         if only in f"{whole.SCENE}, {whole.KIND}":
             yield from whole.try_flows(made[0], size.flows, seed)
 
 
 @contextmanager
-def worlds() -> Iterator[list[World]]:
+def worlds(size: Size) -> Iterator[list[World]]:
     """Give the worlds with all their templates: one of files, and one of services where there is PostgreSQL."""
     place = Path(tempfile.mkdtemp(prefix="elder-chaos-"))
     place.chmod(0o755)  # PostgreSQL runs as another user
@@ -86,7 +87,7 @@ def worlds() -> Iterator[list[World]]:
         held.callback(disk.unmount)
         local = World(place / "local", disk)
         local.place.mkdir()
-        building.build(local)
+        building.build(local, decides(local, size))
         made = [local]
         if installed():
             postgres, server = Postgres(place / "postgres"), Server()
@@ -94,7 +95,7 @@ def worlds() -> Iterator[list[World]]:
             held.callback(server.stop)
             made.append(World(place / "services", disk, server, postgres))
             made[1].place.mkdir()
-            building.build(made[1], beside=local)
+            building.build(made[1], decides(made[1], size), beside=local)
         else:
             print("there is no PostgreSQL: nothing of services is tried out")
         yield made

@@ -26,11 +26,12 @@ LIGHT: dict[str, dict[str, Any]] = {
 OTHER_RUNS = ("speed.prompt_iterations=3", "speed.prompt_iterations=4")
 
 
-def build(world: World, beside: World | None = None) -> None:
+def build(world: World, versions: bool, beside: World | None = None) -> None:
     """Make all templates of a world.
 
     Args:
         world: empty.
+        versions: whether there are to be any.
         beside: another one, whose templates are there: what a run finds out does not depend on services.
     """
     folder = world.disk.folder
@@ -45,7 +46,8 @@ def build(world: World, beside: World | None = None) -> None:
         world.begin()
         world.ask(_make_registry)
     world.save("settled")
-    _build_versions(world)
+    if versions:
+        _build_versions(world)
 
 
 def _build_model(world: World) -> None:

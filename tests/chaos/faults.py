@@ -24,13 +24,16 @@ def spread(values: Sequence[T], most: int) -> list[T]:
 
 
 def effects_of(scene: Scene) -> list[str]:
-    """Return what an undisturbed command does to the world, in order."""
+    """Return what an undisturbed command does to the world, in order; it is looked at once."""
+    if scene.effects:
+        return scene.effects
     folder = scene.world.disk.folder
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "effects"
         scene.world.reset(scene.template)
         scene.world.run(*scene.command, arm=lambda: effects.listed(folder, path))
-        return path.read_text().splitlines()
+        scene.effects = path.read_text().splitlines()
+    return scene.effects
 
 
 def killed_at_effects(scene: Scene, most: int) -> list[Fault]:

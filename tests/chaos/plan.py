@@ -22,11 +22,18 @@ ERRORS = ("refuse", "lose the answer", "drop")
 RATE = 0.3  # of the store's requests
 
 
+RUN, END = "elder run", "end of elder run"
+PROMOTE, ROLLBACK, COMPRESS_IT = "elder promote", "elder rollback", "elder compress"
+DECISIONS = {PROMOTE, ROLLBACK}
+
+
 @dataclass(frozen=True)
 class Size:
-    """How many faults of a kind a scene meets at most.
+    """Which scenes there are, and how many faults of a kind each meets at most.
 
     Attributes:
+        local: scenes in the world of files.
+        services: scenes in the world of services.
         effects: kills before effects.
         writes: writes that the disk refuses.
         pages: pages that a full disk has left.
@@ -34,11 +41,13 @@ class Size:
         moments: random moments of a command.
         store: seeds for each way in which the store fails.
         database: statements before which the database restarts.
-        steps: whether rollbacks, boundaries of all steps and single ways of failing are tried out, too.
-        pairs: pairs of promoters.
+        apart: whether bodies that are cut and wrong bytes are tried out alone, too.
+        pairs: pairs of promoters in each world with a scene of theirs.
         flows: flows under Prefect that are killed.
     """
 
+    local: tuple[str, ...]
+    services: tuple[str, ...]
     effects: int
     writes: int
     pages: int
@@ -46,12 +55,14 @@ class Size:
     moments: int
     store: int
     database: int
-    steps: bool
+    apart: bool
     pairs: int
     flows: int
 
 
 FULL = Size(
+    local=(END, PROMOTE, ROLLBACK, COMPRESS_IT, RUN),
+    services=(END, PROMOTE, ROLLBACK),
     effects=40,
     writes=1000,  # all of them
     pages=15,
@@ -59,19 +70,21 @@ FULL = Size(
     moments=6,
     store=8,
     database=6,
-    steps=True,
+    apart=True,
     pairs=8,
     flows=3,
 )
 SHORT = Size(
-    effects=4,
+    local=(END, COMPRESS_IT),
+    services=(PROMOTE,),
+    effects=3,
     writes=1,
     pages=1,
     stages=1,
     moments=0,
     store=1,
     database=1,
-    steps=False,
+    apart=False,
     pairs=1,
     flows=0,
 )
@@ -80,16 +93,16 @@ SHORT = Size(
 def scenes(world: World) -> dict[str, Scene]:
     """Return the scenes of a world by name."""
     made = [
-        Scene("end of elder run", world, "settled", ("run",)),
+        Scene(END, world, "settled", ("run",)),
         Scene(
-            "elder promote",
+            PROMOTE,
             world,
             "versions",
             ("promote", NAME, "3", *WHY),
             again=_unless_decided("promote", NAME, "3", *WHY),
         ),
         Scene(
-            "elder rollback",
+            ROLLBACK,
             world,
             "versions",
             ("rollback", NAME, *WHY),
@@ -97,20 +110,18 @@ def scenes(world: World) -> dict[str, Scene]:
         ),
     ]
     if not world.server:
-        made.append(Scene("elder compress", world, "model", COMPRESS))
-        made.append(Scene("elder run", world, "fresh", ("run",)))
+        made.append(Scene(COMPRESS_IT, world, "model", COMPRESS))
+        made.append(Scene(RUN, world, "fresh", ("run",)))
     return {one.name: one for one in made}
 
 
 def plan(world: World, size: Size, seed: int) -> Iterator[tuple[Scene, list[Fault]]]:
     """Yield each scene of a world, which has been run undisturbed, and the faults that it meets."""
     found = scenes(world)
-    if not size.steps:
-        found.pop("elder run", None)
-        found.pop("elder rollback", None)
-    for scene in found.values():
+    for name in size.services if world.server else size.local:
+        scene = found[name]
         scene.undisturbed()
-        if scene.name == "elder run":
+        if name == RUN:
             yield scene, faults.killed_at_boundaries(scene)
         elif world.server:
             yield scene, list(_of_services(scene, size, seed))
@@ -118,8 +129,13 @@ def plan(world: World, size: Size, seed: int) -> Iterator[tuple[Scene, list[Faul
             yield scene, list(_of_process_and_disk(scene, size, seed))
 
 
+def decides(world: World, size: Size) -> bool:
+    """Say whether anybody promotes in a world, so that it needs versions."""
+    return bool(DECISIONS.intersection(size.services if world.server else size.local))
+
+
 def _of_process_and_disk(scene: Scene, size: Size, seed: int) -> Iterator[Fault]:
-    if scene.name == "elder compress":
+    if scene.name == COMPRESS_IT:
         yield from faults.killed_in_stages(scene, size.stages, seed)
     yield from faults.killed_at_effects(scene, size.effects)
     yield from faults.killed_at_moments(scene, size.moments, seed)
@@ -128,7 +144,7 @@ def _of_process_and_disk(scene: Scene, size: Size, seed: int) -> Iterator[Fault]
 
 
 def _of_services(scene: Scene, size: Size, seed: int) -> Iterator[Fault]:
-    apart = [("cut",), ("wrong bytes",)] if size.steps else []
+    apart = [("cut",), ("wrong bytes",)] if size.apart else []
     for kinds in (ERRORS, *apart, s3.FAULTS):
         yield from faults.store_fails(scene, kinds, RATE, size.store, seed)
     yield from faults.store_fails(scene, ERRORS, 1.0, 1, seed)

@@ -11,11 +11,12 @@ import pytest
 from tests.chaos import table
 from tests.chaos.forks import Ending
 from tests.chaos.looking import State
+from tests.chaos.services.postgres import installed
 from tests.chaos.trials import Outcome, Trial, judge
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1500  # seconds, on a machine with much else to do
-FEWEST = 25
+FEWEST = 20 if installed() else 12  # trials
 KILLED, DONE = Ending(-9, "", 1.0), Ending(0, "done", 1.0)
 REFUSED = Ending(2, "error: the disk is full\n", 1.0)
 CRASHED = Ending(3, "Traceback (most recent call last):\nerror: x\n", 1.0)

@@ -61,6 +61,7 @@ class Scene:
         again: returns the command that goes on after a failure, by what is there; by default the same.
         wanted: what an undisturbed command leaves.
         seconds: that it takes.
+        effects: what it does to the world, where that was looked at.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Scene:
     again: Callable[[State], tuple[str, ...]] | None = None
     wanted: State = field(default_factory=State)
     seconds: float = 0.0
+    effects: list[str] = field(default_factory=list)
 
     def undisturbed(self) -> None:
         """See what the command does where nothing goes wrong.
