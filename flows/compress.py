@@ -24,7 +24,7 @@ from tasks.rows import candidate_row, dense_fingerprint, dense_row
 from tasks.run.folder import close_run, unfinished_runs
 from tasks.run.run import Run
 from tasks.run.slots import crash_abandoned, ensure_gpu_limit
-from tasks.stage import compression_stage, measure_speed, save
+from tasks.stage import compression_stage, measure_speed, save, try_tasks
 from tasks.start import start_from
 
 
@@ -54,6 +54,7 @@ def do_all(run: Run) -> Record:
     with Meter(run.energy, settings.energy) as meter:
         data = prepare_data(run)
         origin = start_from(run, data)
+        try_tasks(run)
         for names in processes(STAGES):
             compression_stage(names, run.work, run.stage_params, run.blocks)
         made = save(run)

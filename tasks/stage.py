@@ -56,6 +56,14 @@ def _how(status: int) -> str:
     return f"failed with exit status {status}, for the reason shown above"
 
 
+@task(name="try tasks")
+def try_tasks(run: Run) -> None:
+    """Try one item of each task on the dense model, before any work that would be in vain."""
+    if run.settings.evaluate.tasks:
+        result = run.result("trial")
+        run_stage("try", run.source, "--params", run.stage_params, "--result", result)
+
+
 @task(name="compression stage", task_run_name="{names}")
 def compression_stage(
     names: str, work: Path, params: Path, blocks: Path

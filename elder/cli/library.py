@@ -6,7 +6,7 @@ Heavy imports stay inside the commands, so that help appears at once.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -28,7 +28,7 @@ from elder.cli.results import (
 )
 from elder.cli.services import services_of
 from elder.errors import UserError
-from elder.params import Params
+from elder.params import Evaluate, Params
 from elder.record import Json, plain
 from elder.settings import DEFAULT
 
@@ -61,6 +61,15 @@ class RecipeOptions:
         return {"compensate.method": self.compensate, "recover.mode": self.recover}
 
 
+class Tasks(NamedTuple):
+    """What `run_tasks` is given beside the model."""
+
+    names: list[str]
+    folder: Path | None
+    limit: int | None
+    batch: int
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """What is measured."""
@@ -76,6 +85,17 @@ class EvaluationOptions:
     limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = (
         None
     )
+
+    def tasks_of(self, default: Evaluate) -> Tasks | None:
+        """Return the tasks to run, by these options before the parameters; None: none are wanted."""
+        if self.tasks is None:
+            return None
+        words = (word.strip() for word in self.tasks.split(","))
+        folder = self.task_data
+        if folder is None and default.task_data:
+            folder = Path(default.task_data)
+        names = [word for word in words if word]
+        return Tasks(names, folder, self.limit or default.limit, default.batch)
 
 
 def select(
@@ -182,10 +202,16 @@ def evaluate(
         "tokens": 0,
         "tasks": {},
     }
+    tasks = wanted.tasks_of(given.evaluate)
+    if tasks is not None:
+        from elder.evaluation.tasks import run_tasks, try_tasks
+
+        try_tasks(loaded, tasks.names, tasks.folder, tasks.batch)
     if wanted.text is not None:
         values |= _perplexity(loaded, wanted.text, wanted.seq_len, given)
-    if wanted.tasks is not None:
-        values["tasks"] = _tasks(loaded, wanted.tasks, wanted, given)
+    if tasks is not None:
+        scores = run_tasks(loaded, *tasks)
+        values["tasks"] = {name: plain(score) for name, score in scores.items()}
     result = EvaluationResult.model_validate(values)
     show(result, common.as_json, result.lines)
 
@@ -202,21 +228,6 @@ def _perplexity(
         loaded, text, length, default.max_tokens, default.batch
     )
     return plain(measured)
-
-
-def _tasks(
-    loaded: "Loaded", words: str, wanted: EvaluationOptions, settings: Params
-) -> dict[str, Json]:
-    from elder.evaluation.tasks import run_tasks
-
-    default = settings.evaluate
-    names = tuple(name.strip() for name in words.split(",") if name.strip())
-    folder = wanted.task_data
-    if folder is None and default.task_data:
-        folder = Path(default.task_data)
-    limit = wanted.limit or default.limit
-    scores = run_tasks(loaded, names, folder, limit, default.batch)
-    return {name: plain(score) for name, score in scores.items()}
 
 
 def bench(

@@ -91,6 +91,23 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
     write_json(result, json_safe(plain(evaluation)))
 
 
+@app.command("try")
+def try_evaluation(dense: str, params: ParamsFile, result: Result) -> None:
+    """Try one item of each task on the dense model: what fails would otherwise do so after the compression."""
+    if result.is_file():
+        return
+    from elder.evaluation.tasks import try_tasks
+    from elder.files import write_json
+    from elder.model.load import load_model
+
+    settings = _read(params)
+    wanted = settings.evaluate
+    folder = Path(wanted.task_data) if wanted.task_data else None
+    loaded = load_model(settings.model.model_copy(update={"name": dense}))
+    try_tasks(loaded, wanted.tasks, folder, wanted.batch)
+    write_json(result, {"tried": list(wanted.tasks)})
+
+
 @app.command()
 def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     """Measure the speed of two models side by side, and check what else the gate asks of the second one."""

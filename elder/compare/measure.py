@@ -10,6 +10,7 @@ from elder.compression.job import Job, open_job
 from elder.compression.stages import STAGES, SYNTHETIC
 from elder.environment import environment
 from elder.evaluation.evaluate import evaluate_by_block, evaluation_length
+from elder.evaluation.tasks import try_tasks
 from elder.files import copy_whole
 from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
 from elder.model.load import DTYPES, Loaded, load_model
@@ -30,6 +31,9 @@ def measure(one: Measurement, folder: Path) -> None:
     prepare_libraries()
     if one.row == DENSE:
         loaded = load_model(one.settings.model)
+        wanted = one.settings.evaluate
+        folder_of_tasks = Path(wanted.task_data) if wanted.task_data else None
+        try_tasks(loaded, wanted.tasks, folder_of_tasks, wanted.batch)
         made: dict[str, Json] = {"removed": [], "num_layers": loaded.num_layers}
     else:
         loaded, made = _compress(one, folder)

@@ -7,12 +7,14 @@ import contextlib
 import copy
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from elder.device import is_out_of_memory
+from elder.errors import UserError
 from elder.evaluation.harness import need_lm_eval, undisturbed
 from elder.evaluation.task_index import load_tasks, task_manager
 from elder.model.finite import refuse_broken_losses
@@ -47,8 +49,8 @@ def run_tasks(
         {leaf task: its headline: acc where there is one, else the first metric with a standard error}.
 
     Raises:
-        UserError: if lm-eval is not installed, a task is unknown, its data cannot be loaded, or the model puts out what
-            is not finite.
+        UserError: if lm-eval is not installed, a task is unknown, its data cannot be loaded, it fails on this model, or
+            the model puts out what is not finite.
     """
     names = list(dict.fromkeys(names))
     if not names:
@@ -57,16 +59,79 @@ def run_tasks(
     from lm_eval.evaluator import evaluate
 
     scorer = _scorer(loaded, batch)
+    results = {}
     with undisturbed(task_data):
         tasks = load_tasks(names, task_data)
-        told = evaluate(
-            scorer, tasks, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
-        )
-    results = {}
-    for name in tasks["tasks"]:
-        better, version = told["higher_is_better"][name], told["versions"][name]
-        results[name] = headline(told["results"][name], better, version)
+        refuse_long_answers(tasks["tasks"], scorer.max_length, scorer.max_gen_toks)
+        with _plain_failures(names):
+            told = evaluate(
+                scorer, tasks, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
+            )
+            for name in tasks["tasks"]:
+                better, version = told["higher_is_better"][name], told["versions"][name]
+                results[name] = headline(told["results"][name], better, version)
     return results
+
+
+def try_tasks(
+    loaded: Loaded, names: Iterable[str], task_data: Path | None, batch: int
+) -> None:
+    """Try one item of each task, so that what fails does so before the work, and not after it.
+
+    Args:
+        loaded: the dense model.
+        names: as in `run_tasks`.
+        task_data: as in `run_tasks`.
+        batch: sequences in a batch.
+
+    Raises:
+        UserError: as in `run_tasks`, naming the task.
+    """
+    for name in dict.fromkeys(names):
+        run_tasks(loaded, [name], task_data, limit=1, batch=batch)
+
+
+def refuse_long_answers(tasks: Mapping[str, Any], context: int, default: int) -> None:
+    """Refuse tasks whose answers may fill the model's context, so that no prompt has a place in it.
+
+    Args:
+        tasks: {name: task of lm-eval}.
+        context: tokens that the model can look at.
+        default: tokens of an answer where a task does not say.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    for name, task in tasks.items():
+        if task.get_config("output_type") != "generate_until":
+            continue
+        said = task.get_config("generation_kwargs") or {}
+        longest = normalize_gen_kwargs(said, default)["max_gen_toks"]
+        if longest >= context:
+            raise UserError(
+                f"the task {name!r} lets a model write {longest} tokens (max_gen_toks), and this model's context has "
+                f"{context}: define the task below evaluate.task_data with less than that, or leave it out of "
+                "evaluate.tasks"
+            )
+
+
+@contextlib.contextmanager
+def _plain_failures(names: list[str]) -> Iterator[None]:
+    """Turn what a task's own code, its prompts or its metrics raise into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        first_line = str(error).strip().split("\n")[0][:300]
+        raise UserError(
+            f"the tasks {', '.join(names)} cannot be run on this model: {type(error).__name__}: {first_line}; "
+            "mend their definition, or leave them out of evaluate.tasks"
+        ) from None
 
 
 def check_tasks(names: Iterable[str], task_data: Path | None) -> None:

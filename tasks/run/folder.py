@@ -22,7 +22,7 @@ from tasks.run.run import PARAMS, START, Run, write_start
 FINISHED, INPUTS, LOCK = "run.json", "inputs.json", "lock"
 RECORD = "record.json"
 # What a folder holds before any stage has run.
-OPENED = {LOCK, PARAMS, START, "data", INPUTS, "energy.json"}
+OPENED = {LOCK, PARAMS, START, "data", INPUTS, "energy.json", "stages.yaml"}
 # Sections that change nothing of what a run makes.
 BESIDE_THE_POINT = ("notify", "energy")
 KEY = 8  # characters of the key in a run's id
