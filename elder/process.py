@@ -37,6 +37,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # it asks the Hub to convert other people's weights
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore")
 

@@ -20,7 +20,8 @@ from typing import Any
 from elder import files
 from elder.errors import UserError
 from elder.files import whole_file
-from elder.names import gguf_file
+from elder.model.check import one_sentence
+from elder.names import gguf_file, split_revision
 from elder.params import Params
 from elder.settings import load_params
 from tasks import sources
@@ -115,10 +116,8 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    name, seq_len = (
-        str(Path(params.model.name).expanduser()),
-        params.calibration.seq_len,
-    )
+    name = str(Path(split_revision(params.model.name)[0]).expanduser())
+    seq_len = params.calibration.seq_len
     file = gguf_file(name)
     if file is not None:
         from elder.model.dequantise import dequantised
@@ -129,17 +128,13 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
         "revision": pinned.get("revision"),
         "local_files_only": Path(name).is_dir(),
     }
-    try:
+    with one_sentence(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if seq_len == "auto":
             config = AutoConfig.from_pretrained(name, **options).get_text_config()
             seq_len = min(
                 CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the tokenizer of {name!r} cannot be loaded: {sources.one_line(error)}"
-        ) from None
     return tokenizer, int(seq_len)
 
 

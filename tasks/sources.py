@@ -5,14 +5,14 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError, nearest
-from elder.names import gguf_file, is_hub_id
+from elder.model.hub import DATASET, MODEL, find, plain_refusals, require_online
+from elder.names import gguf_file, is_hub_id, split_revision
 from elder.params import Calibration
 from elder.record import Json
 
@@ -30,7 +30,6 @@ TEXT_SUFFIXES = {
     ".zst",
 }
 FILE, FOLDER, HUB = "file", "folder", "hub"  # kinds of sources
-COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKENIZER_FILES = (
     "config.json",
     "*token*.json",
@@ -86,7 +85,7 @@ def pin(calibration: Calibration) -> dict[str, Json]:
         folder = Path(source).expanduser()
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         return {"kind": kind, "source": source, "sha256": digest(files)}
-    commit = hub_commit(source, calibration.revision, "dataset")
+    commit = find(source, calibration.revision, DATASET).commit
     return {"kind": kind, "source": source, "revision": commit}
 
 
@@ -155,74 +154,13 @@ def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
                 f"the model folder {name!r} holds no tokenizer; save one there with save_pretrained"
             )
         return {"kind": "folder", "source": name, "sha256": digest(files)}
-    if not is_hub_id(name):
+    hub_name, named = split_revision(name)
+    if not is_hub_id(hub_name):
         raise UserError(
             f"there is no model folder {name!r}; name a folder with a checkpoint, or a Hub id"
         )
-    return {
-        "kind": "hub",
-        "source": name,
-        "revision": hub_commit(name, revision, "model"),
-    }
-
-
-def hub_commit(name: str, revision: str | None, kind: str) -> str:
-    """Resolve a branch or tag of a Hub repository to its commit; a commit is returned without asking.
-
-    Raises:
-        UserError: if the Hub is offline or unreachable, or has no such repository or revision.
-    """
-    if revision and COMMIT.fullmatch(revision):
-        return revision
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    require_online(name, kind)
-    try:
-        commit = (
-            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=20).sha
-        )
-    except GatedRepoError:
-        raise UserError(
-            f"the Hub {kind} {name!r} is gated; accept its terms on the Hub and set HF_TOKEN"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(
-            f"the Hub {kind} {name!r} has no revision {revision!r}; give a commit, tag or branch"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"there is no file or folder {name!r} here and no such {kind} on the Hub; check the name, or set HF_TOKEN"
-        ) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(
-            f"the Hub cannot be asked for the {kind} {name!r}: {one_line(error)}"
-        ) from None
-    except Exception as error:  # the HTTP client's own errors, whose classes depend on the version of huggingface_hub
-        if not type(error).__module__.startswith(
-            ("httpx", "httpcore", "requests", "urllib3")
-        ):
-            raise
-        raise UserError(
-            f"the Hub cannot be reached for the {kind} {name!r} ({one_line(error)}); use a local folder, or try again"
-        ) from None
-    return str(commit)
-
-
-def require_online(name: str, kind: str) -> None:
-    """Refuse at once where HF_HUB_OFFLINE is set, rather than after the client's retries."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"the {kind} {name!r} is on the Hub and HF_HUB_OFFLINE is set; unset it, or name a local file or folder"
-        )
+    commit = find(hub_name, named or revision, MODEL).commit
+    return {"kind": HUB, "source": name, "revision": commit}
 
 
 def documents(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[str]:
@@ -231,9 +169,8 @@ def documents(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[str
     Raises:
         UserError: if the dataset cannot be read, or has no such configuration, split or column.
     """
-    rows = open_split(calibration, pinned)
     column = calibration.column
-    for row in rows:
+    for row in rows_of(calibration, pinned):
         if column not in row:
             raise UserError(
                 f"{calibration.source!r} has no column {column!r}; {nearest(column, row)}"
@@ -245,35 +182,44 @@ def documents(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[str
         yield row[column]
 
 
-def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
-    """Open one split as an iterable of rows; only the Hub needs the network."""
-    import datasets
-
-    source, split = calibration.source, calibration.split
-    path = Path(source).expanduser()
-    if pinned["kind"] == "hub":
-        require_online(source, "dataset")
+def rows_of(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[Any]:
+    """Yield the rows of a split; only the Hub needs the network, and may fall silent at any of them."""
+    source = calibration.source
     try:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            splits = datasets.load_from_disk(str(path))
-        elif pinned["kind"] == "folder":
-            whole = (
-                {"sample_by": "document"}
-                if {file.suffix for file in path.iterdir()} == {".txt"}
-                else {}
-            )
-            splits = datasets.load_dataset(
-                str(path), calibration.config, streaming=True, **whole
-            )
-        else:
-            splits = datasets.load_dataset(
-                source, calibration.config, revision=pinned["revision"], streaming=True
-            )
+        with plain_refusals(source, calibration.revision, DATASET):
+            yield from open_split(calibration, pinned)
+    except UserError:
+        raise
     except Exception as error:
         # builders raise many kinds; each means that this is no readable dataset
         raise UserError(
             f"the dataset {source!r} cannot be read: {one_line(error)}"
         ) from None
+
+
+def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
+    """Open one split as an iterable of rows."""
+    import datasets
+
+    source, split = calibration.source, calibration.split
+    path = Path(source).expanduser()
+    if pinned["kind"] == HUB:
+        require_online(source, DATASET)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        splits = datasets.load_from_disk(str(path))
+    elif pinned["kind"] == FOLDER:
+        whole = (
+            {"sample_by": "document"}
+            if {file.suffix for file in path.iterdir()} == {".txt"}
+            else {}
+        )
+        splits = datasets.load_dataset(
+            str(path), calibration.config, streaming=True, **whole
+        )
+    else:
+        splits = datasets.load_dataset(
+            source, calibration.config, revision=pinned["revision"], streaming=True
+        )
     if not isinstance(splits, dict):  # a single Dataset saved without its split's name
         return splits
     if split not in splits:

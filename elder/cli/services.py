@@ -7,6 +7,8 @@ from pathlib import Path
 import typer
 
 from elder.errors import UserError
+from elder.model.hub import MODEL, find
+from elder.names import is_hub_id, split_revision
 from elder.params import Params
 
 # how a model's name begins that only the pipeline can bring here
@@ -28,9 +30,13 @@ class Services:
     text_of_dataset: Callable[[Params, str, Path], Path]
 
     def with_local_model(self, settings: Params) -> Params:
-        """Return parameters whose ``model.name`` needs no service any more."""
-        name = self.local_model(settings.model.name, settings)
-        model = settings.model.model_copy(update={"name": name})
+        """Return parameters whose ``model.name`` needs no service any more; a model of the Hub gets its commit."""
+        name, named = split_revision(self.local_model(settings.model.name, settings))
+        revision = named or settings.model.revision
+        if is_hub_id(name):
+            revision = find(name, revision, MODEL).commit
+        place = {"name": name, "revision": revision}
+        model = settings.model.model_copy(update=place)
         return settings.model_copy(update={"model": model})
 
 

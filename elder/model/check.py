@@ -1,7 +1,8 @@
 """Whether a name stands for a causal language model that can be loaded: all checks that need no weights."""
 
+import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json
 from elder.model.gguf import read_gguf_config
+from elder.model.hub import MODEL, find, refusal
 from elder.model.shards import check_hub_index, check_indexes
 from elder.names import gguf_file, is_hub_id, split_revision
 
@@ -25,7 +27,7 @@ LIMITS = (
 
 
 def check_model(source: str, wanted: params.Model) -> Any:
-    """Return the configuration of a model, after all checks that need no weights.
+    """Return the configuration of a model, after all checks that need no weights; a Hub model's knows its commit.
 
     Args:
         source: a folder, a GGUF file, or a Hub id without its revision.
@@ -34,7 +36,7 @@ def check_model(source: str, wanted: params.Model) -> Any:
     Raises:
         UserError: if the model is missing, incomplete, unsafe, absurdly large, or not a causal language model.
     """
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import AutoConfig
 
     file = gguf_file(source)
     if file is not None:
@@ -45,19 +47,8 @@ def check_model(source: str, wanted: params.Model) -> Any:
         _check_folder(folder)
         check_indexes(folder)
         fields = read_config(folder)
-    elif folder.exists():
-        raise UserError(
-            f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer, or a .gguf file"
-        )
-    elif not is_hub_id(source):
-        raise UserError(
-            f"there is no model folder {source!r}; give a folder, a GGUF file, a Hub id (owner/name), or"
-            " models:/name@alias"
-        )
     else:
-        with one_sentence(source, "configuration"):
-            fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-            check_hub_index(source, revision)
+        fields, revision = _check_on_hub(source, revision)
     _refuse_absurd(source, fields)
     needed = foreign_code(fields)
     if needed and not wanted.trust_remote_code:
@@ -71,8 +62,32 @@ def check_model(source: str, wanted: params.Model) -> Any:
             trust_remote_code=wanted.trust_remote_code,
             local_files_only=folder.is_dir(),
         )
+    if not folder.is_dir():
+        config._commit_hash = revision  # transformers 5 does not say it any more
     _refuse_other_kinds(source, config, wanted.trust_remote_code)
     return config
+
+
+def _check_on_hub(source: str, revision: str) -> tuple[dict[str, Any], str]:
+    """Return the fields of the config.json of a model of the Hub, and the commit that its revision means."""
+    from transformers import PreTrainedConfig
+
+    if Path(source).exists():
+        raise UserError(
+            f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer, or a .gguf file"
+        )
+    if not is_hub_id(source):
+        raise UserError(
+            f"there is no model folder {source!r}; give a folder, a GGUF file, a Hub id (owner/name), or"
+            " models:/name@alias"
+        )
+    found = find(source, revision, MODEL)
+    if found.files is not None:
+        _check_files(f"the model {source!r} of the Hub", found.files)
+    with one_sentence(source, "configuration"):
+        fields, _ = PreTrainedConfig.get_config_dict(source, revision=found.commit)
+        check_hub_index(source, found.commit)
+    return fields, found.commit
 
 
 def check_gguf(file: Path) -> Any:
@@ -99,6 +114,10 @@ def one_sentence(source: str, what: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(error, f"the {what} of {source!r}") from None
+        if not Path(source).exists() and (
+            sentence := refusal(error, source, None, MODEL)
+        ):
+            raise UserError(sentence) from None
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"the {what} of {source!r} cannot be loaded: {first or type(error).__name__}"
@@ -127,34 +146,42 @@ def _generates_text(config: Any, trust_remote_code: bool) -> bool:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that lacks a file, or whose weights may run code."""
-    name = str(folder)
-    if not any(folder.iterdir()):
+    names = {path.name for path in folder.iterdir()}
+    if not names:
         raise UserError(
-            f"the model folder {name!r} is empty; it must hold config.json, safetensors and a tokenizer"
+            f"the model folder {str(folder)!r} is empty; it must hold config.json, safetensors and a tokenizer"
         )
-    if not (folder / "config.json").is_file():
+    _check_files(f"the model folder {str(folder)!r}", names)
+
+
+def _check_files(model: str, names: Set[str]) -> None:
+    """Refuse a model that lacks a file, or whose weights may run code.
+
+    Args:
+        model: how a sentence calls it.
+        names: of its files.
+    """
+    if "config.json" not in names:
         raise UserError(
-            f"the model folder {name!r} has no config.json; save a model there with save_pretrained first"
+            f"{model} has no config.json; save a model there with save_pretrained first"
         )
-    if not any(folder.glob("*.safetensors")):
+    if not fnmatch.filter(names, "*.safetensors"):
         pickles = sorted(
-            path.name for pattern in PICKLES for path in folder.glob(pattern)
+            name for pattern in PICKLES for name in fnmatch.filter(names, pattern)
         )
         if pickles:
             raise UserError(
-                f"{name!r} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
+                f"{model} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
             )
+        raise UserError(f"{model} has no weights; it must hold *.safetensors")
+    if "adapter_config.json" in names:
         raise UserError(
-            f"the model folder {name!r} has no weights; it must hold *.safetensors"
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{name!r} holds an adapter beside the weights, which transformers would add to them; "
+            f"{model} holds an adapter beside the weights, which transformers would add to them; "
             "merge it first, or delete adapter_config.json if that is done"
         )
-    if not any((folder / file).is_file() for file in TOKENIZERS):
+    if not names & set(TOKENIZERS):
         raise UserError(
-            f"the model folder {name!r} has no tokenizer; save one there with tokenizer.save_pretrained"
+            f"{model} has no tokenizer; save one there with tokenizer.save_pretrained"
         )
 
 

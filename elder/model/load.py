@@ -82,6 +82,9 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
         "local_files_only": Path(source).is_dir(),
     }
     config = check_model(source, wanted)
+    commit = getattr(config, "_commit_hash", None)
+    if commit:  # the branch may move meanwhile
+        common["revision"] = commit
     with one_sentence(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     with one_sentence(source, "model"):
@@ -98,7 +101,6 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     with one_sentence(source, "model"):
         model.to(device)
     refuse_broken_weights(model, repr(source))
-    commit = getattr(config, "_commit_hash", None)
     loaded = Loaded(model.eval(), tokenizer, wanted.name, commit, model.dtype)
     if made:
         loaded.dequantised_from, loaded.file_sha256 = made.types, made.file_sha256

@@ -18,6 +18,7 @@ from elder.device import device_of
 from elder.errors import UserError
 from elder.evaluation.tasks import check_tasks
 from elder.model.check import check_model
+from elder.model.hub import DATASET, find
 from elder.model.removal import outline
 from elder.names import split_revision
 from elder.params import Params
@@ -111,7 +112,7 @@ def calibration(settings: Params, root: Path) -> str:
     kind = sources.kind_of(chosen.source, root)
     if kind != sources.HUB:
         return chosen.source
-    commit = sources.hub_commit(chosen.source, chosen.revision, "dataset")
+    commit = find(chosen.source, chosen.revision, DATASET).commit
     return f"{chosen.source} of the Hub, commit {commit[:12]}"
 
 

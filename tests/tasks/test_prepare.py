@@ -113,34 +113,6 @@ def test_folder_of_text_files_keeps_lines_together(tmp_path, model):
     assert (folder / "calibration.txt").read_text() == "one\ntwo\n\nthree"
 
 
-def test_hub_dataset_is_pinned_to_a_commit_and_streamed(tmp_path, model, monkeypatch):
-    asked = {}
-
-    def repo_info(_, name, **options):
-        asked["pin"] = (name, options["revision"], options["repo_type"])
-        return type("Info", (), {"sha": COMMIT})
-
-    def load_dataset(name, config, **options):
-        asked["load"] = (name, config, options)
-        return {"train": [{"text": "some text"}]}
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    given = [
-        "calibration.source=Salesforce/wikitext",
-        "calibration.config=wikitext-2-raw-v1",
-    ]
-    folder = run(tmp_path, "pin text", f"model.name={model}", *given)
-    assert asked["pin"] == ("Salesforce/wikitext", None, "dataset")
-    assert asked["load"] == (
-        "Salesforce/wikitext",
-        "wikitext-2-raw-v1",
-        {"revision": COMMIT, "streaming": True},
-    )
-    assert read(folder / "source.json")["revision"] == COMMIT
-
-
 def refused(tmp_path: Path, stages: str, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         run(tmp_path, stages, *overrides)
