@@ -37,8 +37,8 @@ class Dequantised:
 def dequantised(path: Path) -> Dequantised:
     """Return the checkpoint of a GGUF file; one that is not here is made, in bfloat16 where weights were quantised.
 
-    It is kept under the digest of the file and the version of transformers, which reads it: two minutes of work for
-    a vocabulary of 49,152 and 30 layers on a busy machine, whatever the weights.
+    It is kept under the digest of the file and the version of transformers, which takes minutes for a vocabulary of
+    49,152 on a busy machine.
 
     Raises:
         UserError: as `elder.model.check.check_gguf`, or if the checkpoint cannot be written.

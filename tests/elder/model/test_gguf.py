@@ -210,6 +210,15 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(
         check_model(str(path), Model())
 
 
+def test_without_the_package_the_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "new.gguf")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs the package gguf; .* 'elder\[gguf\]'"):
+        check_model(str(path), Model())
+
+
 def test_a_missing_file_is_no_model_of_the_hub(here: Path) -> None:
     for name in ("there.gguf", "owner/there.gguf"):
         with pytest.raises(UserError, match=f"there is no GGUF file {name!r}"):
