@@ -76,11 +76,15 @@ def finish(
     dtype = DTYPES.get(job.learnt.dtype, torch.float32)
     final = job.load(job.last_folder(), dtype)
     record = describe(job, method, model_name or job.settings.model.name)
-    return save_with_record(final.model, final.tokenizer, output, record)
+    return save_with_record(final.model, final.tokenizer, output, record, final.folder)
 
 
 def save_with_record(
-    model: Any, tokenizer: Any, folder: Path, record: CompressionRecord
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    record: CompressionRecord,
+    source: Path | None = None,
 ) -> CompressionRecord:
     """Write a model folder whole or not at all: checkpoint, tokenizer, ``elder.json`` and a model card.
 
@@ -89,12 +93,13 @@ def save_with_record(
         tokenizer: its tokenizer.
         folder: absent or empty.
         record: what ``elder.json`` and the card say.
+        source: as `elder.model.save.write_checkpoint`.
 
     Returns:
         The record with the sha256 of the weights' files, as `elder.model.save.weights_file_digest`.
     """
     with whole_folder(folder) as partial:
-        digest = write_checkpoint(model, tokenizer, partial)
+        digest = write_checkpoint(model, tokenizer, partial, source)
         complete = record.model_copy(update={"sha256": digest})
         write_json(partial / "elder.json", plain(complete))
         (partial / "README.md").write_text(model_card(record), encoding="utf-8")

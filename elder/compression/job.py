@@ -148,7 +148,7 @@ class Job:
     def keep(self, name: str, loaded: Loaded) -> None:
         """Save the model that a stage made into its folder."""
         folder = self.work / name
-        save_model(loaded.model, loaded.tokenizer, folder)
+        save_model(loaded.model, loaded.tokenizer, folder, loaded.folder)
         self._kept[name] = _digests(folder)
 
     def load(

@@ -40,6 +40,7 @@ class Loaded:
         dequantised_from: the number format that the checkpoint's weights were dequantised from, such as fp8; None where
             they were not quantised.
         file_sha256: of the GGUF file that the checkpoint was made from.
+        folder: where its files lie: the user's folder, or the Hub's copy on this machine; None where it has none.
     """
 
     model: Any
@@ -49,6 +50,7 @@ class Loaded:
     dtype: torch.dtype
     dequantised_from: str | None = None
     file_sha256: str | None = None
+    folder: Path | None = None
 
     @property
     def num_layers(self) -> int:
@@ -102,6 +104,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
         model.to(device)
     refuse_broken_weights(model, repr(source))
     loaded = Loaded(model.eval(), tokenizer, wanted.name, commit, model.dtype)
+    loaded.folder = _folder(source, commit)
     if made:
         loaded.dequantised_from, loaded.file_sha256 = made.types, made.file_sha256
     return loaded
@@ -114,6 +117,16 @@ def _from_gguf(source: str) -> Dequantised | None:
         return None
     with one_sentence(source, "model"):
         return dequantised(file)
+
+
+def _folder(source: str, commit: str | None) -> Path | None:
+    """Return where the files of a model that was loaded lie."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).is_dir():
+        return Path(source)
+    file = try_to_load_from_cache(source, "config.json", revision=commit)
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def _check_weights(source: str, model: nn.Module, info: dict[str, set[str]]) -> None:

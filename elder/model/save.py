@@ -4,17 +4,22 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from elder.errors import UserError
 from elder.files import file_digest, whole_folder
 from elder.model.finite import refuse_broken_weights
+from elder.model.older import write_older_names, write_tokenizer
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> str:
+def save_model(
+    model: Any, tokenizer: Any, folder: Path, source: Path | None = None
+) -> str:
     """Write checkpoint and tokenizer into a new folder, which appears whole or not at all.
 
     Args:
         model: in the dtype it should be saved in.
         tokenizer: its tokenizer.
         folder: absent or empty.
+        source: as `write_checkpoint`.
 
     Returns:
         As `weights_file_digest`.
@@ -23,11 +28,22 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> str:
         UserError: if the disk is full or the folder cannot be written.
     """
     with whole_folder(folder) as partial:
-        return write_checkpoint(model, tokenizer, partial)
+        return write_checkpoint(model, tokenizer, partial, source)
 
 
-def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> str:
+def write_checkpoint(
+    model: Any, tokenizer: Any, folder: Path, source: Path | None = None
+) -> str:
     """Write checkpoint and tokenizer into a folder that is there; returns as `weights_file_digest`.
+
+    Transformers 4 reads the same model from it as transformers 5.
+
+    Args:
+        model: in the dtype it should be saved in.
+        tokenizer: its tokenizer.
+        folder: to write into.
+        source: folder of the checkpoint that both come from, whose tokenizer files and older fields are kept; None:
+            there is none.
 
     Raises:
         OSError: if they cannot be written.
@@ -36,8 +52,9 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> str:
     refuse_broken_weights(model, "the model that should be saved")
     try:
         model.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
-    except OSError:
+        write_older_names(folder, source)
+        write_tokenizer(tokenizer, folder, source)
+    except (OSError, UserError):
         raise
     except Exception as error:  # safetensors wraps a full disk in a type of its own
         raise OSError(str(error)) from None
