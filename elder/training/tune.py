@@ -29,9 +29,7 @@ from elder.training.search import Snapshot, Values, in_words, search
 
 OPTIMIZER = "optimizer"
 OPTIMIZERS = ("adamw", "muon")
-# relative to the root mean square of each weight; an optimiser that is named searches as it did before there was a
-# choice, so that what was made then can be made again
-AUTO_LR_GRID = (0.0025, 0.005, 0.01)
+# relative to the root mean square of each weight. Lower ones win trials of ten steps, and lose the run
 LR_GRID = (0.005, 0.01, 0.02)
 # absolute: adapters start at 0, and a share of that is nothing
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
@@ -142,6 +140,7 @@ class Trials:
             return chosen, whole, Spent()
         start = ahead = Snapshot(self.model)
         lowest = math.inf
+        # what was made before there was this choice can be made again
         goes_on = OPTIMIZER in self.objective.grids and self.run.at_step is None
 
         def try_out(values: Values) -> tuple[float, Spent]:
@@ -214,10 +213,8 @@ def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
     """Return the optimisers and learning rates to try, none where a rate is given: it was meant for one optimiser."""
     if settings.lr != "auto":
         return {}
-    if settings.optimizer != "auto":
-        return {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
-    rates = ADAPTER_LR_GRID if settings.adapter_rank else AUTO_LR_GRID
-    return {OPTIMIZER: OPTIMIZERS, "lr": rates}
+    rates = {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
+    return {OPTIMIZER: OPTIMIZERS} | rates if settings.optimizer == "auto" else rates
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from elder.model.load import load_model, weights_digest
 from elder.params import Model
 from elder.training import checkpoint
 from elder.training.losses import distillation_loss
-from elder.training.tune import AUTO_LR_GRID
+from elder.training.tune import LR_GRID
 
 Elder = Callable[..., Result]
 
@@ -120,8 +120,8 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
     # two passes see as many written blocks once as there are of calibration
     assert found["tokens_generated"] == 16 * 32
     tried = [(trial["optimizer"], trial["lr"]) for trial in found["search"]]
-    assert tried[:3] == [("adamw", lr) for lr in AUTO_LR_GRID]
-    assert tried[3:] in ([("muon", lr)] for lr in AUTO_LR_GRID)
+    assert tried[:3] == [("adamw", lr) for lr in LR_GRID]
+    assert tried[3:] in ([("muon", lr)] for lr in LR_GRID)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_hidden_layers == 4
     assert (

@@ -19,7 +19,6 @@ from elder.training.optim import Optimizer
 from elder.training.search import Values
 from elder.training.tune import (
     ADAPTER_LR_GRID,
-    AUTO_LR_GRID,
     LR_GRID,
     Objective,
     grids_of,
@@ -54,9 +53,9 @@ def test_the_better_optimiser_wins_within_the_budget(
     trials = [plain(trial) for trial in spent.search]
     # all rates with AdamW, then Muon at the best of them
     losses = [trial["held_out_loss"] for trial in trials]
-    best = AUTO_LR_GRID[losses.index(min(losses[:3]))]
+    best = LR_GRID[losses.index(min(losses[:3]))]
     assert [(trial["optimizer"], trial["lr"]) for trial in trials] == [
-        *(("adamw", lr) for lr in AUTO_LR_GRID),
+        *(("adamw", lr) for lr in LR_GRID),
         ("muon", best),
     ]
     (chosen,) = [trial for trial in trials if trial["chosen"]]

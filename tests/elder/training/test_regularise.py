@@ -20,7 +20,7 @@ from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.losses import residual_norm
 from elder.training.regularise import LAMBDA2_GRID, regularise, residual_weight
-from elder.training.tune import AUTO_LR_GRID
+from elder.training.tune import LR_GRID
 
 FLOAT = torch.float32
 RUN = TrainingRun("regularise", 0, FLOAT)
@@ -82,7 +82,7 @@ def test_regularisation_searches_both_values(
     )
     tried = [plain(trial) for trial in spent.search]
     values = [(one["optimizer"], one["lr"], one["lambda2"]) for one in tried]
-    grid = [("adamw", lr, lambda2) for lr in AUTO_LR_GRID for lambda2 in LAMBDA2_GRID]
+    grid = [("adamw", lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
     assert values[:9] == grid
     best = min(tried[:9], key=lambda one: one["held_out_loss"])
     assert values[9:] == [("muon", best["lr"], best["lambda2"])]
