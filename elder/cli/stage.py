@@ -117,6 +117,7 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     from elder.evaluation.repetition import repetition
     from elder.evaluation.speed import generation_agrees, measure_side_by_side
     from elder.files import write_json
+    from elder.model.finite import compare_weights
     from elder.model.forward import seed_everything
     from elder.model.load import load_model
 
@@ -138,6 +139,7 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
             "generation_agrees": agrees,
             "repetition": shares,
             "loads": trial.result(),
+            "weights": compare_weights(first.model, second.model),
         }
     write_json(result, json_safe(plain(speed.model_copy(update=asked))))
 

@@ -26,8 +26,13 @@ from elder.record import (
     Rule,
     Speed,
     Verdict,
+    Weights,
 )
 
+WEIGHTS = "weights"
+# A factor that no setting changes. Of all that is done to models here, compensation moves matrices the most; fp8 codes
+# without their scales are off by thousands.
+MAGNITUDE = 100.0
 CURE = "Measure as the champion was measured, or set gate.max_champion_ratio to null."
 
 
@@ -41,17 +46,22 @@ def judge(
     """Judge a candidate against the dense model, and against the champion where there is one.
 
     Args:
-        gate: mode and limits; a limit of None switches its rule off.
+        gate: mode and limits; a limit of None switches its rule off. The rule on weights holds in every mode.
         dense: the record's row of the dense model.
         candidate: the record's row of the candidate; measured under another protocol, it never passes.
         speed: of both models; None where it was not measured.
         champion: the present one; None where the registry has none.
     """
+    measured = speed or Speed()
     rules: list[Rule] = []
     if gate.mode != "off":
         rules += _known(_of_rows(gate, dense, candidate))
-        rules += _known(_of_bench(gate, speed or Speed()))
+        rules += _known(_of_bench(gate, measured))
         rules += _known([beside_champion(gate.max_champion_ratio, candidate, champion)])
+    return _verdict(gate, [*rules, _weights(measured.weights)])
+
+
+def _verdict(gate: Gate, rules: list[Rule]) -> Verdict:
     return Verdict(
         mode=gate.mode,
         passed=all(rule.passed for rule in rules),
@@ -73,7 +83,12 @@ def judge_again(record: Record) -> Verdict:
             "the record does not say by which rules the gate judged"
         ) from None
     rows = record.dense, record.candidate
-    return judge(rules, *rows, record.speed, record.champion)
+    judged = judge(rules, *rows, record.speed, record.champion)
+    told = [rule.rule for rule in record.gate.rules]
+    if WEIGHTS in told or (record.speed and record.speed.weights):
+        return judged
+    # made before there was such a rule
+    return _verdict(rules, [rule for rule in judged.rules if rule.rule != WEIGHTS])
 
 
 def differences(told: Verdict, judged: Verdict) -> list[str]:
@@ -197,6 +212,29 @@ def _loads(trial: LoadTrial | None) -> Rule:
     else:
         reason = f"The saved model does not work in plain transformers: {trial.fault}."
     return _must_be_true("plain transformers", trial.ok if trial else None, reason)
+
+
+def _weights(found: Weights | None) -> Rule:
+    """Judge what no setting lets pass: weights that are none."""
+    factor = found.factor if found and found.finite else None
+    if found is None:
+        reason = "The weights were not compared with the dense model's, and nothing passes unmeasured."
+    elif not found.finite:
+        reason = "Some weights are nan or infinite."
+    else:
+        apart = "infinitely far" if factor is None else f"by a factor of {factor:.4g}"
+        reason = (
+            f"All weights are finite; {found.matrix} is out of the dense model's range {apart}, and the most allowed "
+            f"is {MAGNITUDE:g}."
+        )
+    return Rule(
+        rule=WEIGHTS,
+        value=factor,
+        limit=MAGNITUDE,
+        passed=factor is not None and factor <= MAGNITUDE,
+        reason=reason,
+        always=True,
+    )
 
 
 def _must_be_true(name: str, value: bool | None, reason: str) -> Rule:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,29 @@ from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json
 from elder.model.gguf import read_gguf_config
-from elder.model.hub import MODEL, find, refusal
-from elder.model.shards import check_hub_index, check_indexes
+from elder.model.hub import MODEL, Found, find, refusal
+from elder.model.layers import LAYER_LISTS
+from elder.model.published.adapter import Adapter, find_adapter, refuse_unasked
+from elder.model.published.quantised import (
+    quantisation_of,
+    refuse_codes,
+    refuse_quantised,
+    tensor_types,
+)
+from elder.model.published.text_part import text_config_of
+from elder.model.removal import BEYOND
+from elder.model.shards import (
+    check_hub_index,
+    check_indexes,
+    name_unused,
+    refuse_two_sets,
+    weight_files,
+)
 from elder.names import gguf_file, is_hub_id, split_revision
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+LAYER_OF_WEIGHT = re.compile(rf"\.(?:{'|'.join(LAYER_LISTS)})\.(\d+)\.")
 GENERATING = ("ForCausalLM", "LMHeadModel")  # how the names of such architectures end
 # What a configuration may ask for at most, by the names of its fields: building more would take hours or all memory.
 LIMITS = (
@@ -27,51 +44,43 @@ LIMITS = (
 
 
 def check_model(source: str, wanted: params.Model) -> Any:
-    """Return the configuration of a model, after all checks that need no weights; a Hub model's knows its commit.
+    """Return the configuration of a causal language model, after all checks that need no weights; with a Hub's commit.
 
     Args:
         source: a folder, a GGUF file, or a Hub id without its revision.
-        wanted: revision, and whether remote code may run.
+        wanted: revision, which part, and whether remote code may run.
 
     Raises:
         UserError: if the model is missing, incomplete, unsafe, absurdly large, or not a causal language model.
     """
-    from transformers import AutoConfig
-
     file = gguf_file(source)
     if file is not None:
         return check_gguf(file)
-    folder = Path(source)
     revision = split_revision(wanted.name)[1] or wanted.revision or "main"
-    if folder.is_dir():
-        _check_folder(folder)
-        check_indexes(folder)
-        fields = read_config(folder)
-    else:
-        fields, revision = _check_on_hub(source, revision)
+    folder = Path(source)
+    found = None if folder.is_dir() else _on_hub(source, revision)
+    revision = found.commit if found else revision
+    adapter = find_adapter(source, revision, found.files if found else None)
+    if adapter is not None:
+        refuse_unasked(adapter, wanted.adapter)
+        if adapter.alone:
+            return _check_base(adapter, wanted)
+    fields = _hub_fields(source, found) if found else _folder_fields(folder)
     _refuse_absurd(source, fields)
+    refuse_quantised(source, fields)
     needed = foreign_code(fields)
     if needed and not wanted.trust_remote_code:
         raise UserError(
             f"{source!r} needs {needed}; if you trust that, add --set model.trust_remote_code=true"
         )
-    with one_sentence(source, "configuration"):
-        config = AutoConfig.from_pretrained(
-            source,
-            revision=revision,
-            trust_remote_code=wanted.trust_remote_code,
-            local_files_only=folder.is_dir(),
-        )
-    if not folder.is_dir():
-        config._commit_hash = revision  # transformers 5 does not say it any more
-    _refuse_other_kinds(source, config, wanted.trust_remote_code)
-    return config
+    config = published_config(source, revision, wanted.trust_remote_code)
+    if found is None:
+        _check_weights(source, fields, config)
+    return _causal(source, config, wanted)
 
 
-def _check_on_hub(source: str, revision: str) -> tuple[dict[str, Any], str]:
-    """Return the fields of the config.json of a model of the Hub, and the commit that its revision means."""
-    from transformers import PreTrainedConfig
-
+def _on_hub(source: str, revision: str) -> Found:
+    """Look a name up on the Hub, if it may be one there."""
     if Path(source).exists():
         raise UserError(
             f"{source!r} is a file; a model is a folder with config.json, weights and a tokenizer, or a .gguf file"
@@ -81,13 +90,46 @@ def _check_on_hub(source: str, revision: str) -> tuple[dict[str, Any], str]:
             f"there is no model folder {source!r}; give a folder, a GGUF file, a Hub id (owner/name), or"
             " models:/name@alias"
         )
-    found = find(source, revision, MODEL)
+    return find(source, revision, MODEL)
+
+
+def _hub_fields(source: str, found: Found) -> dict[str, Any]:
+    """Return the fields of the config.json of a model of the Hub, all its files being there."""
+    from transformers import PreTrainedConfig
+
     if found.files is not None:
         _check_files(f"the model {source!r} of the Hub", found.files)
     with one_sentence(source, "configuration"):
         fields, _ = PreTrainedConfig.get_config_dict(source, revision=found.commit)
         check_hub_index(source, found.commit)
-    return fields, found.commit
+    return fields
+
+
+def _folder_fields(folder: Path) -> dict[str, Any]:
+    """Return the fields of the config.json of a model's folder, all its files being there."""
+    _check_folder(folder)
+    check_indexes(folder)
+    refuse_two_sets(folder)
+    return read_config(folder)
+
+
+def _check_weights(source: str, fields: Mapping[str, Any], config: Any) -> None:
+    """Hold the headers of a folder's weights against its configuration, and name what is not read."""
+    with one_sentence(source, "model"):
+        types = tensor_types(weight_files(source, "main"))
+    if quantisation_of(fields) is None:
+        refuse_codes(source, types)
+    refuse_more_layers(source, config, types)
+    name_unused(Path(source))
+
+
+def _causal(source: str, config: Any, wanted: params.Model) -> Any:
+    """Return the configuration of the causal language model that a model is, or holds where that part is wanted."""
+    inner = text_config_of(config)
+    if inner is not None and wanted.part == "text":
+        return inner
+    _refuse_other_kinds(source, config, wanted.trust_remote_code)
+    return config
 
 
 def check_gguf(file: Path) -> Any:
@@ -102,6 +144,68 @@ def check_gguf(file: Path) -> Any:
     _refuse_absurd(source, config.to_dict())
     _refuse_other_kinds(source, config, trust_remote_code=False)
     return config
+
+
+def _check_base(adapter: Adapter, wanted: params.Model) -> Any:
+    """Return the configuration of the model that an adapter should be merged into, after all checks of that."""
+    base = adapter.model(wanted)
+    try:
+        return check_model(split_revision(base.name)[0], base)
+    except UserError as error:
+        raise UserError(
+            f"{adapter.source!r} is an adapter of {adapter.base!r}: {error}"
+        ) from None
+
+
+def published_config(source: str, revision: str, trust_remote_code: bool) -> Any:
+    """Return the configuration of a model as it was published: of the larger model where only its text part is wanted.
+
+    Args:
+        source: a folder, or a Hub id.
+        revision: commit of a Hub id.
+        trust_remote_code: whether code that comes with it may run.
+
+    Raises:
+        UserError: if transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    local = Path(source).is_dir()
+    with one_sentence(source, "configuration"):
+        config = AutoConfig.from_pretrained(
+            source,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=local,
+        )
+    if not local:
+        config._commit_hash = revision  # transformers 5 does not say it any more
+    return config
+
+
+def refuse_more_layers(source: str, config: Any, names: Iterable[str]) -> None:
+    """Refuse a checkpoint with more layers than its configuration counts: they would be left out without a word.
+
+    Args:
+        source: its name.
+        config: of the model; one for images, too, counts in several places and is left to loading.
+        names: of its tensors.
+
+    Raises:
+        UserError: naming one of them.
+    """
+    count = getattr(config, "num_hidden_layers", None)
+    if count is None or any(getattr(config, field, None) for field in BEYOND):
+        return  # layers for speculation lie behind the last, and are not loaded
+    if config.get_text_config(decoder=True) is not config:
+        return
+    for name in sorted(names):
+        place = LAYER_OF_WEIGHT.search(name)
+        if place and int(place[1]) >= count:
+            raise UserError(
+                f"{source!r} has {count} layers by its configuration, and weights of more, such as {name}; "
+                "correct num_hidden_layers, or save it anew"
+            )
 
 
 @contextmanager
@@ -125,11 +229,15 @@ def one_sentence(source: str, what: str) -> Iterator[None]:
 
 
 def _refuse_other_kinds(source: str, config: Any, trust_remote_code: bool) -> None:
-    if not _generates_text(config, trust_remote_code):
-        kind = (config.architectures or [config.model_type])[0]
-        raise UserError(
-            f"{source!r} is a {kind}, not a causal language model; only models that generate text can be used"
-        )
+    if _generates_text(config, trust_remote_code):
+        return
+    kind = (config.architectures or [config.model_type])[0]
+    way = (
+        "only models that generate text can be used"
+        if text_config_of(config) is None
+        else "add --set model.part=text to take the text model that is in it"
+    )
+    raise UserError(f"{source!r} is a {kind}, not a causal language model; {way}")
 
 
 def _generates_text(config: Any, trust_remote_code: bool) -> bool:
@@ -174,11 +282,6 @@ def _check_files(model: str, names: Set[str]) -> None:
                 f"{model} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
             )
         raise UserError(f"{model} has no weights; it must hold *.safetensors")
-    if "adapter_config.json" in names:
-        raise UserError(
-            f"{model} holds an adapter beside the weights, which transformers would add to them; "
-            "merge it first, or delete adapter_config.json if that is done"
-        )
     if not names & set(TOKENIZERS):
         raise UserError(
             f"{model} has no tokenizer; save one there with tokenizer.save_pretrained"

@@ -1,17 +1,26 @@
-"""Numbers that are not finite: refused early, in a sentence that names weight or layer, the dtype, and what to do.
+"""Numbers that are not finite, refused early with weight or layer, dtype and cure; and weights beside another model's.
 
 A weight that is nan or infinite is seen once, when a model is loaded. A state can also leave the range of a dtype while
 the model runs: float16 holds nothing above 65,504. Then the run is repeated, watched, to name the first layer at fault.
+
+Codes of a number format that were taken for weights are finite, but of another magnitude: matrices of two models are
+compared by their root mean square. What a removal leaves is some of what was there, so that it can never leave the
+range of the dense model; training and compensation move it by small factors, a lost scale by thousands.
 """
 
 import math
+import re
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from elder.errors import UserError
 from elder.model.forward import logits_of
-from elder.model.layers import LayerControl, find_layers
+from elder.model.layers import LAYER_LISTS, LayerControl, find_layers
+from elder.record import Weights
+
+LAYER = re.compile(rf"\b({'|'.join(LAYER_LISTS)})\.\d+\.")
 
 
 class NotFiniteError(UserError):
@@ -129,3 +138,52 @@ def _cure(dtype: torch.dtype) -> str:
     if dtype in (torch.float16, torch.bfloat16):
         return "load it with --dtype float32, or use another checkpoint if that does not help"
     return "use another checkpoint"
+
+
+def compare_weights(dense: nn.Module, pruned: nn.Module) -> Weights:
+    """Compare the matrices of a shallower model with those of the dense one, all layers of a kind together.
+
+    Args:
+        dense: the model that layers were taken out of.
+        pruned: what is left.
+
+    Returns:
+        Whether all weights of ``pruned`` are finite, and by which factor its matrices are larger than the largest of
+        their kind in ``dense``, or smaller than the smallest: of the kind that is furthest out; None where it is
+        infinite.
+    """
+    before, after = _sizes(dense), _sizes(pruned)
+    every = [size for sizes in before.values() for size in sizes]
+    factor, furthest = 1.0, None
+    for kind, sizes in after.items():
+        known = before.get(kind) or every
+        largest = max(known) or max(every)
+        apart = max(_over(max(sizes), largest), _over(min(known), max(sizes)))
+        if furthest is None or not apart <= factor:
+            factor, furthest = max(factor, apart), kind
+    finite = all(all_finite(one) for one in pruned.state_dict().values())
+    known_factor = factor if finite and factor < float("inf") else None
+    return Weights(finite=finite, factor=known_factor, matrix=furthest)
+
+
+def _over(above: float, below: float) -> float:
+    """Return a ratio; 0 over 0 is 1, anything else over 0 infinite."""
+    if below:
+        return above / below
+    return float("inf") if above else 1.0
+
+
+def _sizes(model: nn.Module) -> dict[str, list[float]]:
+    """Return {name of a matrix, its layer left out: root mean square in each layer}."""
+    sizes: dict[str, list[float]] = {}
+    for name, matrix in _matrices(model):
+        norm = torch.linalg.vector_norm(matrix.detach(), dtype=torch.float32).item()
+        kind = LAYER.sub(r"\1.*.", name)
+        sizes.setdefault(kind, []).append(norm / matrix.numel() ** 0.5)
+    return sizes
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim > 1 and tensor.numel() and tensor.is_floating_point():
+            yield name, tensor

@@ -1,8 +1,9 @@
 """Load a causal language model and its tokenizer safely, and describe them: digest, size, context."""
 
 import hashlib
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,36 @@ from torch import nn
 from elder import params
 from elder.device import device_of
 from elder.errors import UserError
-from elder.model.check import check_model, one_sentence
+from elder.model.check import (
+    TOKENIZERS,
+    check_model,
+    one_sentence,
+    published_config,
+    refuse_more_layers,
+)
 from elder.model.dequantise import Dequantised, dequantised
 from elder.model.finite import refuse_broken_weights
-from elder.model.layers import LAYER_LISTS, find_layers
-from elder.model.removal import BEYOND, text_config
+from elder.model.layers import find_layers
+from elder.model.published.adapter import Adapter, find_adapter, merge_adapter
+from elder.model.published.quantised import (
+    dequantise,
+    format_of,
+    read_tensors,
+    refuse_codes,
+    take_quantisation,
+    tensor_types,
+)
+from elder.model.published.text_part import class_of, text_part
+from elder.model.removal import outline, text_config
+from elder.model.shards import find_file, weight_files
 from elder.names import gguf_file, split_revision
+from elder.progress import say
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-LAYER_OF_WEIGHT = re.compile(rf"\.(?:{'|'.join(LAYER_LISTS)})\.(\d+)\.")
 
 
 @dataclass
@@ -64,50 +82,49 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     Besides GGUF, only safetensors are read, and no code that comes with a model is run unless asked for by name.
 
     Args:
-        wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, and whether remote code may run.
+        wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, part, adapter, and whether remote
+            code may run.
         dtype: overrides ``wanted.dtype``.
 
     Raises:
         UserError: if the model is missing, incomplete, unsafe, not a causal language model, or has weights that are not
             finite in this dtype.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     device = device_of(wanted.device)
     source, revision = split_revision(wanted.name)
     made = _from_gguf(source)
     if made:
         source, revision = str(made.folder), None
+    revision = revision or wanted.revision or "main"
+    checked = check_model(source, wanted)
+    adapter = find_adapter(source, revision) if wanted.adapter == "merge" else None
+    if adapter is not None:
+        return _merged(adapter, wanted, dtype)
+    commit = getattr(checked, "_commit_hash", None)
     common = {
-        "revision": revision or wanted.revision or "main",
+        "revision": commit or revision,  # the branch may move meanwhile
         "trust_remote_code": wanted.trust_remote_code,
         "local_files_only": Path(source).is_dir(),
     }
-    config = check_model(source, wanted)
-    commit = getattr(config, "_commit_hash", None)
-    if commit:  # the branch may move meanwhile
-        common["revision"] = commit
     with one_sentence(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    with one_sentence(source, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype or DTYPES.get(wanted.dtype) or "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            **common,
-        )
-    model, info = loaded
-    _check_weights(source, model, info)
+    asked = dtype or DTYPES.get(wanted.dtype)
+    model, dequantised_from = _model(source, checked, wanted, asked, common)
     with one_sentence(source, "model"):
         model.to(device)
     refuse_broken_weights(model, repr(source))
-    loaded = Loaded(model.eval(), tokenizer, wanted.name, commit, model.dtype)
-    loaded.folder = _folder(source, commit)
-    if made:
-        loaded.dequantised_from, loaded.file_sha256 = made.types, made.file_sha256
-    return loaded
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        name=wanted.name,
+        revision=commit,
+        dtype=model.dtype,
+        dequantised_from=made.types if made else dequantised_from,
+        file_sha256=made.file_sha256 if made else None,
+        folder=_folder(source, commit),
+    )
 
 
 def _from_gguf(source: str) -> Dequantised | None:
@@ -129,6 +146,125 @@ def _folder(source: str, commit: str | None) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
+def _model(
+    source: str,
+    checked: Any,
+    wanted: params.Model,
+    dtype: torch.dtype | None,
+    common: Mapping[str, Any],
+) -> tuple[Any, str | None]:
+    """Load a causal language model, and say which number format its weights were dequantised from."""
+    config, kind = _config_and_class(source, common["revision"], wanted, checked)
+    quantisation = take_quantisation(config)
+    with one_sentence(source, "model"):
+        if quantisation is None and find_adapter(source, common["revision"]) is None:
+            model, info = _stored(source, config, kind, dtype, common)
+        else:
+            tensors = _tensors(source, common["revision"], quantisation)
+            if quantisation:
+                dtype = dtype or torch.bfloat16
+            model, info = _built(source, config, kind, tensors, dtype, common)
+        if config is not checked:
+            model = text_part(model)
+    _check_weights(source, model, info)
+    return model, format_of(quantisation) if quantisation else None
+
+
+def _config_and_class(
+    source: str, revision: str, wanted: params.Model, checked: Any
+) -> tuple[Any, Any]:
+    """Return configuration and class of what is loaded: of the larger model where its text part is wanted."""
+    from transformers import AutoModelForCausalLM
+
+    if wanted.part != "text":
+        return checked, AutoModelForCausalLM
+    whole = published_config(source, revision, wanted.trust_remote_code)
+    if type(whole) is type(checked):
+        return checked, AutoModelForCausalLM
+    return whole, class_of(whole)
+
+
+def _stored(
+    source: str,
+    config: Any,
+    kind: Any,
+    dtype: torch.dtype | None,
+    common: Mapping[str, Any],
+) -> tuple[Any, dict[str, set[str]]]:
+    """Load weights as they are stored, and say what transformers found amiss."""
+    loaded: Any = kind.from_pretrained(
+        source,
+        config=config,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        output_loading_info=True,
+        **common,
+    )
+    if not common["local_files_only"]:  # a folder's were looked at before any work
+        refuse_codes(source, tensor_types(weight_files(source, common["revision"])))
+    return loaded
+
+
+def _tensors(
+    source: str, revision: str, quantisation: Mapping[str, Any] | None
+) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint; codes are dequantised to bfloat16."""
+    tensors = read_tensors(weight_files(source, revision))
+    if quantisation is None:
+        return tensors
+    say(
+        f"{source!r} is quantised with {format_of(quantisation)}: its weights are dequantised to bfloat16"
+    )
+    return dequantise(tensors, quantisation)
+
+
+def _built(
+    source: str,
+    config: Any,
+    kind: Any,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    common: Mapping[str, Any],
+) -> tuple[Any, dict[str, set[str]]]:
+    """Build a model of these tensors alone: transformers sees neither a quantisation nor an adapter beside them."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    if kind is AutoModelForCausalLM:
+        kind = type(outline(config, common["trust_remote_code"]))
+    model, info = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype or "auto",
+        output_loading_info=True,
+    )
+    with suppress(OSError):  # few have none
+        model.generation_config = GenerationConfig.from_pretrained(source, **common)
+    return model, info
+
+
+def _merged(
+    adapter: Adapter, wanted: params.Model, dtype: torch.dtype | None
+) -> Loaded:
+    """Load the model that an adapter belongs to, and merge it; a tokenizer beside the adapter counts."""
+    from transformers import AutoTokenizer
+
+    base = load_model(adapter.model(wanted), dtype)
+    say(f"the adapter {adapter.source!r} is merged into {base.name!r}")
+    source, revision = adapter.source, adapter.revision
+    with one_sentence(source, "adapter"):
+        model = merge_adapter(base.model, adapter)
+    refuse_broken_weights(model, repr(source))
+    merged = replace(base, model=model.eval(), name=wanted.name)
+    files = [find_file(source, name, revision) for name in TOKENIZERS]
+    if any(files):
+        with one_sentence(source, "tokenizer"):
+            own = AutoTokenizer.from_pretrained(source, revision=revision)
+        place = next(file for file in files if file).parent
+        merged = replace(merged, tokenizer=own, folder=place)
+    return merged
+
+
 def _check_weights(source: str, model: nn.Module, info: dict[str, set[str]]) -> None:
     """Refuse a checkpoint that is not the one its configuration speaks of."""
     missing = sorted(info["missing_keys"])
@@ -136,16 +272,8 @@ def _check_weights(source: str, model: nn.Module, info: dict[str, set[str]]) -> 
         raise UserError(
             f"the weights of {source!r} lack {len(missing)} tensors, such as {missing[0]}; save it anew"
         )
-    count = len(find_layers(model))
-    if any(getattr(text_config(model), field, None) for field in BEYOND):
-        return  # layers for speculation lie behind the last, and are not loaded
-    for name in sorted(info["unexpected_keys"]):
-        place = LAYER_OF_WEIGHT.search(name)
-        if place and int(place[1]) >= count:
-            raise UserError(
-                f"{source!r} has {count} layers by its configuration, and weights of more, such as {name}; "
-                "correct num_hidden_layers, or save it anew"
-            )
+    find_layers(model)  # refuses what has none
+    refuse_more_layers(source, model.config, info["unexpected_keys"])
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -21,6 +21,13 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the checkpoint"
     )
+    part: Literal["whole", "text"] = Field(
+        "whole", description="text: the text model inside one that also sees or hears"
+    )
+    adapter: Literal["refuse", "merge", "ignore"] = Field(
+        "refuse",
+        description="an adapter there, alone or beside weights: merge it, or leave it out",
+    )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model"
     )

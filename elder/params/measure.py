@@ -49,10 +49,14 @@ class Speed(Section):
 
 
 class Gate(Section):
-    """What a candidate must hold to be registered. A limit of null switches its rule off."""
+    """What a candidate must hold to be registered. A limit of null switches its rule off.
+
+    In every mode a candidate is refused whose weights are not finite or not of the dense model's magnitude.
+    """
 
     mode: Literal["on", "dry-run", "off"] = Field(
-        "on", description="dry-run: judge and record, but never refuse"
+        "on",
+        description="dry-run: judge and record; it and off refuse unsound weights only",
     )
     max_perplexity_ratio_in_domain: float | None = Field(
         1.5, gt=0, description="pruned over dense"

@@ -31,6 +31,7 @@ from elder.record.measured import (
     SpeedFacts,
     SpeedRatio,
     TaskResult,
+    Weights,
 )
 from elder.record.run import (
     Champion,
@@ -79,6 +80,7 @@ __all__ = [
     "TaskResult",
     "Trial",
     "Verdict",
+    "Weights",
     "finite",
     "json_safe",
     "plain",

@@ -134,6 +134,21 @@ class LoadTrial(Plain):
     fault: str | None = None
 
 
+class Weights(Plain):
+    """The weights of the saved model beside the dense model's.
+
+    Attributes:
+        finite: whether all are.
+        factor: by which its matrices are larger than the largest of their kind in the dense model, or smaller than the
+            smallest; of the kind that is furthest out, and 1 where none is; None where it is infinite.
+        matrix: that kind: a weight's name with ``*`` for its layer.
+    """
+
+    finite: bool
+    factor: Number | None = None
+    matrix: str | None = None
+
+
 class Speed(Plain):
     """Speed of dense and pruned model, and what else is asked of the saved one."""
 
@@ -144,3 +159,4 @@ class Speed(Plain):
     generation_agrees: bool | None = None
     repetition: Repetition | None = None
     loads: LoadTrial | None = None
+    weights: Weights | None = None

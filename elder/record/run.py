@@ -11,13 +11,23 @@ from elder.record.training import Point, Scores, Trial
 
 
 class Rule(Plain):
-    """One rule of the gate; ``value`` is None where it is missing or not finite."""
+    """One rule of the gate.
+
+    Attributes:
+        rule: its name.
+        value: what was measured; None where it is missing or not finite.
+        limit: what it was held against.
+        passed: whether it holds.
+        reason: both in a sentence.
+        always: no mode lets a candidate pass that breaks it.
+    """
 
     rule: str
     value: bool | Number | None
     limit: bool | Number | None
     passed: bool
     reason: str
+    always: bool = False
 
 
 class Verdict(Plain):
@@ -31,6 +41,8 @@ class Verdict(Plain):
     @property
     def refused(self) -> bool:
         """Say whether the gate keeps the candidate out of the registry."""
+        if any(rule.always and not rule.passed for rule in self.rules):
+            return True
         return self.mode == "on" and not self.passed
 
     @property

@@ -55,6 +55,8 @@ def _verdict(record: Record) -> str:
     """Return the verdict as it stands on a version: ``passed``, ``refused``, ``off``, or ``dry-run: passed``."""
     gate = record.gate
     passed = "passed" if gate.passed else "refused"
+    if gate.refused:
+        return passed
     if gate.mode == "off":
         return "off"
     return passed if gate.mode == "on" else f"{gate.mode}: {passed}"

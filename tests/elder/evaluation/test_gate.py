@@ -59,6 +59,7 @@ SPEED = {
     "generation_agrees": True,
     "repetition": {"dense": 0.0625, "pruned": 0.125},
     "loads": {"ok": True, "fault": None},
+    "weights": {"finite": True, "factor": 3.5, "matrix": "layers.*.mlp.up_proj.weight"},
 }
 CHAMPION = {
     "version": "3",
@@ -77,6 +78,7 @@ RULES = [
     "generation with cache",
     "plain transformers",
     "champion",
+    "weights",
 ]
 
 
@@ -116,9 +118,10 @@ def test_a_good_candidate_passes_every_rule() -> None:
     assert verdict.enforced
     assert [rule.rule for rule in verdict.rules] == RULES
     # 25/20 and 50/40; 0.80 - 0.75 - sqrt(0.03^2 + 0.04^2) = 0; agreement: 0.9 - 0.75 - 0.05; speed and memory as
-    # measured; 0.125 - 0.0625; two checks; 50/50
+    # measured; 0.125 - 0.0625; two checks; 50/50; weights as measured
     values = [rule.value for rule in verdict.rules]
-    assert values == pytest.approx([1.25, 1.25, 0.0, 0.1, 1.25, 0.8, 0.0625, 1, 1, 1.0])
+    expected = [1.25, 1.25, 0.0, 0.1, 1.25, 0.8, 0.0625, 1, 1, 1.0, 3.5]
+    assert values == pytest.approx(expected)
     assert all(rule.reason.endswith(".") for rule in verdict.rules)
 
 
@@ -327,9 +330,10 @@ def test_a_limit_of_null_switches_its_rule_off() -> None:
         check_loads=False,
         max_champion_ratio=None,
     )
-    verdict = judge(gate, DENSE, altered(GOOD, "task_mean", None), None, None)
+    speed = {"weights": SPEED["weights"]}
+    verdict = judge(gate, DENSE, altered(GOOD, "task_mean", None), speed, None)
     assert verdict.passed
-    assert [rule.rule for rule in verdict.rules] == RULES[:2]
+    assert [rule.rule for rule in verdict.rules] == [*RULES[:2], "weights"]
 
 
 def test_no_numbers_at_all_fail() -> None:
@@ -348,13 +352,11 @@ def test_dry_run_records_but_does_not_enforce() -> None:
     assert [rule.rule for rule in verdict.rules] == RULES
 
 
-def test_off_passes_without_rules() -> None:
-    assert plain(judge(Gate(mode="off"), DENSE, GOOD, None, None)) == {
-        "mode": "off",
-        "passed": True,
-        "enforced": False,
-        "rules": [],
-    }
+def test_off_judges_weights_alone() -> None:
+    worse = altered(GOOD, "perplexity.out_of_domain.perplexity", 1e6)
+    verdict = judge(Gate(mode="off"), DENSE, worse, SPEED, None)
+    assert [rule.rule for rule in verdict.rules] == ["weights"]
+    assert (verdict.passed, verdict.enforced, verdict.refused) == (True, False, False)
 
 
 def test_a_candidate_measured_under_another_protocol_never_passes() -> None:

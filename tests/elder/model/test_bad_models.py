@@ -12,6 +12,7 @@ from elder.evaluation.gate import judge
 from elder.evaluation.perplexity import perplexity_of_text
 from elder.evaluation.repetition import repetition
 from elder.evaluation.speed import generation_agrees, measure_side_by_side
+from elder.model.finite import compare_weights
 from elder.model.layers import remove_layers
 from elder.model.load import Loaded
 from elder.params import Gate, Speed
@@ -91,6 +92,7 @@ def test_the_gate_lets_good_models_pass_only(
         update={
             "generation_agrees": generation_agrees(pruned),
             "repetition": repetition(dense, pruned, text_file, 16),
+            "weights": compare_weights(trained_model, candidate),
         }
     )
     rows = row_of("dense", dense, text_file), row_of("candidate", pruned, text_file)

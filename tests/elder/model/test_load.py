@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 from typer.testing import Result
 
+import elder.compression.job  # noqa: F401 - takes choose_blocks before a test replaces it
 from elder.errors import UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.perplexity import perplexity_of_text
 from elder.evaluation.repetition import repetition
+from elder.model.check import check_model
 from elder.model.load import Loaded, check_tokens, load_model
 from elder.params import Evaluate, Model
 
@@ -83,6 +85,37 @@ def test_a_configuration_that_is_nested_too_deep(
         load_model(Model(name=str(folder)))
 
 
+def test_more_layers_are_seen_before_any_work(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = configured(model_folder, tmp_path / "bad", num_hidden_layers=5)
+    with pytest.raises(UserError, match=r"has 5 layers by its configuration, and"):
+        check_model(str(folder), Model(name=str(folder)))
+
+
+def test_a_stale_file_beside_shards(model_folder: Path, tmp_path: Path) -> None:
+    folder = configured(model_folder, tmp_path / "two")
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(
+        tmp_path / "shards", max_shard_size="40KB"
+    )
+    for path in (tmp_path / "shards").glob("model*"):
+        shutil.copy(path, folder)
+    sentence = r"two sets of weights: model\.safetensors, which transformers would read, and \d+ files, such as model-0"
+    with pytest.raises(UserError, match=sentence):
+        check_model(str(folder), Model(name=str(folder)))
+
+
+def test_files_that_are_not_read_are_named(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = configured(model_folder, tmp_path / "more")
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    check_model(str(folder), Model(name=str(folder)))
+    said = capsys.readouterr().err
+    assert "holds consolidated.safetensors beside its weights, unread" in said
+    assert "those are model.safetensors" in said
+
+
 def test_weights_of_more_layers_than_the_configuration_names(
     model_folder: Path, tmp_path: Path
 ) -> None:
@@ -101,15 +134,6 @@ def test_a_weight_beside_the_layers_that_nothing_asks_for_is_left_out(
     extra = tensors["model.norm.weight"].clone()
     save_file(tensors | {"model.other.weight": extra}, folder / "model.safetensors")
     assert load_model(Model(name=str(folder))).num_layers == 6
-
-
-def test_an_adapter_left_beside_merged_weights(
-    model_folder: Path, tmp_path: Path
-) -> None:
-    folder = configured(model_folder, tmp_path / "bad")
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an adapter beside the weights"):
-        load_model(Model(name=str(folder)))
 
 
 def test_tokens_that_the_model_does_not_know(loaded: Loaded, tmp_path: Path) -> None:

@@ -102,7 +102,11 @@ def shallow(
     remove_layers(model, [1])
     rows = [dense, row("candidate")]
     typed_rows = [Row.model_validate(row) for row in rows]
-    speed = {"dense": {"prompt_ms": 2.0}, "ratio": {"prompt_speedup": 1.5}}
+    speed = {
+        "dense": {"prompt_ms": 2.0},
+        "ratio": {"prompt_speedup": 1.5},
+        "weights": {"finite": True, "factor": 1.5, "matrix": "lm_head.weight"},
+    }
     weights = {
         "name": "layer weight",
         "rounds": [{"removed": [1], "values": [0.5, 0.25, 0.75], "checked": []}],
