@@ -4,7 +4,7 @@ Long files are streamed: a text is tokenised in pieces of whole lines, so it may
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -87,6 +87,7 @@ def evaluation_blocks(
     tokenizer: "PreTrainedTokenizerBase",
     seq_len: int,
     max_tokens: int | None = None,
+    bos: Sequence[int] = (),
 ) -> torch.Tensor:
     """Cut a text into consecutive blocks in reading order; the tail shorter than a block is left out.
 
@@ -94,7 +95,8 @@ def evaluation_blocks(
         path: UTF-8 text.
         tokenizer: any tokenizer of transformers.
         seq_len: tokens in a block.
-        max_tokens: stop after this many tokens; None takes the whole text.
+        max_tokens: stop after this many tokens of text; None takes the whole text.
+        bos: what each block begins with, before its text; see `elder.model.tokens`.
 
     Returns:
         Token ids, (blocks, seq_len), int64.
@@ -108,10 +110,13 @@ def evaluation_blocks(
         if max_tokens and len(ids) >= max_tokens:
             ids = ids[:max_tokens]
             break
-    blocks = len(ids) // seq_len
+    text = seq_len - len(bos)
+    blocks = len(ids) // text
     if not blocks:
-        raise _too_short(path, len(ids), seq_len)
-    return torch.tensor(ids[: blocks * seq_len]).view(blocks, seq_len)
+        raise _too_short(path, len(ids), text)
+    cut = torch.tensor(ids[: blocks * text]).view(blocks, text)
+    first = torch.tensor(bos, dtype=torch.int64).expand(blocks, -1)
+    return torch.cat([first, cut], dim=1)
 
 
 def choose_blocks(
@@ -120,6 +125,7 @@ def choose_blocks(
     samples: int,
     seq_len: int,
     seed: int,
+    bos: Sequence[int] = (),
 ) -> torch.Tensor:
     """Choose calibration blocks at random from the consecutive blocks of a text, without replacement.
 
@@ -131,19 +137,21 @@ def choose_blocks(
         samples: number of blocks.
         seq_len: tokens in a block.
         seed: the same seed chooses the same blocks in the same order.
+        bos: what each block begins with, before its text; see `elder.model.tokens`.
 
     Returns:
         Token ids, (samples, seq_len), int64.
 
     Raises:
-        UserError: if the text is missing, empty, not UTF-8, or has fewer blocks than asked for.
+        UserError: if the text is missing, empty, not UTF-8, or has fewer blocks than asked for, or if blocks
+            chosen earlier do not begin so.
     """
     if path.suffix == ".safetensors":
-        return _read_blocks(path, samples, seq_len)
+        return _read_blocks(path, samples, seq_len, bos)
     rng = torch.Generator().manual_seed(seed)
     chosen: list[list[int]] = []
     seen = 0
-    for block in _blocks(path, tokenizer, seq_len):
+    for block in _blocks(path, tokenizer, seq_len, bos):
         slot = (
             seen
             if seen < samples
@@ -164,7 +172,10 @@ def choose_blocks(
 
 
 def _blocks(
-    path: Path, tokenizer: "PreTrainedTokenizerBase", seq_len: int
+    path: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    seq_len: int,
+    bos: Sequence[int],
 ) -> Iterator[list[int]]:
     """Yield the consecutive blocks of a text; the tail shorter than a block is left out.
 
@@ -172,16 +183,16 @@ def _blocks(
         UserError: at the end, if there was none.
     """
     rest: list[int] = []
-    whole = 0
+    whole, text = 0, seq_len - len(bos)
     for ids in _flat_ids(path, tokenizer):
         rest += ids
-        blocks = len(rest) // seq_len
+        blocks = len(rest) // text
         whole += blocks
-        for start in range(0, blocks * seq_len, seq_len):
-            yield rest[start : start + seq_len]
-        rest = rest[blocks * seq_len :]
+        for start in range(0, blocks * text, text):
+            yield [*bos, *rest[start : start + text]]
+        rest = rest[blocks * text :]
     if not whole:
-        raise _too_short(path, len(rest), seq_len)
+        raise _too_short(path, len(rest), text)
 
 
 def _too_short(path: Path, tokens: int, seq_len: int) -> UserError:
@@ -190,7 +201,9 @@ def _too_short(path: Path, tokens: int, seq_len: int) -> UserError:
     )
 
 
-def _read_blocks(path: Path, samples: int, seq_len: int) -> torch.Tensor:
+def _read_blocks(
+    path: Path, samples: int, seq_len: int, bos: Sequence[int]
+) -> torch.Tensor:
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -202,6 +215,11 @@ def _read_blocks(path: Path, samples: int, seq_len: int) -> torch.Tensor:
     if ids.shape[0] < samples or ids.shape[1] != seq_len:
         raise UserError(
             f"{str(path)!r} holds blocks of shape {tuple(ids.shape)}, ({samples}, {seq_len}) were asked for"
+        )
+    if ids[:, : len(bos)].tolist() != [list(bos)] * len(ids):
+        raise UserError(
+            f"{str(path)!r} holds blocks that do not begin with {list(bos)}, as this model's texts "
+            "do; choose them anew, or set calibration.bos=false"
         )
     return ids[:samples]
 

@@ -115,6 +115,7 @@ def protocol_parts(settings: Params, root: Path = Path()) -> dict[str, Json]:
     reading = chosen.model_dump(mode="json", include=set(READING))
     # what ``auto`` follows
     reading["calibration.seq_len"] = settings.calibration.seq_len
+    reading["calibration.bos"] = settings.calibration.bos
     parts: dict[str, Json] = {
         "text in domain": text_digest(root / chosen.in_domain),
         "text out of domain": text_digest(root / chosen.out_of_domain),

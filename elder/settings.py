@@ -77,6 +77,9 @@ MOVED = {
     "recover.synthetic": ("recover.distil.synthetic",),
 }
 
+# {key that version 0.1 had not: what it did all the same}
+BEFORE = {"calibration.bos": False}
+
 _short = Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 
@@ -140,6 +143,8 @@ def load_params(
 def params_of_record(tree: Mapping[str, Json]) -> Params:
     """Return the parameters that a record holds; keys at a place of an older version are moved to their present one.
 
+    A key that an older version had not means what that version did.
+
     Args:
         tree: ``lineage.params`` of a record, of this or an older version; it is left as it is.
 
@@ -153,6 +158,10 @@ def params_of_record(tree: Mapping[str, Json]) -> Params:
             value = present[section].pop(key)
             for place in places:
                 lay_override(present, place, value)
+    for key, value in BEFORE.items():
+        section, name = key.split(".")
+        if isinstance(present.setdefault(section, {}), dict):
+            present[section].setdefault(name, value)
     return validate(present)
 
 

@@ -78,14 +78,18 @@ def blocks(params: Params, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from elder.data import choose_blocks
+    from elder.model.tokens import first_tokens
 
     pinned = json.loads((folder / "pins" / "tokenizer.json").read_text())
     calibration, source = params.calibration, folder / "calibration.txt"
     tokenizer, seq_len = load_tokenizer(params, pinned)
+    bos = first_tokens(tokenizer, calibration.bos, params.model.name)
     ids = choose_blocks(
-        source, tokenizer, calibration.samples, seq_len, calibration.seed
+        source, tokenizer, calibration.samples, seq_len, calibration.seed, bos
     )
-    made = {
+    # named where there is one: blocks without it are the same file as before there was a choice
+    first = {"bos": tokenizer.convert_ids_to_tokens(list(bos))} if bos else {}
+    made = first | {
         "tokenizer": pinned.get("revision") or pinned["sha256"],
         "text_sha256": sources.digest([source]),
         "samples": calibration.samples,

@@ -141,7 +141,12 @@ def _chosen(settings: Params) -> "Chosen":
     wanted = settings.calibration
     seq_len = block_length(wanted.seq_len, loaded.model)
     blocks = choose_blocks(
-        Path(wanted.source), loaded.tokenizer, wanted.samples, seq_len, wanted.seed
+        Path(wanted.source),
+        loaded.tokenizer,
+        wanted.samples,
+        seq_len,
+        wanted.seed,
+        loaded.bos,
     )
     check_tokens(loaded, blocks, Path(wanted.source))
     return select_layers(loaded, blocks, settings)
@@ -153,7 +158,7 @@ def _loaded(settings: Params) -> "Loaded":
     from elder.model.load import load_model
 
     seed_everything(settings.calibration.seed)
-    return load_model(settings.model)
+    return load_model(settings.model, bos=settings.calibration.bos)
 
 
 def compress(
@@ -265,8 +270,7 @@ def _speed_against(name: str, loaded: "Loaded", settings: Params) -> dict[str, J
     from elder.evaluation.speed import measure_side_by_side
     from elder.model.load import load_model
 
-    other = load_model(
-        settings.model.model_copy(update={"name": name, "revision": None})
-    )
+    wanted = settings.model.model_copy(update={"name": name, "revision": None})
+    other = load_model(wanted, bos=settings.calibration.bos)
     both = plain(measure_side_by_side(other, loaded, settings.speed))
     return both["pruned"] | {"ratio": both["ratio"], "protocol": both["protocol"]}

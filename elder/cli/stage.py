@@ -86,7 +86,7 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
     wanted = settings.model.model_copy(
         update={"name": model, "revision": _revision(settings, model)}
     )
-    loaded = load_model(wanted)
+    loaded = load_model(wanted, bos=settings.calibration.bos)
     evaluation = run(loaded, settings.evaluate, evaluation_length(settings, loaded))
     write_json(result, json_safe(plain(evaluation)))
 
@@ -103,7 +103,8 @@ def try_evaluation(dense: str, params: ParamsFile, result: Result) -> None:
     settings = _read(params)
     wanted = settings.evaluate
     folder = Path(wanted.task_data) if wanted.task_data else None
-    loaded = load_model(settings.model.model_copy(update={"name": dense}))
+    place = settings.model.model_copy(update={"name": dense})
+    loaded = load_model(place, bos=settings.calibration.bos)
     try_tasks(loaded, wanted.tasks, folder, wanted.batch)
     write_json(result, {"tried": list(wanted.tasks)})
 
@@ -123,9 +124,11 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
 
     settings = _read(params)
     seed_everything(settings.calibration.seed)
-    first = load_model(settings.model.model_copy(update={"name": dense}))
-    second = load_model(
-        settings.model.model_copy(update={"name": pruned, "revision": None})
+    first, second = (
+        load_model(
+            settings.model.model_copy(update=place), bos=settings.calibration.bos
+        )
+        for place in ({"name": dense}, {"name": pruned, "revision": None})
     )
     speed = measure_side_by_side(first, second, settings.speed)
     agrees = generation_agrees(second)

@@ -30,7 +30,7 @@ def measure(one: Measurement, folder: Path) -> None:
     """
     prepare_libraries()
     if one.row == DENSE:
-        loaded = load_model(one.settings.model)
+        loaded = load_model(one.settings.model, bos=one.settings.calibration.bos)
         wanted = one.settings.evaluate
         folder_of_tasks = Path(wanted.task_data) if wanted.task_data else None
         try_tasks(loaded, wanted.tasks, folder_of_tasks, wanted.batch)

@@ -158,14 +158,19 @@ class Job:
         wanted = self.settings.model
         if folder is not None:
             wanted = wanted.model_copy(update={"name": str(folder), "revision": None})
-        return load_model(wanted, dtype)
+        return load_model(wanted, dtype, self.settings.calibration.bos)
 
     def blocks(self, loaded: Loaded) -> torch.Tensor:
         """Return the calibration blocks, (samples, seq_len) int64."""
         wanted = self.settings.calibration
         seq_len = block_length(wanted.seq_len, loaded.model)
         blocks = choose_blocks(
-            self.calibration, loaded.tokenizer, wanted.samples, seq_len, wanted.seed
+            self.calibration,
+            loaded.tokenizer,
+            wanted.samples,
+            seq_len,
+            wanted.seed,
+            loaded.bos,
         )
         check_tokens(loaded, blocks, self.calibration)
         return blocks

@@ -254,7 +254,8 @@ def _written_text(job: Job, dense: Loaded) -> torch.Tensor:
     blocks = job.blocks(dense)
     count = job.settings.recover.written * len(blocks)
     seed = job.settings.calibration.seed
-    return synthetic_blocks(dense.model, blocks, count, seed, job.work / SYNTHETIC)
+    kept, first = job.work / SYNTHETIC, len(dense.bos)
+    return synthetic_blocks(dense.model, blocks, count, seed, kept, first)
 
 
 def _training_run(job: Job, name: str) -> TrainingRun:

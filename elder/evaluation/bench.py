@@ -81,8 +81,8 @@ def run_bench(
     jobs = []
     for loaded in models:
         model = loaded.model.eval()
-        prompt = random_ids(model, 1, prompt_tokens, SEED)
-        starts = random_ids(model, settings.batch, settings.generate_prompt, SEED + 1)
+        prompt = random_ids(loaded, 1, prompt_tokens, SEED)
+        starts = random_ids(loaded, settings.batch, settings.generate_prompt, SEED + 1)
         jobs.append(Job(model, prompt, starts, settings.new_tokens))
     turns = settings.prompt_iterations + settings.generate_iterations + WARM_UP + 1
     try:
@@ -173,9 +173,14 @@ def _cache_bytes(cache: Any) -> int:
     return total
 
 
-def random_ids(model: Any, rows: int, tokens: int, seed: int) -> torch.Tensor:
-    """Return random token ids on the model's device: the same for any two models with one vocabulary."""
+def random_ids(loaded: Loaded, rows: int, tokens: int, seed: int) -> torch.Tensor:
+    """Return random token ids on the model's device, which begin as its texts do.
+
+    They are the same for any two models with one tokenizer.
+    """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = text_config(model).vocab_size
+    vocabulary = text_config(loaded.model).vocab_size
     ids = torch.randint(vocabulary, (rows, tokens), generator=generator)
-    return ids.to(device_of_model(model))
+    first = loaded.bos[:tokens]
+    ids[:, : len(first)] = torch.tensor(first, dtype=torch.int64)
+    return ids.to(device_of_model(loaded.model))

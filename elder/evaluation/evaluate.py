@@ -9,11 +9,11 @@ import torch
 
 from elder import params
 from elder.data import evaluation_blocks
-from elder.evaluation.perplexity import losses_of, of_losses
+from elder.evaluation.perplexity import losses_of, of_losses, text_tokens
 from elder.evaluation.protocol import protocol, texts_of
 from elder.evaluation.tasks import run_tasks
 from elder.model.load import Loaded, block_length, check_tokens, parameter_count
-from elder.record import Domain, Evaluation, Mean, TaskResult
+from elder.record import Domain, Evaluation, Mean, Perplexity, TaskResult
 
 
 def evaluate(loaded: Loaded, settings: params.Evaluate, seq_len: int) -> Evaluation:
@@ -54,15 +54,16 @@ def evaluate_by_block(
     folder = Path(settings.task_data) if settings.task_data else None
     tasks = run_tasks(loaded, settings.tasks, folder, settings.limit, settings.batch)
     losses: dict[Domain, torch.Tensor] = {}
+    perplexity: dict[str, Perplexity] = {}
     for domain, path in texts_of(settings).items():
-        blocks = evaluation_blocks(path, loaded.tokenizer, seq_len, settings.max_tokens)
+        blocks = evaluation_blocks(
+            path, loaded.tokenizer, seq_len, settings.max_tokens, loaded.bos
+        )
         check_tokens(loaded, blocks, path)
         losses[domain] = losses_of(loaded, blocks, settings.batch)
+        perplexity[domain] = of_losses(losses[domain], text_tokens(loaded, blocks))
     evaluation = Evaluation(
-        perplexity={
-            domain: of_losses(values, len(values) * seq_len)
-            for domain, values in losses.items()
-        },
+        perplexity=perplexity,
         tasks=tasks,
         task_mean=task_mean(tasks),
         protocol=dict(shared.parts),

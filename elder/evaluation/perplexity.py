@@ -21,7 +21,7 @@ def perplexity_of_text(
     Raises:
         UserError: if the text is missing, empty, not UTF-8, or shorter than one block.
     """
-    blocks = evaluation_blocks(path, loaded.tokenizer, seq_len, max_tokens)
+    blocks = evaluation_blocks(path, loaded.tokenizer, seq_len, max_tokens, loaded.bos)
     check_tokens(loaded, blocks, path)
     return perplexity(loaded, blocks, batch)
 
@@ -30,11 +30,16 @@ def perplexity(loaded: Loaded, blocks: torch.Tensor, batch: int) -> Perplexity:
     """Measure perplexity over separate blocks: exp of the mean next-token loss.
 
     Args:
-        loaded: the model.
+        loaded: the model; what its blocks begin with before their text counts neither as text nor in the loss.
         blocks: token ids, (blocks, seq_len), int64; no block sees another.
         batch: blocks in a batch.
     """
-    return of_losses(losses_of(loaded, blocks, batch), blocks.numel())
+    return of_losses(losses_of(loaded, blocks, batch), text_tokens(loaded, blocks))
+
+
+def text_tokens(loaded: Loaded, blocks: torch.Tensor) -> int:
+    """Return how many tokens of text blocks hold, (blocks, seq_len)."""
+    return blocks[:, len(loaded.bos) :].numel()
 
 
 def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
@@ -43,10 +48,10 @@ def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
     Raises:
         UserError: for a loss that is not finite, naming the layer where it begins.
     """
-    batches = blocks.split(batch)
+    batches, given = blocks.split(batch), max(1, len(loaded.bos))
     losses = []
     for ids in track(batches, "perplexity", len(batches)):
-        losses.append(block_losses(loaded.model, ids, batch))
+        losses.append(block_losses(loaded.model, ids, batch, given=given))
         refuse_broken_losses(loaded.model, ids, losses[-1])
     return torch.cat(losses)
 
@@ -58,7 +63,7 @@ def of_losses(losses: torch.Tensor, tokens: int) -> Perplexity:
 
     Args:
         losses: the mean loss of each block in nats, (blocks,) float64.
-        tokens: in all blocks together.
+        tokens: of text, in all blocks together.
     """
     blocks = len(losses)
     mean = losses.mean()

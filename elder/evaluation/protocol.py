@@ -30,15 +30,23 @@ def protocol(settings: params.Evaluate, loaded: Loaded, seq_len: int) -> Fingerp
 
     Args:
         settings: texts, tasks and limits.
-        loaded: its tokenizer, dtype and kind of device count, its weights do not.
+        loaded: its tokenizer, dtype and kind of device count, its weights do not. ``bos`` names the tokens that each
+            block begins with; where there are none, nothing does.
         seq_len: tokens in a block.
 
     Raises:
         UserError: if a text or the folder of task data is missing.
     """
     texts = {domain: text_digest(path) for domain, path in texts_of(settings).items()}
+    # what was measured before there was such a part had no first token either, and stays comparable
+    first = (
+        {"bos": loaded.tokenizer.convert_ids_to_tokens(list(loaded.bos))}
+        if loaded.bos
+        else {}
+    )
     return Fingerprint(
-        {
+        first
+        | {
             "version": PROTOCOL,
             "texts": texts,
             "seq_len": seq_len,

@@ -38,7 +38,7 @@ def repetition(dense: Loaded, pruned: Loaded, text: Path, batch: int) -> Repetit
     """
     length, prompt = _lengths(dense, pruned)
     enough = prompt * PROMPTS * SPREAD
-    blocks = evaluation_blocks(text, dense.tokenizer, prompt, max_tokens=enough)
+    blocks = evaluation_blocks(text, dense.tokenizer, prompt, enough, dense.bos)
     check_tokens(dense, blocks, text)
     distance = max(1, len(blocks) // PROMPTS)
     starts = blocks[::distance][:PROMPTS]

@@ -7,6 +7,7 @@ import copy
 import math
 import platform
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,9 +153,10 @@ def generation_agrees(
         UserError: if memory does not suffice.
     """
     model = _in_float32(loaded.model)
+    loaded = replace(loaded, model=model)
     context = context_length(model) or math.inf
     new_tokens = int(min(new_tokens, context // 2))
-    starts = random_ids(model, prompts, int(min(16, context - new_tokens)), seed)
+    starts = random_ids(loaded, prompts, int(min(16, context - new_tokens)), seed)
     try:
         cached = generate(model, starts, new_tokens, use_cache=True)
         uncached = generate(model, starts, new_tokens, use_cache=False)

@@ -15,7 +15,7 @@ import torch
 
 from elder.device import is_out_of_memory
 from elder.errors import UserError
-from elder.evaluation.harness import need_lm_eval, undisturbed
+from elder.evaluation.harness import TextsBegin, need_lm_eval, undisturbed
 from elder.evaluation.task_index import load_tasks, task_manager
 from elder.model.finite import refuse_broken_losses
 from elder.model.load import Loaded, context_length
@@ -201,7 +201,9 @@ def _scorer(loaded: Loaded, batch: int) -> Any:
         refuse_broken_losses(loaded.model, ids, allowed)
         return scores
 
-    class Scorer(HFLM):
+    class Scorer(TextsBegin, HFLM):
+        bos = loaded.bos
+
         def _loglikelihood_tokens(
             self, requests: list, disable_tqdm: bool = False, override_bs: Any = None
         ) -> list:
@@ -234,4 +236,5 @@ def _scorer(loaded: Loaded, batch: int) -> Any:
         tokenizer=copy.deepcopy(loaded.tokenizer),  # lm-eval adds a padding token to it
         batch_size=batch,
         max_length=context_length(loaded.model),
+        add_bos_token=False,  # what texts begin with is not left to the tokenizer
     )

@@ -51,25 +51,48 @@ def observed_logits(
     return logits, seen
 
 
-def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return the next-token cross-entropy of each block in nats: the mean over all its positions, (batch,)."""
-    targets = ids[:, 1:].to(logits.device)
+def next_token_losses(
+    logits: torch.Tensor, ids: torch.Tensor, given: int = 1
+) -> torch.Tensor:
+    """Return the next-token cross-entropy of each block in nats: the mean over its positions, (batch,).
+
+    Args:
+        logits: (batch, tokens, vocabulary).
+        ids: (batch, tokens) int64.
+        given: tokens at the beginning of each block that are not to be predicted, at least 1.
+    """
+    targets = ids[:, given:].to(logits.device)
     losses = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none"
+        logits[:, given - 1 : -1].float().flatten(0, 1),
+        targets.flatten(),
+        reduction="none",
     )
     return losses.view(targets.shape).mean(dim=1)
 
 
 @torch.no_grad()
 def block_losses(
-    model: Any, blocks: torch.Tensor, batch: int, compute: torch.dtype | None = None
+    model: Any,
+    blocks: torch.Tensor,
+    batch: int,
+    compute: torch.dtype | None = None,
+    given: int = 1,
 ) -> torch.Tensor:
-    """Return the next-token loss of each block, (blocks,) float64 on the CPU, without gradients."""
+    """Return the next-token loss of each block, (blocks,) float64 on the CPU, without gradients.
+
+    Args:
+        model: is set to eval mode.
+        blocks: token ids, (blocks, tokens) int64.
+        batch: blocks in a batch.
+        compute: dtype to compute in; None: that of the weights.
+        given: see `next_token_losses`.
+    """
     model.eval()
     losses = []
     with mixed_precision(model, compute or next(model.parameters()).dtype):
         for ids in blocks.split(batch):
-            losses.append(next_token_losses(logits_of(model, ids), ids).double().cpu())
+            found = next_token_losses(logits_of(model, ids), ids, given)
+            losses.append(found.double().cpu())
     return torch.cat(losses)
 
 

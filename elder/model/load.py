@@ -35,6 +35,7 @@ from elder.model.published.quantised import (
 from elder.model.published.text_part import class_of, text_part
 from elder.model.removal import outline, text_config
 from elder.model.shards import find_file, weight_files
+from elder.model.tokens import Bos, first_tokens
 from elder.names import gguf_file, split_revision
 from elder.progress import say
 
@@ -59,6 +60,7 @@ class Loaded:
             they were not quantised.
         file_sha256: of the GGUF file that the checkpoint was made from.
         folder: where its files lie: the user's folder, or the Hub's copy on this machine; None where it has none.
+        bos: what each block of its tokens begins with; see `elder.model.tokens`.
     """
 
     model: Any
@@ -69,6 +71,7 @@ class Loaded:
     dequantised_from: str | None = None
     file_sha256: str | None = None
     folder: Path | None = None
+    bos: tuple[int, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -76,7 +79,9 @@ class Loaded:
         return len(find_layers(self.model))
 
 
-def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded:
+def load_model(
+    wanted: params.Model, dtype: torch.dtype | None = None, bos: Bos = "auto"
+) -> Loaded:
     """Load a causal language model and its tokenizer, after cheap checks that say in a sentence what is wrong.
 
     Besides GGUF, only safetensors are read, and no code that comes with a model is run unless asked for by name.
@@ -85,10 +90,10 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
         wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, part, adapter, and whether remote
             code may run.
         dtype: overrides ``wanted.dtype``.
+        bos: ``calibration.bos``: whether blocks of its tokens begin with the beginning-of-text token.
 
     Raises:
-        UserError: if the model is missing, incomplete, unsafe, not a causal language model, or has weights that are not
-            finite in this dtype.
+        UserError: if the model is missing, incomplete, unsafe, no causal language model, or not finite in this dtype.
     """
     from transformers import AutoTokenizer
 
@@ -101,7 +106,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
     checked = check_model(source, wanted)
     adapter = find_adapter(source, revision) if wanted.adapter == "merge" else None
     if adapter is not None:
-        return _merged(adapter, wanted, dtype)
+        return _merged(adapter, wanted, dtype, bos)
     commit = getattr(checked, "_commit_hash", None)
     common = {
         "revision": commit or revision,  # the branch may move meanwhile
@@ -124,6 +129,7 @@ def load_model(wanted: params.Model, dtype: torch.dtype | None = None) -> Loaded
         dequantised_from=made.types if made else dequantised_from,
         file_sha256=made.file_sha256 if made else None,
         folder=_folder(source, commit),
+        bos=first_tokens(tokenizer, bos, wanted.name),
     )
 
 
@@ -244,12 +250,12 @@ def _built(
 
 
 def _merged(
-    adapter: Adapter, wanted: params.Model, dtype: torch.dtype | None
+    adapter: Adapter, wanted: params.Model, dtype: torch.dtype | None, bos: Bos
 ) -> Loaded:
     """Load the model that an adapter belongs to, and merge it; a tokenizer beside the adapter counts."""
     from transformers import AutoTokenizer
 
-    base = load_model(adapter.model(wanted), dtype)
+    base = load_model(adapter.model(wanted), dtype, bos)
     say(f"the adapter {adapter.source!r} is merged into {base.name!r}")
     source, revision = adapter.source, adapter.revision
     with one_sentence(source, "adapter"):
@@ -261,7 +267,8 @@ def _merged(
         with one_sentence(source, "tokenizer"):
             own = AutoTokenizer.from_pretrained(source, revision=revision)
         place = next(file for file in files if file).parent
-        merged = replace(merged, tokenizer=own, folder=place)
+        first = first_tokens(own, bos, wanted.name)
+        merged = replace(merged, tokenizer=own, folder=place, bos=first)
     return merged
 
 

@@ -53,6 +53,10 @@ class Calibration(Section):
         "auto",
         description="tokens in a block; auto: 2048, or the model's context if shorter",
     )
+    bos: bool | Auto = Field(
+        "auto",
+        description="begin each block with the beginning-of-text token; auto: as the tokenizer does",
+    )
     seed: int = Field(
         0, ge=0, description="seed of the choice of blocks and of all training"
     )

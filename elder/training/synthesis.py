@@ -23,7 +23,12 @@ TOKENS_AT_ONCE = 32_768  # in one batch of generation: bounds the key/value cach
 
 
 def synthetic_blocks(
-    dense: Any, blocks: Tensor, count: int, seed: int, kept: Path | None = None
+    dense: Any,
+    blocks: Tensor,
+    count: int,
+    seed: int,
+    kept: Path | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Let the dense model write blocks.
 
@@ -34,6 +39,7 @@ def synthetic_blocks(
         seed: of prompts and sampling.
         kept: file that they are kept in, so that a killed run need not write them again; one that cannot be read or
             holds something else is written anew.
+        first: tokens that each block begins with, and each new one will, before its text: see `elder.model.tokens`.
 
     Returns:
         (count, seq_len) int64 on the CPU.
@@ -42,7 +48,7 @@ def synthetic_blocks(
     known = None if kept is None else _read(kept, (count, seq_len))
     if known is not None:
         return known
-    prompts = choose_prompts(blocks, count, seed)
+    prompts = choose_prompts(blocks, count, seed, first)
     written = []
     with meter("dense model writes", count) as step:
         for number, batch in enumerate(
@@ -57,22 +63,25 @@ def synthetic_blocks(
     return ids
 
 
-def choose_prompts(blocks: Tensor, count: int, seed: int) -> Tensor:
-    """Return pieces of calibration text that new blocks begin with, (count, seq_len / 16) int64.
+def choose_prompts(blocks: Tensor, count: int, seed: int, first: int = 0) -> Tensor:
+    """Return what new blocks begin with, (count, first + seq_len / 16) int64: pieces of calibration text.
 
     Args:
         blocks: calibration blocks, (samples, seq_len) int64.
         count: how many; each block gives as many as the others, or one more.
         seed: of where each piece begins, and of the order.
+        first: tokens before the text of each block, which stand before each piece, too.
     """
-    seq_len = blocks.shape[1]
+    beginning, text = blocks[:, :first], blocks[:, first:]
+    seq_len = text.shape[1]
     length = max(1, seq_len // PROMPT_SHARE)
     random = torch.Generator().manual_seed(seed)
     starts = torch.randint(seq_len - length + 1, (count,), generator=random).tolist()
     chosen = batch_indices(len(blocks), count, 0, seed).tolist()
     prompts = []
     for index, start in zip(chosen, starts, strict=True):
-        prompts.append(blocks[index, start : start + length])
+        piece = text[index, start : start + length]
+        prompts.append(torch.cat([beginning[index], piece]))
     return torch.stack(prompts)
 
 

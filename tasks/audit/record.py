@@ -137,7 +137,8 @@ def measured_again(evidence: Evidence) -> str:
     recorded = params_of_record(record.lineage.params)
     asked = recorded.evaluate
     seed_everything(recorded.calibration.seed)
-    loaded = load_model(_own(recorded.model, evidence.content()))
+    own = _own(recorded.model, evidence.content())
+    loaded = load_model(own, bos=recorded.calibration.bos)
     length = evaluation_length(recorded, loaded)
     sentences = []
     for domain, told in record.candidate.perplexity.items():

@@ -97,7 +97,7 @@ def test_perplexity_and_its_standard_error_by_hand(
 ) -> None:
     # block i has loss i
     monkeypatch.setattr(
-        evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double()
+        evaluation, "block_losses", lambda _, ids, __, given: ids[:, 0].double()
     )
     found = perplexity(loaded, torch.tensor([[1, 0], [2, 0], [3, 0]]), batch=2)
     # mean 2; spread with n - 1 is 1; standard error of the mean 1 / sqrt(3), of exp(mean) e^2 times that
@@ -110,7 +110,7 @@ def test_an_infinite_perplexity_is_a_result(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        evaluation, "block_losses", lambda _, ids, __: ids[:, 0].double()
+        evaluation, "block_losses", lambda _, ids, __, given: ids[:, 0].double()
     )
     # exp(1000) is too large
     found = perplexity(loaded, torch.tensor([[1000, 0]]), batch=2)

@@ -1,0 +1,47 @@
+"""What texts begin with, such as Gemma's ``<bos>``, and what a model must know of a tokenizer's tokens."""
+
+from typing import Any
+
+from elder.errors import UserError
+from elder.params import Auto
+
+Bos = bool | Auto  # `calibration.bos`
+PROBE = "a"  # any text: what stands before its tokens is what begins every text
+
+
+def first_tokens(tokenizer: Any, wanted: Bos, name: str) -> tuple[int, ...]:
+    """Return the ids that each block begins with: those of the beginning-of-text token, mostly one or none.
+
+    Many models saw every text begin with it, and are out of their wits without: a first token takes up the attention
+    that finds nothing (arXiv 2309.17453).
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        wanted: ``calibration.bos``. Auto: what the tokenizer does by itself where it encodes a text with its special
+            tokens; what it puts behind the text is left out, since a block is no whole text. True: that, or else its
+            beginning-of-text token. False: none.
+        name: of the model, for the refusal.
+
+    Raises:
+        UserError: if the token is wanted, and the tokenizer has none.
+    """
+    if wanted is False:
+        return ()
+    own = _before(tokenizer)
+    if own or wanted == "auto":
+        return own
+    if tokenizer.bos_token_id is None:
+        raise UserError(
+            f"calibration.bos is true, and the tokenizer of {name!r} has no beginning-of-text token; set it to auto"
+        )
+    return (int(tokenizer.bos_token_id),)
+
+
+def _before(tokenizer: Any) -> tuple[int, ...]:
+    """Return what the tokenizer puts before a text."""
+    plain = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(PROBE)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    return ()
