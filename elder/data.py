@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import torch
 
-from elder.errors import UserError
+from elder.errors import INSTALL, UserError
+from elder.names import format_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,11 @@ def read_pieces(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise UserError(
             f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text"
+        )
+    if format_of(path.name):
+        raise UserError(
+            f"{str(path)!r} is no plain text by its name, and needs the pipeline's packages: {INSTALL}; or write its "
+            "text into a plain UTF-8 file"
         )
     lines: list[str] = []
     size = 0

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from elder.secrecy import hide_given_secrets
 
+INSTALL = "pip install 'elder[pipeline]'"
 NEED_LESS = (
     "make it need less (--dtype bfloat16, a smaller batch of the step: select, regularise, recover, evaluate and speed "
     "each have a key for it), or use a machine with more"

@@ -14,6 +14,17 @@ LONGEST_PART = 255  # bytes: what a file's name may have on a disk
 LONGEST_SHOWN = 200  # characters of a foreign name in a message
 GGUF = ".gguf"  # how the names of such files end
 DRIVE = re.compile(r"[A-Za-z]:")
+# {how the name of a file with rows ends: the reader of `datasets`}
+ROWS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+TEXT = "text"  # the format of a plain text that is compressed
 UNSEEN = {
     "Cc",
     "Cf",
@@ -21,6 +32,14 @@ UNSEEN = {
     "Zl",
     "Zp",
 }  # control, invisible, half a character, line breaks
+
+
+def format_of(name: str) -> str | None:
+    """Say what a text file is by its name: json, csv, parquet or arrow, text where only compressed; None: plain."""
+    path = Path(name.lower())
+    compressed = path.suffix in COMPRESSED
+    inner = path.with_suffix("").suffix if compressed else path.suffix
+    return ROWS.get(inner, TEXT if compressed else None)
 
 
 def is_hub_id(name: str) -> bool:

@@ -24,6 +24,7 @@ from elder.files import read_json
 from elder.fingerprint import Fingerprint
 from elder.locks import FOR_EVER, hold
 from elder.params import Params
+from elder.progress import say
 from elder.record import DataFacts, Json
 from elder.secrecy import hide_given_secrets, without_secrets
 from tasks.run.run import Run
@@ -52,6 +53,11 @@ class Data:
 def prepare_data(run: Run) -> Data:
     """Bring calibration blocks and evaluation texts up to date, and keep a copy for one run; see `reproduce`."""
     made = reproduce(run.pinned, run.root, run.data)
+    for found in (made["source"], *made["source"].get("evaluation", {}).values()):
+        if found.get("nulls"):
+            say(
+                f"{found['source']}: {found['nulls']} of {found['rows']} rows are null and left out"
+            )
     facts = DataFacts(source=made["source"], stages=made["stages"])
     return Data(facts, made["digests"], made["dvc_lock_sha256"])
 
@@ -97,11 +103,19 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
             "digests": {
                 out["path"].removeprefix(f"{place}/"): out["md5"] for out in outs
             },
-            "source": read_json(root / place / "source.json"),
+            "source": found_in(root / place),
             "stages": made,
             "dvc_lock": str(told),
             "dvc_lock_sha256": hashlib.sha256(told.read_bytes()).hexdigest(),
         }
+
+
+def found_in(folder: Path) -> dict[str, Json]:
+    """Return what the stages found of the texts: of the calibration text, and below ``evaluation`` of the others."""
+    found: dict[str, Json] = read_json(folder / "source.json")
+    # older code, which an audit may run, makes no such file
+    more = folder / "texts.json"
+    return found | ({"evaluation": read_json(more)} if more.is_file() else {})
 
 
 def remote_name(root: Path) -> str | None:

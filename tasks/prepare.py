@@ -21,10 +21,11 @@ from elder import files
 from elder.errors import UserError
 from elder.files import whole_file
 from elder.model.check import one_sentence
-from elder.names import gguf_file, split_revision
+from elder.names import format_of, gguf_file, split_revision
 from elder.params import Params
 from elder.settings import load_params
 from tasks import sources
+from tasks.documents import Documents, Render, chat_template, open_text
 
 CONTEXT = 2048  # tokens of a block where nothing else limits it
 CHARACTERS_PER_TOKEN = 5
@@ -32,6 +33,7 @@ SLACK = (
     4  # read this many times the text that the blocks need, so that there is a choice
 )
 CHUNK = 1 << 20
+EVERYTHING = 1 << 62  # characters
 EVALUATION = ("in_domain", "out_of_domain")
 
 
@@ -53,18 +55,17 @@ def text(params: Params, folder: Path) -> None:
     """Write the calibration text as UTF-8, and source.json, which says where it came from."""
     pinned = json.loads((folder / "pins" / "text.json").read_text())
     calibration, target = params.calibration, folder / "calibration.txt"
-    if pinned["kind"] == "file":
+    if pinned["kind"] == "file" and not sources.has_rows(calibration.source):
         characters = copy_text(calibration.source, target, pinned)
     else:
-        needed = within_budget(
-            sources.documents(calibration, pinned), character_budget(params)
-        )
-        characters = write_text(target, needed, calibration.source)
+        documents = Documents(calibration, pinned, chat_of(params, folder))
+        characters = write_documents(target, documents, character_budget(params))
         pinned |= {
             "config": calibration.config,
             "split": calibration.split,
             "column": calibration.column,
         }
+        pinned |= documents.settle()
     record = pinned | {
         "characters": characters,
         "text_sha256": sources.digest([target]),
@@ -106,10 +107,50 @@ def blocks(params: Params, folder: Path) -> None:
 
 
 def evaluation(params: Params, folder: Path) -> None:
-    """Check and copy the evaluation texts."""
+    """Check and copy the evaluation texts; those with rows become plain text, read whole.
+
+    What was found of each goes into texts.json.
+    """
     pinned = json.loads((folder / "pins" / "evaluation.json").read_text())
     for name in EVALUATION:
-        copy_text(getattr(params.evaluate, name), folder / f"{name}.txt", pinned[name])
+        source, target = getattr(params.evaluate, name), folder / f"{name}.txt"
+        if not sources.has_rows(source):
+            copy_text(source, target, pinned[name])
+            continue
+        wanted = params.calibration.model_copy(update={"source": source})
+        documents = Documents(wanted, pinned[name], chat_of(params, folder))
+        write_documents(target, documents, EVERYTHING)
+        pinned[name] |= documents.settle()
+    write_json(folder / "texts.json", pinned)
+
+
+def chat_of(params: Params, folder: Path) -> Render:
+    """Return the chat template of the pinned tokenizer."""
+
+    def load() -> Any:
+        pinned = json.loads((folder / "pins" / "tokenizer.json").read_text())
+        return load_tokenizer(params, pinned)[0]
+
+    return chat_template(load, params.model.name)
+
+
+def write_documents(target: Path, documents: Documents, budget: int) -> int:
+    """Write documents with a blank line between them by rename, and return their characters.
+
+    Args:
+        target: the file.
+        documents: read no further than the budget.
+        budget: in characters.
+
+    Raises:
+        UserError: if more of the rows that were read are null than may be.
+    """
+
+    def pieces() -> Iterator[str]:
+        yield from within_budget(documents, budget)
+        documents.refuse_nulls()
+
+    return write_text(target, pieces(), documents.name)
 
 
 def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
@@ -119,6 +160,8 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
         UserError: if transformers cannot load it.
     """
     from transformers import AutoConfig, AutoTokenizer
+
+    from elder.model.tokens import check_vocabulary
 
     name = str(Path(split_revision(params.model.name)[0]).expanduser())
     seq_len = params.calibration.seq_len
@@ -134,11 +177,12 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
     }
     with one_sentence(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, **options)
         if seq_len == "auto":
-            config = AutoConfig.from_pretrained(name, **options).get_text_config()
-            seq_len = min(
-                CONTEXT, getattr(config, "max_position_embeddings", None) or CONTEXT
-            )
+            text_config = config.get_text_config()
+            context = getattr(text_config, "max_position_embeddings", None)
+            seq_len = min(CONTEXT, context or CONTEXT)
+    check_vocabulary(tokenizer, config, params.model.name)
     return tokenizer, int(seq_len)
 
 
@@ -163,8 +207,11 @@ def within_budget(texts: Iterable[str], budget: int) -> Iterator[str]:
 
 def copy_text(source: str, target: Path, pinned: dict[str, Any]) -> int:
     """Copy a UTF-8 text that is not empty, byte for byte, and return its characters."""
-    characters = write_text(target, read_utf8(Path(source).expanduser()), source)
-    if sources.digest([target]) != pinned["sha256"]:
+    path = Path(source).expanduser()
+    characters = write_text(target, read_utf8(path), source)
+    # of a compressed one, the digest is that of the file
+    read = path if format_of(source) else target
+    if sources.digest([read]) != pinned["sha256"]:
         target.unlink()
         raise UserError(f"{source!r} changed while it was read; run this again")
     return characters
@@ -177,7 +224,7 @@ def read_utf8(path: Path) -> Iterator[str]:
         UserError: with the byte offset of the first byte that is not UTF-8.
     """
     decoder, consumed = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as handle:
+    with open_text(path) as handle:
         while True:
             chunk = handle.read(CHUNK)
             pending = len(decoder.getstate()[0])

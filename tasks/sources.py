@@ -1,34 +1,31 @@
 """Where calibration text comes from: a text file, a folder that `datasets` reads, or a dataset of the Hub.
 
-`pin` says which bytes a name means right now, cheaply; `documents` reads them. A dataset is read as a stream.
+`pin` says which bytes a name means right now, cheaply; `open_split` opens rows as a stream.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError, nearest
 from elder.model.hub import DATASET, MODEL, find, plain_refusals, require_online
-from elder.names import gguf_file, is_hub_id, split_revision
+from elder.names import (
+    COMPRESSED,
+    ROWS,
+    TEXT,
+    format_of,
+    gguf_file,
+    is_hub_id,
+    split_revision,
+)
 from elder.params import Calibration
 from elder.record import Json
 
-TEXT_SUFFIXES = {
-    ".txt",
-    ".text",
-    ".md",
-    ".raw",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".parquet",
-    ".arrow",
-    ".gz",
-    ".zst",
-}
+TEXT_SUFFIXES = {".txt", ".text", ".md", ".raw", *ROWS, *COMPRESSED}
 FILE, FOLDER, HUB = "file", "folder", "hub"  # kinds of sources
 TOKENIZER_FILES = (
     "config.json",
@@ -66,6 +63,33 @@ def kind_of(source: str, root: Path = Path()) -> str:
             " Give a UTF-8 file, a folder or a Hub dataset: set calibration.source"
         )
     return HUB
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Refuse a file that holds nothing, or whose compression nothing here can read.
+
+    Raises:
+        UserError: saying which.
+    """
+    if not path.stat().st_size:
+        raise UserError(
+            f"the text {str(path)!r} is empty; it must hold at least one block of text"
+        )
+    if path.suffix.lower() == ".zst" and not find_spec("zstandard"):
+        raise UserError(
+            f"{str(path)!r} needs the package zstandard: pip install zstandard, or decompress it first"
+        )
+
+
+def _table(path: Path) -> dict[str, Json]:
+    """Return how a .csv or .tsv is read: an empty cell is null, and the words NA and null are text."""
+    separator = "\t" if ".tsv" in path.name.lower() else ","
+    return {"sep": separator, "keep_default_na": False, "na_values": [""]}
+
+
+def has_rows(source: str) -> bool:
+    """Say whether a file has rows and columns, by its name."""
+    return format_of(source) not in (None, TEXT)
 
 
 def pin(calibration: Calibration) -> dict[str, Json]:
@@ -163,25 +187,6 @@ def pin_tokenizer(name: str, revision: str | None) -> dict[str, Json]:
     return {"kind": HUB, "source": name, "revision": commit}
 
 
-def documents(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[str]:
-    """Yield the text of a dataset, a folder or one of the Hub, document by document in its own order.
-
-    Raises:
-        UserError: if the dataset cannot be read, or has no such configuration, split or column.
-    """
-    column = calibration.column
-    for row in rows_of(calibration, pinned):
-        if column not in row:
-            raise UserError(
-                f"{calibration.source!r} has no column {column!r}; {nearest(column, row)}"
-            )
-        if not isinstance(row[column], str):
-            raise UserError(
-                f"column {column!r} of {calibration.source!r} holds {type(row[column]).__name__}, not text"
-            )
-        yield row[column]
-
-
 def rows_of(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[Any]:
     """Yield the rows of a split; only the Hub needs the network, and may fall silent at any of them."""
     source = calibration.source
@@ -193,7 +198,7 @@ def rows_of(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[Any]:
     except Exception as error:
         # builders raise many kinds; each means that this is no readable dataset
         raise UserError(
-            f"the dataset {source!r} cannot be read: {one_line(error)}"
+            f"the dataset {source!r} cannot be read: {one_line(error.__cause__ or error)}"
         ) from None
 
 
@@ -205,7 +210,16 @@ def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
     path = Path(source).expanduser()
     if pinned["kind"] == HUB:
         require_online(source, DATASET)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if pinned["kind"] == FILE:
+        refuse_unreadable(path)
+        kind = str(format_of(source))
+        splits = datasets.load_dataset(
+            kind,
+            data_files={split: str(path)},
+            streaming=True,
+            **(_table(path) if kind == "csv" else {}),
+        )
+    elif (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         splits = datasets.load_from_disk(str(path))
     elif pinned["kind"] == FOLDER:
         whole = (

@@ -6,10 +6,17 @@ A name is a source, and where wanted a configuration and a split: ``Salesforce/w
 from pathlib import Path
 
 from elder.files import whole_file
-from elder.fingerprint import Fingerprint
+from elder.fingerprint import Fingerprint, file_stamps
 from elder.params import Params
 from tasks import sources
-from tasks.prepare import character_budget, within_budget, write_text
+from tasks.documents import Documents, chat_template
+from tasks.prepare import (
+    EVERYTHING,
+    character_budget,
+    copy_text,
+    load_tokenizer,
+    write_documents,
+)
 
 
 def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
@@ -23,7 +30,7 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
     Raises:
         UserError: if there is no such dataset, or the Hub cannot be asked.
     """
-    source, *rest = name.split(":")
+    source, *rest = [name] if Path(name).is_file() else name.split(":")
     given = dict(zip(("config", "split"), rest, strict=False))
     wanted = params.calibration.model_copy(update={"source": source} | given)
     if source != params.calibration.source:
@@ -37,13 +44,24 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
             "split": wanted.split,
             "column": wanted.column,
             "characters": budget,
+            # its chat template may bear on the text
+            "model": [params.model.name, params.model.revision],
+            "model files": file_stamps(Path(params.model.name)),
         }
     )
     readable = "-".join(Path(part).name for part in name.split(":"))
     path = folder / f"{readable}-{key.short}.txt"
     if not path.is_file():
-        documents = sources.documents(wanted, pinned)
+        model = {"revision": params.model.revision}
+        chat = chat_template(
+            lambda: load_tokenizer(params, model)[0], params.model.name
+        )
         # several processes may ask for the same text
         with whole_file(path, shared=True) as new:
-            write_text(new, within_budget(documents, budget or 1 << 40), name)
+            if pinned["kind"] == sources.FILE and not sources.has_rows(source):
+                copy_text(source, new, pinned)
+            else:
+                documents = Documents(wanted, pinned, chat)
+                write_documents(new, documents, budget or EVERYTHING)
+                documents.settle()
     return path

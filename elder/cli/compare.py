@@ -15,6 +15,7 @@ from elder.cli.output import show
 from elder.cli.results import ComparisonResult
 from elder.cli.services import Services, services_of
 from elder.errors import UserError
+from elder.names import format_of
 from elder.params import Params
 from elder.process import prepare_libraries
 from elder.progress import say
@@ -73,7 +74,7 @@ def texts_as_files(
     """
 
     def file(name: str) -> str:
-        if Path(name).is_file():
+        if Path(name).is_file() and format_of(name) is None:
             return name
         return str(services.text_of_dataset(base, name, folder))
 

@@ -75,7 +75,7 @@ class EvaluationOptions:
     """What is measured."""
 
     text: Annotated[
-        Path | None, typer.Option(help="Plain UTF-8 text to measure perplexity on.")
+        Path | None, typer.Option(help="UTF-8 text, or rows, to measure perplexity on.")
     ] = None
     seq_len: SeqLen = None
     tasks: Annotated[
@@ -114,7 +114,10 @@ def select(
 
     get_method(settings.select.method)
     started = time.monotonic()
-    chosen = _chosen(services_of(ctx).with_local_model(settings))
+    services = services_of(ctx)
+    local = services.with_local_model(settings)
+    text = services.plain_text(local.calibration.source, local)
+    chosen = _chosen(local, text)
     result = SelectionResult(
         method=settings.select.method,
         model=model,
@@ -130,8 +133,8 @@ def select(
     show(result, common.as_json, result.lines)
 
 
-def _chosen(settings: Params) -> "Chosen":
-    """Load the model and choose the layers that go."""
+def _chosen(settings: Params, text: Path) -> "Chosen":
+    """Load the model and choose the layers that go, on a calibration text."""
     from elder.compression.stages import layers_to_remove, select_layers
     from elder.data import choose_blocks
     from elder.model.load import block_length, check_tokens
@@ -141,14 +144,14 @@ def _chosen(settings: Params) -> "Chosen":
     wanted = settings.calibration
     seq_len = block_length(wanted.seq_len, loaded.model)
     blocks = choose_blocks(
-        Path(wanted.source),
+        text,
         loaded.tokenizer,
         wanted.samples,
         seq_len,
         wanted.seed,
         loaded.bos,
     )
-    check_tokens(loaded, blocks, Path(wanted.source))
+    check_tokens(loaded, blocks, text)
     return select_layers(loaded, blocks, settings)
 
 
@@ -179,8 +182,9 @@ def compress(
     given = common.settings(values, recipe.method)
     from elder.compression.compress import compress as run
 
-    settings = services_of(ctx).with_local_model(given)
-    calibration, method = Path(settings.calibration.source), recipe.method or DEFAULT
+    services = services_of(ctx)
+    settings, method = services.with_local_model(given), recipe.method or DEFAULT
+    calibration = services.plain_text(settings.calibration.source, settings)
     record = run(settings, calibration, recipe.output, method, model_name=model)
     output = str(recipe.output)
     result = plain(record) | {"model": model, "output": output}
@@ -200,7 +204,10 @@ def evaluate(
         raise UserError(
             "nothing to evaluate: give --text FILE, --tasks NAME,NAME or both"
         )
-    loaded = _loaded(services_of(ctx).with_local_model(given))
+    services = services_of(ctx)
+    local = services.with_local_model(given)
+    text = services.plain_text(str(wanted.text), local) if wanted.text else None
+    loaded = _loaded(local)
     values: dict[str, Json] = {
         "model": model,
         "perplexity": None,
@@ -212,8 +219,8 @@ def evaluate(
         from elder.evaluation.tasks import run_tasks, try_tasks
 
         try_tasks(loaded, tasks.names, tasks.folder, tasks.batch)
-    if wanted.text is not None:
-        values |= _perplexity(loaded, wanted.text, wanted.seq_len, given)
+    if text is not None:
+        values |= _perplexity(loaded, text, wanted.seq_len, given)
     if tasks is not None:
         scores = run_tasks(loaded, *tasks)
         values["tasks"] = {name: plain(score) for name, score in scores.items()}

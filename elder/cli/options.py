@@ -114,7 +114,10 @@ class SelectionOptions:
     ] = None
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="Plain UTF-8 text to calibrate on."),
+        typer.Option(
+            "--calibration",
+            help="UTF-8 text, or rows (.jsonl, .csv, .parquet), to calibrate on.",
+        ),
     ] = None
     samples: Annotated[int | None, typer.Option(help="Calibration blocks.")] = None
     seq_len: SeqLen = None

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import typer
 
-from elder.errors import UserError
+from elder.errors import INSTALL, UserError
 from elder.model.hub import MODEL, find
-from elder.names import is_hub_id, split_revision
+from elder.names import format_of, is_hub_id, split_revision
 from elder.params import Params
 
+TEXTS = Path("build/texts")  # where plain texts are made of others
 # how a model's name begins that only the pipeline can bring here
 STORED = ("s3:", "models:")
-INSTALL = "pip install 'elder[pipeline]'"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Services:
     Attributes:
         local_model: turns a model's name into a local folder, or hands on a folder or a Hub id as it is; the
             parameters say where store and registry are.
-        text_of_dataset: turns the name of a dataset into a text file below a folder.
+        text_of_dataset: turns the name of a dataset, or of a file with rows, into a text file below a folder.
     """
 
     local_model: Callable[[str, Params], str]
@@ -39,6 +39,12 @@ class Services:
         model = settings.model.model_copy(update=place)
         return settings.model_copy(update={"model": model})
 
+    def plain_text(self, name: str, settings: Params) -> Path:
+        """Return the file of a plain text: of one that has rows or is compressed, what it holds, in build/texts."""
+        if format_of(name) is None or not Path(name).is_file():
+            return Path(name)
+        return self.text_of_dataset(settings, name, TEXTS)
+
 
 def _only_local_models(name: str, _: Params) -> str:
     if name.startswith(STORED):
@@ -49,6 +55,8 @@ def _only_local_models(name: str, _: Params) -> str:
 
 
 def _no_datasets(_: Params, name: str, __: Path) -> Path:
+    if Path(name).is_file():
+        return Path(name)  # whoever reads it says what is missing
     raise UserError(
         f"there is no text file {name!r}; give the path of a UTF-8 text, or for a dataset install "
         f"the pipeline's packages with: {INSTALL}"

@@ -35,7 +35,7 @@ from elder.model.published.quantised import (
 from elder.model.published.text_part import class_of, text_part
 from elder.model.removal import outline, text_config
 from elder.model.shards import find_file, weight_files
-from elder.model.tokens import Bos, first_tokens
+from elder.model.tokens import Bos, check_vocabulary, first_tokens
 from elder.names import gguf_file, split_revision
 from elder.progress import say
 
@@ -87,8 +87,7 @@ def load_model(
     Besides GGUF, only safetensors are read, and no code that comes with a model is run unless asked for by name.
 
     Args:
-        wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, part, adapter, and whether remote
-            code may run.
+        wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, part, adapter, whether to trust code.
         dtype: overrides ``wanted.dtype``.
         bos: ``calibration.bos``: whether blocks of its tokens begin with the beginning-of-text token.
 
@@ -97,12 +96,12 @@ def load_model(
     """
     from transformers import AutoTokenizer
 
-    device = device_of(wanted.device)
+    device_of(wanted.device)  # refuses one that is not there before anything is read
     source, revision = split_revision(wanted.name)
+    revision = revision or wanted.revision or "main"
     made = _from_gguf(source)
     if made:
-        source, revision = str(made.folder), None
-    revision = revision or wanted.revision or "main"
+        source, revision = str(made.folder), "main"
     checked = check_model(source, wanted)
     adapter = find_adapter(source, revision) if wanted.adapter == "merge" else None
     if adapter is not None:
@@ -115,10 +114,8 @@ def load_model(
     }
     with one_sentence(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    asked = dtype or DTYPES.get(wanted.dtype)
-    model, dequantised_from = _model(source, checked, wanted, asked, common)
-    with one_sentence(source, "model"):
-        model.to(device)
+    check_vocabulary(tokenizer, checked, wanted.name)
+    model, dequantised_from = _model(source, checked, wanted, dtype, common)
     refuse_broken_weights(model, repr(source))
     return Loaded(
         model=model.eval(),
@@ -160,6 +157,7 @@ def _model(
     common: Mapping[str, Any],
 ) -> tuple[Any, str | None]:
     """Load a causal language model, and say which number format its weights were dequantised from."""
+    dtype = dtype or DTYPES.get(wanted.dtype)
     config, kind = _config_and_class(source, common["revision"], wanted, checked)
     quantisation = take_quantisation(config)
     with one_sentence(source, "model"):
@@ -173,6 +171,8 @@ def _model(
         if config is not checked:
             model = text_part(model)
     _check_weights(source, model, info)
+    with one_sentence(source, "model"):
+        model.to(device_of(wanted.device))
     return model, format_of(quantisation) if quantisation else None
 
 
@@ -267,6 +267,7 @@ def _merged(
         with one_sentence(source, "tokenizer"):
             own = AutoTokenizer.from_pretrained(source, revision=revision)
         place = next(file for file in files if file).parent
+        check_vocabulary(own, model.config, wanted.name)
         first = first_tokens(own, bos, wanted.name)
         merged = replace(merged, tokenizer=own, folder=place, bos=first)
     return merged
@@ -329,9 +330,11 @@ def check_tokens(loaded: Loaded, blocks: torch.Tensor, source: Path) -> None:
     known = loaded.model.get_input_embeddings().weight.shape[0]
     largest = int(blocks.max())
     if largest >= known:
+        token = loaded.tokenizer.convert_ids_to_tokens(largest)
+        named = "" if token is None else f" ({token!r})"
         raise UserError(
-            f"{str(source)!r} holds token {largest}, and {loaded.name!r} knows {known} tokens: it was made for another "
-            "tokenizer, or the model's tokenizer has tokens that the model was never resized for"
+            f"{str(source)!r} holds token {largest}{named}, and {loaded.name!r} knows {known} tokens: it was made for "
+            "another tokenizer, or the model's tokenizer has tokens that the model was never resized for"
         )
 
 

@@ -37,6 +37,36 @@ def first_tokens(tokenizer: Any, wanted: Bos, name: str) -> tuple[int, ...]:
     return (int(tokenizer.bos_token_id),)
 
 
+def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for.
+
+    Special tokens that no text needs are let be, such as Gemma 3's ``<image_soft_token>``, which its text models lack:
+    should a text hold one, `elder.model.load.check_tokens` refuses that text.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        config: the model's configuration.
+        name: of the model, for the refusal.
+
+    Raises:
+        UserError: naming the first such token, and how many tokens both know.
+    """
+    known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if known is None:
+        return
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    needed |= {tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = tokenizer.added_tokens_decoder
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
+        spare = index in added and added[index].special and index not in needed
+        if index >= known and not spare:
+            raise UserError(
+                f"the tokenizer of {name!r} has {len(tokenizer)} tokens and the model's embedding {known}: token "
+                f"{token!r} ({index}) has none; save the tokenizer that the model was trained with, or resize the "
+                "model with resize_token_embeddings"
+            )
+
+
 def _before(tokenizer: Any) -> tuple[int, ...]:
     """Return what the tokenizer puts before a text."""
     plain = tokenizer(PROBE, add_special_tokens=False)["input_ids"]

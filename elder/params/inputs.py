@@ -38,13 +38,16 @@ class Calibration(Section):
 
     source: str = Field(
         "data/calibration.txt",
-        description="UTF-8 text file, folder saved by datasets, or Hub dataset",
+        description="UTF-8 text, .jsonl, .csv or .parquet, folder saved by datasets, or Hub dataset",
     )
     config: str | None = Field(
         None, description="configuration of a Hub dataset, such as wikitext-2-raw-v1"
     )
     split: str = Field("train", description="split of a dataset")
-    column: str = Field("text", description="text column of a dataset")
+    column: str = Field(
+        "text",
+        description="column of its rows, also of the evaluation's: text, or messages",
+    )
     revision: str | None = Field(
         None, description="Hub revision of the dataset; pinned and recorded"
     )

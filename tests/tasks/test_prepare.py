@@ -295,3 +295,15 @@ def test_the_tokenizer_of_a_gguf_file_is_pinned_by_the_file(tmp_path, monkeypatc
     with safe_open(folder / "calibration.safetensors", "pt") as blocks:
         ids = blocks.get_tensor("ids").unique().tolist()
     assert ids == sorted([TOKENS.index("a"), TOKENS.index("Ġt")])
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_before_any_work(
+    tmp_path, model
+):
+    LlamaConfig(max_position_embeddings=16, vocab_size=200).save_pretrained(model)
+    source = tmp_path / "novel.txt"
+    source.write_text("words " * 100)
+    given = [f"model.name={model}", f"calibration.source={source}"]
+    sentence = r"has 256 tokens and the model's embedding 200: token '.*' \(200\) has"
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path, "pin text blocks", *given)

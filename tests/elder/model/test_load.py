@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 from typer.testing import Result
 
 import elder.compression.job  # noqa: F401 - takes choose_blocks before a test replaces it
@@ -165,3 +165,35 @@ def test_select_looks_at_the_tokens_of_its_text(
     found = elder("select", "--method", "shortgpt")
     assert found.exit_code == 2
     assert "holds token 300" in found.stderr
+
+
+def test_a_tokenizer_with_tokens_that_the_model_has_no_embedding_for(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    for number, add in enumerate(
+        (
+            lambda one: one.add_tokens(["<new>"]),
+            lambda one: one.add_special_tokens({"pad_token": "<new>"}),
+        )
+    ):
+        folder = configured(model_folder, tmp_path / str(number))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        add(tokenizer)
+        tokenizer.save_pretrained(folder)
+        sentence = r"has 258 tokens and the model's embedding 257: token '<new>' \(257\) has none"
+        with pytest.raises(UserError, match=sentence):
+            load_model(Model(name=str(folder)))
+
+
+def test_a_special_token_that_no_text_needs_may_lack_an_embedding(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = configured(model_folder, tmp_path / "images")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    found = load_model(Model(name=str(folder)))
+    text = tmp_path / "text.txt"
+    text.write_text("Here is one: <image>, and what stands behind it.")
+    with pytest.raises(UserError, match=r"holds token 257 \('<image>'\), and"):
+        perplexity_of_text(found, text, 16, None, 1)
