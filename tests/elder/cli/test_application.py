@@ -139,7 +139,7 @@ def test_a_task_without_a_standard_error_is_shown_alone(
         "one item": TaskResult(metric="acc", value=1.0, stderr=None),
         "many": TaskResult(metric="acc", value=0.5, stderr=0.25),
     }
-    monkeypatch.setattr("elder.evaluation.tasks.run_tasks", lambda *_: tasks)
+    monkeypatch.setattr("elder.evaluation.tasks.run_tasks", lambda *_, **__: tasks)
     command = ["evaluate", one_block[1], "--tasks", "a,b"]
     done = CliRunner().invoke(build_app(LIBRARY), command)
     assert done.stdout == "one item: acc 1.0000\nmany: acc 0.5000 ± 0.2500\n", (
