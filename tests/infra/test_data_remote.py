@@ -85,7 +85,7 @@ def test_a_run_pushes_and_another_machine_pulls_the_same_bytes(
         for out in stage["outs"]
     }
     assert pulled == digests
-    assert len(pulled) == 8
+    assert len(pulled) == 9
     for name in pulled:
         assert (other / "build/data" / name).read_bytes() == (
             cloned / "build/data" / name
