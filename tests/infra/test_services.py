@@ -232,7 +232,7 @@ def test_a_second_machine_gets_the_same_data_by_digest(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(digests) == 8
+    assert len(digests) == 9
     for path in digests:
         assert (other / path).read_bytes() == (project / path).read_bytes()
 
