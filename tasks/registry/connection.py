@@ -206,6 +206,8 @@ def _passing(error: BaseException) -> str | None:
     from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout
     from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+    if isinstance(error.__cause__, MlflowException):  # told anew in other words
+        return _passing(error.__cause__)
     text = str(error)
     cause = error.__cause__ if isinstance(error, MlflowException) else error
     if isinstance(cause, DBAPIError):

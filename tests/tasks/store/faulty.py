@@ -118,7 +118,7 @@ def _handler(relay: Faulty) -> type[BaseHTTPRequestHandler]:
             if cut is not None:
                 self.close_connection = True
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = relayed
+        do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = relayed
 
         def log_message(self, *_: Any) -> None:
             pass
