@@ -103,6 +103,7 @@ def test_a_gated_model_comes_from_its_commit_though_the_download_is_cut(
     assert MEMBER not in said + written
 
 
+@pytest.mark.slow
 def test_what_is_in_the_cache_needs_no_hub(run: Run, hub: Hub, place: Path) -> None:
     given = ["owner/gated", "--text", "novel.txt", "--seq-len", "16"]
     status, said = run("flows.cli", "evaluate", *given, cwd=place, HF_HUB_OFFLINE="1")
@@ -192,6 +193,7 @@ def prepare(
     return said
 
 
+@pytest.mark.slow
 def test_a_dataset_is_streamed_from_its_commit(run: Run, hub: Hub, place: Path) -> None:
     large = hashlib.sha256(rows("test")).hexdigest()
     hub.cut[large] = 3000

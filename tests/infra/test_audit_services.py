@@ -17,7 +17,7 @@ from tests.tasks.audit.conftest import publish_version, root, shallow  # noqa: F
 from tests.tasks.audit.published import Version, broken
 from tests.tasks.audit.tampering import STORED, TAMPERED
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,23 +150,6 @@ KEYS: list[tuple[Callable[[Version], None], set[str], str]] = [
     (absolute_key_added, {"names"}, "leads outside"),
     (weights_of_absolute_key, {"names", *STORED}, "leads outside"),
 ]
-# what is tried on the servers each time; the rest is slow here, and tried on a folder and SQLite
-EACH_TIME = (
-    local.weights_flipped,
-    local.repointed,
-    local.published_by_a_foreigner,
-    local.artifact_missing,
-    local.report_edited,
-    local.name_swapped,
-    local.registered_again,
-    local.history_cut,
-    local.entry_edited,
-    local.alias_moved,
-)
-KINDS = [
-    pytest.param(*kind, marks=() if kind[0] in EACH_TIME else pytest.mark.slow)
-    for kind in TAMPERED
-]
 
 
 def test_an_honest_version_holds_in_everything(
@@ -177,7 +160,7 @@ def test_an_honest_version_holds_in_everything(
     assert broken(settings, root, version) == {}
 
 
-@pytest.mark.parametrize(("tamper", "expected", "named"), KINDS)
+@pytest.mark.parametrize(("tamper", "expected", "named"), TAMPERED)
 def test_every_kind_of_tampering_is_found_and_named(
     settings: params.Params,
     root: Path,  # noqa: F811

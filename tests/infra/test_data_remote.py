@@ -18,6 +18,7 @@ from elder.errors import UserError
 from elder.settings import load_params
 from tasks.data import reproduce
 
+pytestmark = pytest.mark.slow
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
 
 
@@ -92,7 +93,6 @@ def test_a_run_pushes_and_another_machine_pulls_the_same_bytes(
         ).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_changed_parameter_shows(cloned: Path) -> None:
     before = run(cloned)["digests"]
     commit(cloned)
@@ -112,7 +112,6 @@ def test_a_changed_parameter_shows(cloned: Path) -> None:
     }
 
 
-@pytest.mark.slow
 def test_parameters_of_one_run_are_pushed_too(cloned: Path, tmp_path: Path) -> None:
     """`--set` gives a run a pipeline of its own; what it made is in the remote all the same."""
     found = run(cloned, **{"calibration.seed": 7})

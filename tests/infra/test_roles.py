@@ -15,7 +15,7 @@ from tasks.store.models import fetch
 from tests.infra.people import NAME, Person, denied
 from tests.tasks.registered import record, register
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ENTRY = f"history/{NAME}/000001.json"
 BUCKETS = ("elder", "elder-history", "elder-mlflow")
 
@@ -87,7 +87,6 @@ def test_a_promoter_promotes_under_the_name_of_its_account(
     assert people.worker.history() == told
 
 
-@pytest.mark.slow
 def test_nobody_but_the_admin_takes_a_decision_back(
     people: SimpleNamespace, services: SimpleNamespace
 ) -> None:
@@ -217,7 +216,6 @@ def test_a_champion_that_the_worker_made_is_believed_by_nobody(
     assert people.auditor.history()["faults"] == []
 
 
-@pytest.mark.slow
 def test_a_decision_that_the_worker_tells_is_believed_by_nobody(
     people: SimpleNamespace, registered: None
 ) -> None:

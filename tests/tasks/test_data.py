@@ -102,6 +102,7 @@ def test_refusal_of_a_stage_becomes_one_sentence(clone):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_rebuild_from_nothing_equals_the_first_and_own_parameters_leave_it_alone(
     clone,
 ):
