@@ -39,7 +39,8 @@ services:
 	infra/env.sh
 	docker compose -f infra/compose.yaml up -d --build --wait
 
-# The stamp is written last: after an interruption the next run goes on from what is there.
+# The stamp is written last: after an interruption the next run goes on from what is there. Bytecode is left to the first
+# imports, which want a part of it: to compile all of it takes a minute.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: there is no python3; install Python 3.11 or newer, on Debian: apt-get install python3 python3-venv" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -48,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		echo "$(PYTHON) -m venv $(VENV)"; "$(PYTHON)" -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[pipeline,dev]"
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e ".[pipeline,dev]"
 	@touch $@
 
 clean:
