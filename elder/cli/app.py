@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from elder.cli import compare, library, stage
+from elder.cli import compare, export, library, stage
 from elder.cli.options import with_options
 from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
@@ -82,6 +82,7 @@ def build_app(services: Services) -> typer.Typer:
         library.evaluate,
         library.bench,
         compare.compare,
+        export.export,
     )
     for command in commands:
         app.command()(with_options(command))

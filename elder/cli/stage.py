@@ -114,6 +114,7 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
     """Measure the speed of two models side by side, and check what else the gate asks of the second one."""
     if result.is_file():
         return
+    from elder.engines.trial import try_engines
     from elder.evaluation.plain_transformers import load_in_plain_transformers
     from elder.evaluation.repetition import repetition
     from elder.evaluation.speed import generation_agrees, measure_side_by_side
@@ -144,6 +145,10 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
             "loads": trial.result(),
             "weights": compare_weights(first.model, second.model),
         }
+    work = result.absolute().parent
+    asked["engines"] = try_engines(
+        settings.gate.engines, second, Path(pruned), text, work
+    )
     write_json(result, json_safe(plain(speed.model_copy(update=asked))))
 
 

@@ -19,6 +19,7 @@ from elder.record import (
     DOMAINS,
     Champion,
     Domain,
+    EngineTrial,
     LoadTrial,
     Record,
     Repetition,
@@ -33,6 +34,9 @@ WEIGHTS = "weights"
 # A factor that no setting changes. Of all that is done to models here, compensation moves matrices the most; fp8 codes
 # without their scales are off by thousands.
 MAGNITUDE = 100.0
+# Mean divergence in nats of an engine's next token from transformers': bfloat16 on both sides stays far below it, and a
+# field of the configuration that one of the two misreads is far above.
+ENGINES_AGREE = 0.01
 CURE = "Measure as the champion was measured, or set gate.max_champion_ratio to null."
 
 
@@ -57,6 +61,7 @@ def judge(
     if gate.mode != "off":
         rules += _known(_of_rows(gate, dense, candidate))
         rules += _known(_of_bench(gate, measured))
+        rules += _known(_engine(name, measured.engines) for name in gate.engines)
         rules += _known([beside_champion(gate.max_champion_ratio, candidate, champion)])
     return _verdict(gate, [*rules, _weights(measured.weights)])
 
@@ -212,6 +217,21 @@ def _loads(trial: LoadTrial | None) -> Rule:
     else:
         reason = f"The saved model does not work in plain transformers: {trial.fault}."
     return _must_be_true("plain transformers", trial.ok if trial else None, reason)
+
+
+def _engine(name: str, trials: list[EngineTrial]) -> Rule | None:
+    """Judge whether an engine serves the model as transformers does."""
+    trial = next((one for one in trials if one.engine == name), None)
+    what = f"mean divergence of {name}'s next token from transformers', in nats,"
+    if trial is None:
+        reason = f"The model was not tried in {name}, and nothing passes unmeasured."
+    elif trial.fault:
+        reason = f"{name} does not serve the model: {trial.fault}."
+    elif not trial.same_ids:
+        reason = f"{name} cuts a text into other tokens than the model's tokenizer."
+    else:
+        return at_most(name, trial.divergence, ENGINES_AGREE, what)
+    return Rule(rule=name, value=None, limit=ENGINES_AGREE, passed=False, reason=reason)
 
 
 def _weights(found: Weights | None) -> Rule:

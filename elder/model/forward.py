@@ -100,13 +100,13 @@ def block_losses(
 def continue_texts(
     model: Any, prompts: torch.Tensor, length: int, temperature: float
 ) -> torch.Tensor:
-    """Sample from the whole vocabulary until each row has ``length`` tokens; no text ends before.
+    """Write on from the whole vocabulary until each row has ``length`` tokens; no text ends before.
 
     Args:
         model: in eval mode.
         prompts: (rows, tokens) int64, all of one length.
         length: tokens of each row afterwards.
-        temperature: of sampling.
+        temperature: of sampling; 0: always the likeliest token.
 
     Returns:
         (rows, length) int64 on the CPU, the prompts included.
@@ -116,8 +116,8 @@ def continue_texts(
     prompts = prompts.to(device_of_model(model))
     more = length - prompts.shape[1]
     plain = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
         top_k=0,
         top_p=1.0,
         repetition_penalty=1.0,

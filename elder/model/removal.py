@@ -48,7 +48,11 @@ SPACINGS = {
     "no_rope_layer_interval": ("no_rope_layers", 0),
 }
 # Fields that count layers after the last, for speculation: they are not loaded with the model, so not saved with it.
-BEYOND = {"num_nextn_predict_layers", "num_mtp_layers"}
+BEYOND = {
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_hidden_layers",
+}
 PLAIN = (bool, int, float, str, type(None))
 
 

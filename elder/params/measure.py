@@ -86,6 +86,10 @@ class Gate(Section):
         True,
         description="must load and run in plain transformers, without this project",
     )
+    engines: tuple[Literal["llama.cpp"], ...] = Field(
+        (),
+        description="engines that must say what transformers says: llama.cpp",
+    )
     max_champion_ratio: float | None = Field(
         1.02, gt=0, description="perplexity out of domain over the present champion's"
     )

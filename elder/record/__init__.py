@@ -21,6 +21,7 @@ from elder.record.base import (
 from elder.record.measured import (
     BUDGET,
     Budget,
+    EngineTrial,
     Evaluation,
     LoadTrial,
     Mean,
@@ -57,6 +58,7 @@ __all__ = [
     "DOMAINS",
     "DataFacts",
     "Domain",
+    "EngineTrial",
     "Evaluation",
     "Json",
     "Lineage",

@@ -149,6 +149,19 @@ class Weights(Plain):
     matrix: str | None = None
 
 
+class EngineTrial(Plain):
+    """Whether another engine says of a saved model what transformers says; see `elder.engines.trial.compare`."""
+
+    engine: str
+    format: str | None = None
+    divergence: Number | None = None
+    largest_difference: Number | None = None
+    same_tokens: int | None = None
+    tokens: int | None = None
+    same_ids: bool | None = None
+    fault: str | None = None
+
+
 class Speed(Plain):
     """Speed of dense and pruned model, and what else is asked of the saved one."""
 
@@ -160,3 +173,4 @@ class Speed(Plain):
     repetition: Repetition | None = None
     loads: LoadTrial | None = None
     weights: Weights | None = None
+    engines: list[EngineTrial] = Field(default_factory=list)

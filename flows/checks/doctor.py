@@ -39,6 +39,7 @@ CHECKS = (
     Check("methods", inputs.methods),
     Check("model", inputs.model),
     Check("evaluation", inputs.evaluation),
+    Check("engines", inputs.engines),
     Check("code", inputs.code),
     Check("key", inputs.key),
     Check("webhook", services.webhook),

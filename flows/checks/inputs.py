@@ -15,6 +15,7 @@ from elder.compensation import COMPENSATIONS
 from elder.compression.recipes import apply_method
 from elder.compression.stages import layers_to_keep
 from elder.device import device_of
+from elder.engines.llama_cpp import place
 from elder.errors import UserError
 from elder.evaluation.tasks import check_tasks
 from elder.model.check import check_model
@@ -126,6 +127,13 @@ def evaluation(settings: Params, root: Path) -> str:
                 f"there is no evaluation text {name!r}; set evaluate.in_domain and evaluate.out_of_domain"
             )
     return f"2 texts, tasks {', '.join(chosen.tasks) or 'none'}"
+
+
+def engines(settings: Params, _: Path) -> str:
+    """Look for the engines that the gate asks."""
+    if settings.gate.engines:
+        place()
+    return f"{', '.join(settings.gate.engines) or 'none'} beside transformers"
 
 
 def code(_: Params, root: Path) -> str:

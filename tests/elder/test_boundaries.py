@@ -43,7 +43,15 @@ STOREYS = [  # of elder, from the ground up; a room may import those below it an
     }
     | {"fingerprint", "locks", "names"},
     {"model"},
-    {"selection", "compensation", "recovery", "training", "evaluation", "report"},
+    {
+        "selection",
+        "compensation",
+        "recovery",
+        "training",
+        "evaluation",
+        "engines",
+        "report",
+    },
     {"compression"},
     {"compare"},
     {"cli", "__main__"},

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.flows.conftest import make_model
+from tests.flows.conftest import ROOT, make_model
+from tests.flows.running import finish, record_of, start
 from tests.hub import Hub, files_of, running_hub
 from tests.warm import Run, warm
 
@@ -23,6 +24,16 @@ configs:
     path: plain/test.jsonl
 - config_name: other
   data_files: other.jsonl
+---
+"""
+WIKITEXT = """---
+configs:
+- config_name: wikitext-2-raw-v1
+  data_files:
+  - split: train
+    path: train.jsonl
+  - split: test
+    path: test.jsonl
 ---
 """
 
@@ -230,3 +241,56 @@ def test_a_dataset_that_is_not_there_is_refused(
     assert sentence in said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_whole_flow_with_a_model_and_a_text_of_the_hub(
+    hub: Hub, project: Path, tmp_path: Path
+) -> None:
+    values = {
+        "model.name": "owner/gated",
+        "calibration.source": "owner/set",
+        "calibration.config": "plain",
+        "calibration.split": "train",
+    }
+    given = [f"{key}={value}" for key, value in values.items()]
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": ""}
+    done = finish(project, start(project, *given, env=env | {"HF_TOKEN": MEMBER}))
+    assert done.status == 0, done.stderr
+    record = record_of(done)
+    commits = [
+        hub.repositories[kind].branches["main"]
+        for kind in (("model", "owner/gated"), ("dataset", "owner/set"))
+    ]
+    assert record["model"]["revision"] == commits[0]
+    assert record["lineage"]["params"]["model"]["name"] == "owner/gated"
+    source = json.loads((project / "build" / "data" / "source.json").read_text())
+    assert source["revision"] == commits[1]
+    assert done.json["model_version"] == "1"
+    assert MEMBER not in done.stderr + json.dumps(record)
+
+
+@pytest.mark.slow
+def test_a_comparison_by_the_papers_protocol(
+    run: Run, hub: Hub, model: dict[str, bytes], place: Path
+) -> None:
+    texts = {name: rows(name) for name in ("train.jsonl", "test.jsonl")}
+    llama, wikitext = "meta-llama/Llama-2-7b-hf", "Salesforce/wikitext"
+    hub.add("model", llama, model, gated=True, members={MEMBER})
+    hub.add("dataset", wikitext, texts | {"README.md": WIKITEXT.encode()})
+    values = {
+        "calibration.samples": 4,
+        "calibration.seq_len": 16,
+        "evaluate.seq_len": 16,
+        "evaluate.tasks": "[blimp_passive_1]",
+        "evaluate.task_data": str(ROOT / "data" / "tasks"),
+        "evaluate.limit": 2,
+    }
+    given = [f"--set={key}={value}" for key, value in values.items()]
+    asked = ["--preset", "paper", "--methods", "shortgpt,sleb", "--json", *given]
+    status, said = run("flows.cli", "compare", *asked, cwd=place, HF_TOKEN=MEMBER)
+    assert status == 0, said
+    table = (place / "build" / "compare" / "table.csv").read_text()
+    assert "shortgpt" in table
+    assert "sleb" in table
+    assert MEMBER not in said + table

@@ -80,7 +80,8 @@ def mistral3() -> Any:
 
 def qwen3_5() -> Any:
     kinds = ["linear_attention", "full_attention"] * 3
-    text = TEXT | GATED | {"layer_types": kinds}
+    # as published: a layer for speculation, which transformers neither loads nor saves
+    text = TEXT | GATED | {"layer_types": kinds, "mtp_num_hidden_layers": 1}
     config = Qwen3_5Config(
         text_config=text, vision_config=FEW | {"out_hidden_size": 32}
     )
@@ -146,6 +147,7 @@ def test_the_text_part_is_stock_and_says_what_the_whole_says(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "text")
     assert type(again).__name__ == kind
     assert again.config.num_hidden_layers == 4
+    assert not getattr(again.config, "mtp_num_hidden_layers", 0)
     assert again.generation_config.max_new_tokens == 7
     with torch.no_grad():
         assert torch.equal(again(input_ids=blocks).logits, shallow)

@@ -1,0 +1,1 @@
+"""Engines that serve a saved model without transformers: files for them, and whether they say the same."""
