@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from elder.compensation.base import Gap, Pruned, find_gaps, register
 from elder.errors import UserError
-from elder.model.forward import logits_of
+from elder.model.forward import run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.params import Section
 from elder.progress import say
@@ -175,10 +175,9 @@ def run_to(
     """
     seen: list[torch.Tensor] = []
 
-    def stop(layer: int, _: torch.Tensor, leaving: torch.Tensor) -> None:
+    def keep(layer: int, _: torch.Tensor, leaving: torch.Tensor) -> None:
         if layer == index:
             seen.append(leaving)
-            raise _ReachedError
 
     hook = (
         module.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
@@ -187,19 +186,13 @@ def run_to(
     )
     try:
         with LayerControl(find_layers(model)) as control:
-            control.observe = stop
-            logits_of(model, ids)
-    except _ReachedError:
-        pass
+            control.observe = keep
+            run_layers(model, ids, index)
     finally:
         if hook is not None:
             hook.remove()
     state, written = (one.double().flatten(0, -2) for one in (seen[-1], seen[0]))
     return state, written
-
-
-class _ReachedError(Exception):
-    """The layer was reached: the rest of the model need not run."""
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 
 from elder.compensation.base import Gap, Pruned, find_gaps, register
 from elder.errors import UserError
-from elder.model.forward import logits_of
+from elder.model.forward import logits_of, run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.params.catalogue import NoSettings
 from elder.record import Json
@@ -37,7 +37,8 @@ WRITERS = {
     "fc_out",
     "w2",
 }
-TOLERANCE = 0.2  # of that check: error over effect, the median over tokens; the norms' epsilon stays below it
+CHECKED = 64  # tokens of that check: enough for a median, and few logits
+TOLERANCE = 0.2  # its error over effect, the median over tokens; the norms' epsilon stays below it
 
 
 @register("magnitude", paper="arXiv 2507.18212")
@@ -47,7 +48,7 @@ def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     Raises:
         UserError: for a family whose residual stream cannot be scaled so, such as one with a norm after a projection.
     """
-    check_scaling(pruned.model, pruned.blocks[:1])
+    check_scaling(pruned.model, pruned.blocks[:1, :CHECKED])
     gaps = find_gaps(pruned.removed, len(find_layers(pruned.dense)))
     scales = measure(pruned.dense, gaps, pruned.blocks, pruned.batch)
     fold(
@@ -87,7 +88,7 @@ def measure(
     with LayerControl(layers) as control:
         control.observe = observe
         for ids in blocks.split(batch):
-            logits_of(dense, ids)
+            run_layers(dense, ids, max(after))
     scales = [
         after[gap.stop - 1] / before[gap.start] if before[gap.start] else math.nan
         for gap in gaps

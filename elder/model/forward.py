@@ -130,3 +130,32 @@ def continue_texts(
     return model.generate(
         prompts, attention_mask=torch.ones_like(prompts), generation_config=plain
     ).cpu()
+
+
+class _ReachedError(Exception):
+    """The last layer that was asked for is through: the rest of the model need not run."""
+
+
+def run_layers(model: Any, ids: torch.Tensor, last: int | None = None) -> None:
+    """Run a batch through decoder layers alone, for what a `LayerControl` observes: the head, for one, never runs.
+
+    The model's own forward pass runs and is broken off, so that what leads up to the layers is the family's own.
+
+    Args:
+        model: a causal language model.
+        ids: (batch, tokens) int64.
+        last: the layer after which nothing is computed; None: the model's last.
+    """
+    layers = find_layers(model)
+
+    def stop(*_: Any) -> None:
+        raise _ReachedError
+
+    end = layers[len(layers) - 1 if last is None else last]
+    hook = end.register_forward_hook(stop, prepend=True)
+    try:
+        logits_of(model, ids)
+    except _ReachedError:
+        pass
+    finally:
+        hook.remove()

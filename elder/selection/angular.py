@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from elder.errors import UserError
-from elder.model.forward import logits_of
+from elder.model.forward import run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.params.catalogue import NoSettings
 from elder.progress import track
@@ -74,5 +74,5 @@ def last_token_states(problem: Problem[NoSettings]) -> torch.Tensor:
     with LayerControl(layers) as control:
         control.observe = observe
         for ids in track(batches, "angular distance", len(batches)):
-            logits_of(problem.model, ids)
+            run_layers(problem.model, ids)
     return torch.stack([torch.cat(parts) for parts in states])

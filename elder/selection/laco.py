@@ -20,7 +20,7 @@ from torch import nn
 
 from elder.errors import UserError
 from elder.model.finite import refuse_not_finite
-from elder.model.forward import logits_of
+from elder.model.forward import run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.params import Section
 from elder.progress import say
@@ -170,7 +170,7 @@ class Similarity:
         self.control.observe = keep
         judged = self.problem.blocks[: self.problem.settings.merge_samples]
         for ids in judged.split(self.problem.forward_batch):
-            logits_of(self.problem.model, ids)
+            run_layers(self.problem.model, ids)
         self.control.observe = None
         return torch.cat(states)
 

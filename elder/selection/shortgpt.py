@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from elder.model.forward import logits_of
+from elder.model.forward import run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.params.catalogue import NoSettings
 from elder.progress import track
@@ -36,7 +36,7 @@ def select(problem: Problem[NoSettings]) -> Selection:
     with torch.no_grad(), LayerControl(layers) as control:
         control.observe = observe
         for ids in track(batches, "block influence", len(batches)):
-            logits_of(problem.model, ids)
+            run_layers(problem.model, ids)
     means = (totals / problem.blocks.numel()).tolist()
     values = [means[index] if index in alive else None for index in range(len(layers))]
     removed = lowest(values, problem.count)

@@ -51,6 +51,15 @@ def test_none_does_nothing(llama: Callable, blocks: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_of_the_dense_model_states_alone_are_asked(
+    llama: Callable, blocks: torch.Tensor, method: str
+) -> None:
+    job = pruned(llama(6), (1, 3), blocks, method)
+    job.dense.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the head ran"))
+    assert len(compensate(method, job)["gaps"]) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_keeps_dtype_and_shapes_and_repeats_itself(
     trained: Any,

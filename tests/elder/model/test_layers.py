@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from elder.errors import UserError
+from elder.model.forward import logits_of, run_layers
 from elder.model.layers import (
     LayerControl,
     find_layers,
@@ -144,3 +145,30 @@ def test_a_control_within_another_leaves_the_outer_one_in_force(
         assert torch.equal(logits(model, blocks), outer)
     remove_layers(model, [1, 2])
     assert torch.equal(logits(model, blocks), both)
+
+
+def states(model: Any, run: Callable[[], Any]) -> list[torch.Tensor]:
+    """Return what enters and leaves each layer while the model runs."""
+    seen: list[torch.Tensor] = []
+    with torch.no_grad(), LayerControl(find_layers(model)) as control:
+        control.observe = lambda _, entering, leaving: seen.extend([entering, leaving])
+        run()
+    return seen
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layers_alone_have_the_states_of_the_whole_model(
+    name: str, ids: torch.Tensor
+) -> None:
+    model = FAMILIES[name].build()
+    whole = states(model, lambda: logits_of(model, ids))
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda *_: pytest.fail("the head ran")
+    )
+    alone = states(model, lambda: run_layers(model, ids))
+    assert len(alone) == len(whole) == 12
+    assert all(map(torch.equal, alone, whole))
+    few = states(model, lambda: run_layers(model, ids, last=2))
+    assert len(few) == 6
+    assert all(map(torch.equal, few, whole[:6]))
+    assert not any(layer._forward_hooks for layer in find_layers(model))

@@ -45,6 +45,14 @@ def test_too_much_protection_is_refused(
         get_method(name)(problem(trained, sample, 3, (0, 1, 2, 3), name))
 
 
+@pytest.mark.parametrize("name", ["shortgpt", "angular", "laco"])
+def test_where_states_say_all_no_logits_are_made(
+    name: str, trained: Any, sample: torch.Tensor
+) -> None:
+    trained.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the head ran"))
+    assert len(get_method(name)(problem(trained, sample, 2, (), name)).removed) == 2
+
+
 def test_unknown_names_name_the_nearest() -> None:
     with pytest.raises(
         UserError, match="no selection method 'shortgtp'; did you mean 'shortgpt'?"
