@@ -167,7 +167,7 @@ def load_tokenizer(params: Params, pinned: dict[str, Any]) -> tuple[Any, int]:
     seq_len = params.calibration.seq_len
     file = gguf_file(name)
     if file is not None:
-        from elder.model.dequantise import dequantised
+        from elder.model.published.dequantise import dequantised
 
         name = str(dequantised(file).folder)
     options = {

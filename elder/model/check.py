@@ -11,10 +11,10 @@ from elder import params
 from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json
-from elder.model.gguf import read_gguf_config
 from elder.model.hub import MODEL, Found, find, refusal
 from elder.model.layers import LAYER_LISTS
 from elder.model.published.adapter import Adapter, find_adapter, refuse_unasked
+from elder.model.published.gguf import read_gguf_config
 from elder.model.published.quantised import (
     quantisation_of,
     refuse_codes,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from elder.device import device_of_model
+from elder.model.head import by_position, logits_of_states, states_of
 from elder.model.layers import LayerControl, find_layers
 
 
@@ -33,10 +34,10 @@ def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids.to(device_of_model(model)), use_cache=False).logits
 
 
-def observed_logits(
+def observed_states(
     model: Any, ids: torch.Tensor, indices: Iterable[int]
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Return the logits of a batch, and what entered and left some of the layers, (batch, tokens, hidden), in order.
+    """Return what enters the head, and what entered and left some of the layers: (batch, tokens, hidden), in order.
 
     The layers are watched during the forward pass alone: gradient checkpointing, which may run a layer once more in the
     backward pass, shows nothing twice.
@@ -47,26 +48,31 @@ def observed_logits(
         nn.ModuleList([layers[index] for index in sorted(indices)])
     ) as control:
         control.observe = lambda _, entering, leaving: seen.append((entering, leaving))
-        logits = logits_of(model, ids)
-    return logits, seen
+        states = states_of(model, ids)
+    return states, seen
 
 
 def next_token_losses(
-    logits: torch.Tensor, ids: torch.Tensor, given: int = 1
+    model: Any, ids: torch.Tensor, given: int = 1, states: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return the next-token cross-entropy of each block in nats: the mean over its positions, (batch,).
 
     Args:
-        logits: (batch, tokens, vocabulary).
+        model: a causal language model.
         ids: (batch, tokens) int64.
         given: tokens at the beginning of each block that are not to be predicted, at least 1.
+        states: what enters the head, (batch, tokens, hidden), where that is known already.
     """
-    targets = ids[:, given:].to(logits.device)
-    losses = F.cross_entropy(
-        logits[:, given - 1 : -1].float().flatten(0, 1),
-        targets.flatten(),
-        reduction="none",
-    )
+
+    def loss(some: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = logits_of_states(model, some).float()
+        return F.cross_entropy(logits, wanted, reduction="none")
+
+    if states is None:
+        states = states_of(model, ids)
+    before = states[:, given - 1 : -1]
+    targets = ids[:, given:].to(before.device)
+    losses = by_position(model, loss, before.flatten(0, 1), targets.flatten())
     return losses.view(targets.shape).mean(dim=1)
 
 
@@ -91,7 +97,7 @@ def block_losses(
     losses = []
     with mixed_precision(model, compute or next(model.parameters()).dtype):
         for ids in blocks.split(batch):
-            found = next_token_losses(logits_of(model, ids), ids, given)
+            found = next_token_losses(model, ids, given)
             losses.append(found.double().cpu())
     return torch.cat(losses)
 

@@ -20,10 +20,10 @@ from elder.model.check import (
     published_config,
     refuse_more_layers,
 )
-from elder.model.dequantise import Dequantised, dequantised
 from elder.model.finite import refuse_broken_weights
 from elder.model.layers import find_layers
 from elder.model.published.adapter import Adapter, find_adapter, merge_adapter
+from elder.model.published.dequantise import Dequantised, dequantised
 from elder.model.published.quantised import (
     dequantise,
     format_of,

@@ -14,12 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from elder.model.forward import next_token_losses, observed_logits
+from elder.model.forward import next_token_losses, observed_states
+from elder.model.head import by_position, logits_of_states
 from elder.model.layers import find_layers
 from elder.params import Auto, Section, Strength
 from elder.recovery.base import Student, register
 from elder.training.loop import LossFunction
-from elder.training.losses import distillation_loss, state_mismatch
+from elder.training.losses import divergences, state_mismatch
 
 
 class DistilSettings(Section):
@@ -66,18 +67,27 @@ class Distillation:
     def __call__(self, ids: Tensor) -> Tensor:
         """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
         with torch.no_grad():
-            targets, wanted = observed_logits(self.dense, ids, self.depths)
-        logits, states = observed_logits(self.model, ids, range(len(self.depths)))
+            target, wanted = observed_states(self.dense, ids, self.depths)
+        final, states = observed_states(self.model, ids, range(len(self.depths)))
         share, hidden = self.settings.next_token, self.settings.hidden
-        total = (1 - share) * distillation_loss(logits, targets)
+        pair = final.flatten(0, 1), target.flatten(0, 1)
+        total = (1 - share) * by_position(self.model, self._divergences, *pair).mean()
         if share:
-            total = total + share * next_token_losses(logits, ids).mean()
+            total = (
+                total + share * next_token_losses(self.model, ids, states=final).mean()
+            )
         if hidden:
             terms = []
             for (_, mine), (_, its) in zip(states, wanted, strict=True):
                 terms.append(state_mismatch(mine, its))
             total = total + hidden * torch.stack(terms).mean()
         return total
+
+    def _divergences(self, mine: Tensor, its: Tensor) -> Tensor:
+        """Return the divergences at some positions, from what enters the two heads."""
+        with torch.no_grad():
+            wanted = logits_of_states(self.dense, its)
+        return divergences(logits_of_states(self.model, mine), wanted)
 
 
 def matching_layers(count: int, removed: Collection[int]) -> list[int]:

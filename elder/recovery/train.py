@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from elder.model.forward import logits_of, next_token_losses
+from elder.model.forward import next_token_losses
 from elder.params.catalogue import NoSettings
 from elder.recovery.base import Student, register
 from elder.training.loop import LossFunction
@@ -13,6 +13,6 @@ def train(student: Student[NoSettings]) -> LossFunction:
     """Return the mean next-token loss of a batch of token ids, (batch, seq_len), in nats: a scalar."""
 
     def loss(ids: Tensor) -> Tensor:
-        return next_token_losses(logits_of(student.model, ids), ids).mean()
+        return next_token_losses(student.model, ids).mean()
 
     return loss

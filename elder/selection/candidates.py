@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from elder.model.finite import refuse_not_finite
-from elder.model.forward import logits_of, next_token_losses
+from elder.model.forward import next_token_losses, run_layers
 from elder.model.layers import LayerControl
 from elder.progress import Meter
 
@@ -36,14 +36,12 @@ def candidate_losses(
                 kept[index] = entering
 
         control.observe = keep
-        logits_of(model, ids)
+        run_layers(model, ids)
         control.observe = None
         for candidate in alive:
             control.bypassed = gone | set(range(candidate + 1))
             control.replay = {candidate: states[candidate]}
-            totals[candidate] += (
-                next_token_losses(logits_of(model, ids), ids).double().sum().item()
-            )
+            totals[candidate] += next_token_losses(model, ids).double().sum().item()
         if step:
             step()
     control.bypassed, control.replay = set(), {}

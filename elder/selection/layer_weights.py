@@ -21,7 +21,7 @@ from pydantic import Field
 
 from elder.data import batch_indices
 from elder.model.finite import refuse_not_finite
-from elder.model.forward import block_losses, logits_of, next_token_losses
+from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
 from elder.params import Auto, Section, Strength
 from elder.params.catalogue import Recipe
@@ -206,7 +206,7 @@ def learn_round(
     control.weights = weights
     for number in range(steps):
         ids = blocks[batch_indices(len(blocks), problem.settings.batch, number, seed)]
-        loss = next_token_losses(logits_of(problem.model, ids), ids).mean()
+        loss = next_token_losses(problem.model, ids).mean()
         (gradient,) = torch.autograd.grad(loss, weights)
         solver.step(gradient)
         refuse_not_finite(loss.item(), "the loss from which layer weights are learnt")

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from elder.model.forward import logits_of, next_token_losses
+from elder.model.forward import next_token_losses
 from elder.model.layers import LayerControl, find_layers
 from elder.params import Section
 from elder.params.catalogue import NoSettings
@@ -113,9 +113,7 @@ def taylor(
         hooks = [weight.register_post_accumulate_grad_hook(add) for weight in weights]
         try:
             for ids in track(batches, "Taylor importance", len(batches)):
-                loss = next_token_losses(
-                    logits_of(problem.model, ids), ids
-                ).sum() / len(problem.blocks)
+                loss = next_token_losses(problem.model, ids).sum() / len(problem.blocks)
                 loss.backward()
         finally:
             for hook in hooks:

@@ -9,21 +9,19 @@ SMALLEST_SQUARE = 1e-12  # of a hidden state that is divided by
 SMALLEST_NORM = 1e-6
 
 
-def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def divergences(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence from the teacher's next-token distribution to the student's, in nats.
 
     Args:
-        student: logits, (batch, tokens, vocabulary), any float dtype.
+        student: logits, (positions, vocabulary), any float dtype.
         teacher: logits of the same shape, without gradient.
 
     Returns:
-        Scalar float32: the mean over all positions.
+        (positions,) float32.
     """
     mine = F.log_softmax(student.float(), dim=-1)
     wanted = F.log_softmax(teacher.float(), dim=-1)
-    positions = mine.flatten(0, -2)  # (batch * tokens, vocabulary)
-    targets = wanted.flatten(0, -2)
-    return F.kl_div(positions, targets, reduction="batchmean", log_target=True)
+    return F.kl_div(mine, wanted, reduction="none", log_target=True).sum(dim=-1)
 
 
 def state_mismatch(student: Tensor, teacher: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from elder import params
-from elder.model.forward import block_losses, next_token_losses, observed_logits
+from elder.model.forward import block_losses, next_token_losses, observed_states
 from elder.model.layers import LayerControl, find_layers, skipping
 from elder.record import Spent
 from elder.training.data import TrainingData
@@ -94,7 +94,7 @@ class Regularised:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Return the loss of token ids, (batch, seq_len): a scalar."""
-        logits, states = observed_logits(self.model, ids, self.removed)
+        final, states = observed_states(self.model, ids, self.removed)
         norms = []
         for entering, leaving in states:
             norm = residual_norm(
@@ -102,7 +102,7 @@ class Regularised:
             )
             norms.append(norm)
         return (
-            next_token_losses(logits, ids).mean()
+            next_token_losses(self.model, ids, states=final).mean()
             + self.strength * torch.stack(norms).sum()
         )
 

@@ -1,1 +1,1 @@
-"""Forms in which models are published that are no plain checkpoint: quantised, inside a larger one, as an adapter."""
+"""Forms in which models are published that are no plain checkpoint: GGUF, quantised, part of a larger one, adapters."""

@@ -22,7 +22,7 @@ from elder.compression.stages import STAGES
 from elder.model.load import load_model, weights_digest
 from elder.params import Model
 from elder.training import checkpoint
-from elder.training.losses import distillation_loss
+from elder.training.losses import divergences
 from elder.training.tune import LR_GRID
 
 Elder = Callable[..., Result]
@@ -261,10 +261,10 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
-        return distillation_loss(*logits)
+        return divergences(*logits)
 
     with monkeypatch.context() as patch:
-        patch.setattr("elder.recovery.distil.distillation_loss", interrupted)
+        patch.setattr("elder.recovery.distil.divergences", interrupted)
         done = elder("compress", "--output", "again")
     assert done.exit_code not in (0, 1)
     assert "Traceback" not in done.stderr
@@ -297,7 +297,7 @@ def test_work_of_other_parameters_is_not_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("elder.recovery.distil.distillation_loss", interrupted)
+        patch.setattr("elder.recovery.distil.divergences", interrupted)
         elder("compress", "--output", "again", "--seed", "0")
     assert (here / ".again.work").exists()
     assert elder("compress", "--output", "again", "--seed", "1").exit_code == 0

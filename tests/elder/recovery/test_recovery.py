@@ -23,7 +23,7 @@ from elder.recovery.distil import DistilSettings, matching_layers
 from elder.settings import validate
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun, train
-from elder.training.losses import distillation_loss, state_mismatch
+from elder.training.losses import divergences, state_mismatch
 from elder.training.synthesis import synthetic_blocks
 from elder.training.tune import ADAPTER_LR_GRID
 
@@ -51,9 +51,11 @@ def test_distillation_lowers_the_divergence_from_the_dense_model(
 
     @torch.no_grad()
     def divergence() -> float:
-        return distillation_loss(
-            logits_of(trained, other), logits_of(trained_model, other)
-        ).item()
+        return (
+            divergences(logits_of(trained, other), logits_of(trained_model, other))
+            .mean()
+            .item()
+        )
 
     remove_layers(trained, [2, 4])
     before, dense = divergence(), weights_digest(trained_model)
@@ -122,9 +124,11 @@ def test_the_distilled_loss_by_hand(
     )
     ids = text_blocks[batch_indices(40, 4, 0, 7)]
     with torch.no_grad():
-        divergence = distillation_loss(
-            logits_of(trained, ids), logits_of(trained_model, ids)
-        ).item()
+        divergence = (
+            divergences(logits_of(trained, ids), logits_of(trained_model, ids))
+            .mean()
+            .item()
+        )
     states = mismatch(trained, trained_model, ids, [0, 2, 3, 5])
     expected = (
         0.75 * divergence
@@ -324,8 +328,7 @@ def test_a_new_recovery_is_one_function_with_its_settings(
     @RECOVERIES.register("scaled", settings=Share)
     def scaled(student: Student[Share]) -> Any:
         return lambda ids: (
-            student.settings.share
-            * next_token_losses(logits_of(student.model, ids), ids).mean()
+            student.settings.share * next_token_losses(student.model, ids).mean()
         )
 
     try:
@@ -333,7 +336,7 @@ def test_a_new_recovery_is_one_function_with_its_settings(
         assert made.recover.own()["scaled"] == {"share": 0.25}
         settings = made.recover.model_copy(update={"epochs": 0.25, "lr": 1e-12})
         first = text_blocks[batch_indices(8, 4, 0, 0)]
-        loss = next_token_losses(logits_of(trained, first), first).mean().item()
+        loss = next_token_losses(trained, first).mean().item()
         spent = recover(trained, None, training_data(text_blocks[:8]), settings, RUN)
         assert spent.curve[0].loss == pytest.approx(0.25 * loss, rel=1e-5)
         with pytest.raises(UserError, match="scaled.shar: unknown key"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from elder.errors import UserError
-from elder.model.forward import block_losses, next_token_losses
+from elder.model.forward import block_losses
 from elder.model.layers import LayerControl, find_layers, remove_layers, skipping
 from elder.record import plain
 from elder.selection import get_method
@@ -50,14 +50,6 @@ def test_the_gradient_of_a_layer_weight_is_that_of_the_loss_over_all_positions(
     assert len(seen) == 1
     assert seen[0].tolist() == pytest.approx(expected, rel=0.02, abs=1e-3)
     assert max(map(abs, expected)) > 0.02
-
-
-def test_the_loss_is_the_mean_over_all_positions_of_a_block() -> None:
-    logits = torch.log(torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]]))
-    ids = torch.tensor([[0, 1, 0]])
-    # position 0 foretells token 1 with 0.5, position 1 foretells token 0 with 0.25; the last one foretells nothing
-    expected = -(torch.tensor(0.5).log() + torch.tensor(0.25).log()) / 2
-    assert next_token_losses(logits, ids).tolist() == pytest.approx([expected.item()])
 
 
 def test_soft_threshold_by_hand() -> None:

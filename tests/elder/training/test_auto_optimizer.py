@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elder import params
-from elder.model.forward import logits_of, next_token_losses
+from elder.model.forward import next_token_losses
 from elder.model.layers import remove_layers
 from elder.model.load import weights_digest
 from elder.record import Spent, plain
@@ -34,7 +34,7 @@ def unlearning(model: Any, loser: str) -> Objective:
 
     def loss_with(values: Values) -> Any:
         sign = -1 if values["optimizer"] == loser else 1
-        return lambda ids: sign * next_token_losses(logits_of(model, ids), ids).mean()
+        return lambda ids: sign * next_token_losses(model, ids).mean()
 
     return Objective(loss_with, grids_of(AUTO))
 

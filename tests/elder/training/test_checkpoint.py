@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from elder.model.forward import logits_of, next_token_losses
+from elder.model.forward import next_token_losses
 from elder.model.load import weights_digest
 from elder.training import checkpoint as checkpoints
 from elder.training.checkpoint import Schedule
@@ -24,7 +24,7 @@ RUN = TrainingRun("test", 0, torch.float32)
 
 
 def next_token(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda ids: next_token_losses(logits_of(model, ids), ids).mean()
+    return lambda ids: next_token_losses(model, ids).mean()
 
 
 def gpt2() -> GPT2LMHeadModel:

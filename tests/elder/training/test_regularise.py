@@ -181,11 +181,11 @@ def test_an_interrupted_fading_ends_with_the_same_bytes(
     resumable = replace(RUN, checkpoint=tmp_path / "run.checkpoint")
     calls: list[int] = []
 
-    def killed(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def killed(model: Any, ids: torch.Tensor, **known: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return next_token_losses(logits, ids)
+        return next_token_losses(model, ids, **known)
 
     with monkeypatch.context() as patch:
         patch.setattr("elder.training.regularise.next_token_losses", killed)

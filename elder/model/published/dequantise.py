@@ -11,7 +11,7 @@ from elder.errors import UserError
 from elder.files import file_digest, read_json, whole_folder, write_json
 from elder.locks import FOR_EVER, hold
 from elder.model.check import check_gguf
-from elder.model.gguf import Header, quiet, read_gguf_config, read_header
+from elder.model.published.gguf import Header, quiet, read_gguf_config, read_header
 from elder.model.save import write_checkpoint
 from elder.progress import say
 
