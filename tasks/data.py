@@ -78,7 +78,7 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         UserError: if a stage refused its input.
         RuntimeError: if DVC failed otherwise.
     """
-    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     lock = root / ".dvc" / "tmp" / "elder.lock"
     # two at once can fail on DVC's own lock
     with hold(lock, "DVC is at work", FOR_EVER):
@@ -92,7 +92,7 @@ def reproduce(params: Params, root: Path, keep: Path | None = None) -> dict[str,
         if remote_name(root):
             push(pipeline, root)
         told = (root / pipeline).with_name("dvc.lock")
-        made = yaml.safe_load(told.read_text())["stages"]
+        made = yaml.safe_load(told.read_text(encoding="utf-8"))["stages"]
         outs = [out for stage in made.values() for out in stage["outs"]]
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -176,12 +176,10 @@ def write_pipeline(
         stage["cmd"] += f" --params {own}/params.yaml --output {own}/data"
         stage["params"] = [{f"{own}/params.yaml": stage["params"]}]
     (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / folder / "params.yaml").write_text(
-        yaml.safe_dump(without_secrets(params.model_dump(mode="json")), sort_keys=False)
-    )
-    (root / folder / "dvc.yaml").write_text(
-        yaml.safe_dump({"stages": stages}, sort_keys=False)
-    )
+    given = without_secrets(params.model_dump(mode="json"))
+    for name, tree in (("params.yaml", given), ("dvc.yaml", {"stages": stages})):
+        text = yaml.safe_dump(tree, sort_keys=False)
+        (root / folder / name).write_text(text, encoding="utf-8")
     return folder / "dvc.yaml"
 
 

@@ -53,7 +53,7 @@ def pin(params: Params, folder: Path) -> None:
 
 def text(params: Params, folder: Path) -> None:
     """Write the calibration text as UTF-8, and source.json, which says where it came from."""
-    pinned = json.loads((folder / "pins" / "text.json").read_text())
+    pinned = json.loads((folder / "pins" / "text.json").read_text(encoding="utf-8"))
     calibration, target = params.calibration, folder / "calibration.txt"
     if pinned["kind"] == "file" and not sources.has_rows(calibration.source):
         characters = copy_text(calibration.source, target, pinned)
@@ -81,7 +81,9 @@ def blocks(params: Params, folder: Path) -> None:
     from elder.data import choose_blocks
     from elder.model.tokens import first_tokens
 
-    pinned = json.loads((folder / "pins" / "tokenizer.json").read_text())
+    pinned = json.loads(
+        (folder / "pins" / "tokenizer.json").read_text(encoding="utf-8")
+    )
     calibration, source = params.calibration, folder / "calibration.txt"
     tokenizer, seq_len = load_tokenizer(params, pinned)
     bos = first_tokens(tokenizer, calibration.bos, params.model.name)
@@ -111,7 +113,9 @@ def evaluation(params: Params, folder: Path) -> None:
 
     What was found of each goes into texts.json.
     """
-    pinned = json.loads((folder / "pins" / "evaluation.json").read_text())
+    pinned = json.loads(
+        (folder / "pins" / "evaluation.json").read_text(encoding="utf-8")
+    )
     for name in EVALUATION:
         source, target = getattr(params.evaluate, name), folder / f"{name}.txt"
         if not sources.has_rows(source):
@@ -128,7 +132,9 @@ def chat_of(params: Params, folder: Path) -> Render:
     """Return the chat template of the pinned tokenizer."""
 
     def load() -> Any:
-        pinned = json.loads((folder / "pins" / "tokenizer.json").read_text())
+        pinned = json.loads(
+            (folder / "pins" / "tokenizer.json").read_text(encoding="utf-8")
+        )
         return load_tokenizer(params, pinned)[0]
 
     return chat_template(load, params.model.name)

@@ -114,3 +114,21 @@ def test_what_passes_between_parts_is_typed() -> None:
 def test_a_line_says_one_thing() -> None:
     known = [density(text) for text in FILES.values() if text.strip()]
     assert statistics.median([one for one in known if one]) <= DENSEST
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    """What is read and written with the locale's letters differs between two machines."""
+    without = []
+    for path, text in FILES.items():
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call) or not isinstance(
+                node.func, ast.Attribute
+            ):
+                continue
+            of_path = not isinstance(node.func.value, ast.Name) or (
+                node.func.value.id != "files"  # elder.files: always UTF-8
+            )
+            named = any(keyword.arg == "encoding" for keyword in node.keywords)
+            if node.func.attr in ("read_text", "write_text") and of_path and not named:
+                without.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert without == []
