@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
     """Make each bucket with those that lie beside it, and write down who may use it."""
     set_swift_dir(str(folder))
     config = folder / "internal-client.conf"
-    config.write_text(CLIENT.format(folder=folder))
+    config.write_text(CLIENT.format(folder=folder), encoding="utf-8")
     client = InternalClient(str(config), "elder", 3)
     for bucket, (readers, writers) in ACCESS.items():
         headers = {
