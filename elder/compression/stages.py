@@ -7,6 +7,8 @@ A stage reads what the ones before it left in the work folder, and leaves its ow
 """
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,7 +20,13 @@ from elder.compression.results import Chosen, Compensated, Learnt, Removed, Trai
 from elder.device import peak_memory_bytes
 from elder.errors import UserError
 from elder.files import file_digest
-from elder.model.layers import check_removal, find_layers, fixed_layers, remove_layers
+from elder.model.layers import (
+    check_removal,
+    find_layers,
+    fixed_layers,
+    remove_layers,
+    twin,
+)
 from elder.model.load import Loaded, parameter_count, weights_digest
 from elder.progress import say
 from elder.record import Round, Scores, Spent
@@ -239,7 +247,7 @@ def _recover(job: Job) -> Trained:
     # before the student takes its memory
     if dense is not None and settings.written:
         written = _written_text(job, dense)
-    student = job.load(shallow, torch.float32)
+    student = _student(job, shallow, dense)
     data = training_data(job.blocks(student), written)
     teacher = dense.model if dense else None
     learner = student_of(settings, student.model, teacher, job.learnt.removed)
@@ -247,6 +255,21 @@ def _recover(job: Job) -> Trained:
     peak = peak_memory_bytes(student.model.device)
     job.keep("recover", student)
     return Trained(spent=spent, peak_memory_bytes=peak)
+
+
+def _student(job: Job, shallow: Path | None, dense: Loaded | None) -> Loaded:
+    """Return the shallower model, ready to learn: in float32, or as it is where adapters alone change.
+
+    Then it shares its weights with the dense model, where nothing changed them before.
+    """
+    if not job.settings.recover.adapter_rank:
+        return job.load(shallow, torch.float32)
+    changed = job.folder("regularise") or job.folder("compensate")
+    if dense is None or changed:
+        return job.load(shallow, _kept_dtype(job))
+    student = replace(dense, model=twin(dense.model))
+    remove_layers(student.model, job.learnt.removed)
+    return student
 
 
 def _written_text(job: Job, dense: Loaded) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Find a model's decoder layers, steer them while the model runs, and take some out for good."""
 
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -169,6 +170,15 @@ def skipping(model: nn.Module, indices: Iterable[int]) -> Any:
     with LayerControl(find_layers(model)) as control:
         control.bypassed = set(indices)
         yield control
+
+
+def twin(model: nn.Module) -> Any:
+    """Return a model with modules of its own whose weights are the other's: no copies, and no memory.
+
+    Layers can be taken out of it, and adapters put in.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def remove_layers(model: nn.Module, indices: Iterable[int]) -> None:

@@ -1,5 +1,6 @@
 """``elder select`` and ``elder compress`` as a user meets them: results, repetition and interruption."""
 
+import copy
 import hashlib
 import json
 import platform
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ from elder.compression.results import StageResult
 from elder.compression.stages import STAGES
 from elder.model.load import load_model, weights_digest
 from elder.params import Model
+from elder.record import Spent
+from elder.recovery import recover
+from elder.recovery.base import Student
 from elder.training import checkpoint
 from elder.training.losses import divergences
 from elder.training.tune import LR_GRID
@@ -302,3 +307,27 @@ def test_work_of_other_parameters_is_not_taken_up(
     assert (here / ".again.work").exists()
     assert elder("compress", "--output", "again", "--seed", "1").exit_code == 0
     assert bytes_of(here / "again") == bytes_of(here / "whole")
+
+
+def test_with_adapters_the_dense_models_weights_are_there_once(
+    elder: Elder, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--set", "recover.adapter_rank=2", "--set", "recover.lr=0.01")
+    held: list[int] = []
+
+    def seen(student: Student, *given: Any) -> Spent:
+        weights = [*student.model.parameters(), *student.dense.parameters()]
+        held.append(sum({one.data_ptr(): one.nbytes for one in weights}.values()))
+        held.append(sum(one.nbytes for one in student.dense.parameters()))
+        return recover(student, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("elder.compression.stages.recover", seen)
+        done = elder("compress", "--output", "shared", *asked)
+    assert done.exit_code == 0, done.stderr
+    assert held[0] == held[1]
+    # and what comes out is what two copies give
+    with monkeypatch.context() as patch:
+        patch.setattr("elder.compression.stages.twin", copy.deepcopy)
+        assert elder("compress", "--output", "apart", *asked).exit_code == 0
+    assert bytes_of(here / "shared") == bytes_of(here / "apart")
