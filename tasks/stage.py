@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import task
@@ -15,42 +16,64 @@ from prefect import task
 from elder.errors import NEED_LESS, Crash, UserError
 from elder.files import read_json
 from elder.process import CPU_SETTINGS
+from elder.progress import say
 from elder.record import CompressionRecord, Json, Speed
+from elder.training.micro_batch import SMALLER
 from tasks.run.run import Run
 from tasks.run.slots import gpu_slot
+
+KILLED = "was killed (SIGKILL), as the system does where memory runs out"
 
 
 def run_stage(*arguments: str | Path) -> None:
     """Run ``python -m elder stage ...`` in a slot of the gpu limit, its progress going to this process's stderr.
 
     The stage ends when its stdin does, so that it does not live on, writing to the same files as the next attempt, when
-    this process is killed.
+    this process is killed. One that the system kills, as it does where memory runs out, goes on once more with half as
+    many blocks at once.
 
     Raises:
         UserError: what the stage refused.
         Crash: if it failed otherwise, or was killed.
     """
-    with tempfile.TemporaryDirectory() as folder, gpu_slot():
-        sentence = Path(folder) / "error"
-        with subprocess.Popen(
-            [sys.executable, "-m", "elder", "stage", *map(str, arguments)],
-            env=CPU_SETTINGS | os.environ | {"ELDER_ERROR_FILE": str(sentence)},
-            stdin=subprocess.PIPE,
-            stdout=sys.stderr,
-        ) as stage:
-            status = stage.wait()
-        if sentence.exists():
-            raise UserError(sentence.read_text(encoding="utf-8"))
+    with gpu_slot():
+        status = _end_of_stage(arguments, {})
+        if status == -signal.SIGKILL:
+            say(
+                f"stage {arguments[0]} {KILLED}: it goes on with half as many blocks at once"
+            )
+            status = _end_of_stage(arguments, {SMALLER: "1"})
     if status:
         raise Crash(
             f"stage {arguments[0]} {_how(status)}; what it had finished is kept, run again to go on"
         )
 
 
+def _end_of_stage(arguments: tuple[str | Path, ...], more: Mapping[str, str]) -> int:
+    """Run a stage to its end, ``more`` standing in its environment; returns the exit status.
+
+    Raises:
+        UserError: what the stage refused.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        sentence = Path(folder) / "error"
+        own = {"ELDER_ERROR_FILE": str(sentence), **more}
+        with subprocess.Popen(
+            [sys.executable, "-m", "elder", "stage", *map(str, arguments)],
+            env=CPU_SETTINGS | os.environ | own,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr,
+        ) as stage:
+            status = stage.wait()
+        if sentence.exists():
+            raise UserError(sentence.read_text(encoding="utf-8"))
+    return status
+
+
 def _how(status: int) -> str:
     """Say how a stage ended, and what may help."""
     if status == -signal.SIGKILL:
-        return f"was killed (SIGKILL), as the system does where memory runs out: {NEED_LESS}"
+        return f"{KILLED}: {NEED_LESS}"
     if status < 0:
         return f"was killed by {signal.Signals(-status).name}"
     return f"failed with exit status {status}, for the reason shown above"

@@ -8,6 +8,7 @@ A stage reads what the ones before it left in the work folder, and leaves its ow
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from elder.recovery import RECOVERIES, recover, student_of
 from elder.selection import Problem, Selection, run_method
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
+from elder.training.micro_batch import MicroBatch
 from elder.training.regularise import regularise
 from elder.training.synthesis import synthetic_blocks
 
@@ -120,7 +122,10 @@ def select_layers(
         seed=settings.calibration.seed,
         forward_batch=chosen.forward_batch,
     )
-    selection = run_method(chosen.method, problem)
+    at_once = MicroBatch(f"selection by {chosen.method}", chosen.forward_batch)
+    selection = at_once.attempt(
+        lambda size: run_method(chosen.method, replace(problem, forward_batch=size))
+    )
     try:
         check_removal(loaded.model, selection.removed)
     except UserError as error:
@@ -217,7 +222,13 @@ def _compensate(job: Job) -> Compensated:
     settings = job.settings.compensate
     if settings.method == NONE:
         return Compensated(compensation=None)
-    dtype = _kept_dtype(job)
+    at_once = MicroBatch(f"compensation by {settings.method}", settings.batch)
+    return at_once.attempt(partial(_compensate_in_batches, job))
+
+
+def _compensate_in_batches(job: Job, batch: int) -> Compensated:
+    """Compensate a model that is loaded anew, which an attempt that ran out of memory may have changed."""
+    settings, dtype = job.settings.compensate, _kept_dtype(job)
     shallow = job.load(job.folder("remove"), dtype)
     # what the layers were taken out of
     before = job.load(job.folder("regularise"), dtype)
@@ -228,7 +239,7 @@ def _compensate(job: Job) -> Compensated:
         removed=removed,
         blocks=job.blocks(shallow),
         settings=settings.settings_of(settings.method),
-        batch=settings.batch,
+        batch=batch,
     )
     record = compensate(settings.method, pruned)
     peak = peak_memory_bytes(shallow.model.device)

@@ -1,6 +1,7 @@
 """Perplexity on a text, in separate blocks of tokens."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from elder.model.forward import block_losses
 from elder.model.load import Loaded, check_tokens
 from elder.progress import track
 from elder.record import Perplexity
+from elder.training.micro_batch import MicroBatch
 
 
 def perplexity_of_text(
@@ -46,13 +48,15 @@ def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
     """Return the mean next-token loss of each block in nats, (blocks,) float64; see `perplexity`.
 
     Raises:
-        UserError: for a loss that is not finite, naming the layer where it begins.
+        UserError: for a loss that is not finite, naming the layer where it begins; if memory holds no single block.
     """
     batches, given = blocks.split(batch), max(1, len(loaded.bos))
+    at_once = MicroBatch("perplexity", batch)
     losses = []
     for ids in track(batches, "perplexity", len(batches)):
-        losses.append(block_losses(loaded.model, ids, batch, given=given))
-        refuse_broken_losses(loaded.model, ids, losses[-1])
+        found = at_once.attempt(partial(block_losses, loaded.model, ids, given=given))
+        refuse_broken_losses(loaded.model, ids, found)
+        losses.append(found)
     return torch.cat(losses)
 
 

@@ -8,6 +8,7 @@ import copy
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from elder.model.finite import refuse_broken_losses
 from elder.model.load import Loaded, context_length
 from elder.progress import meter
 from elder.record import TaskResult
+from elder.training.micro_batch import MicroBatch
 
 BOOTSTRAP = (
     1000  # resamples, for the few metrics that have no formula for their standard error
@@ -43,7 +45,7 @@ def run_tasks(
             relative to it, a folder in it named like a Hub dataset (owner/name) stands in for that dataset, and so do
             files as `elder.evaluation.local_tasks` describes them.
         limit: the first items of each task only; None takes all.
-        batch: sequences in a batch.
+        batch: sequences in a batch; where memory does not suffice, the tasks begin anew with half as many.
 
     Returns:
         {leaf task: its headline: acc where there is one, else the first metric with a standard error}.
@@ -56,6 +58,18 @@ def run_tasks(
     if not names:
         return {}
     need_lm_eval()
+    at_once = MicroBatch("evaluation on tasks", batch)
+    return at_once.attempt(partial(_scores, loaded, names, task_data, limit))
+
+
+def _scores(
+    loaded: Loaded,
+    names: list[str],
+    task_data: Path | None,
+    limit: int | None,
+    batch: int,
+) -> dict[str, TaskResult]:
+    """Run tasks from the beginning; see `run_tasks`."""
     from lm_eval.evaluator import evaluate
 
     scorer = _scorer(loaded, batch)

@@ -37,6 +37,11 @@ class Training(Section):
         0.0, ge=0, description="passes over the calibration blocks; 0: skip this step"
     )
     batch: int = Field(8, ge=1, description="blocks in a batch")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="blocks at once, for the same batch; null: all of it, or as many as fit",
+    )
     optimizer: Literal["auto", "adamw", "muon"] = Field(
         "auto",
         description="muon: for the matrices inside the layers; auto: as lr, adamw where lr is given",

@@ -12,6 +12,7 @@ left of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
 from elder.training.losses import residual_norm
 from elder.training.search import Values
-from elder.training.tune import Objective, grids_of, tune
+from elder.training.tune import Objective, grids_of, micro_batch_of, tune
 
 LAMBDA2_GRID = (0.001, 0.01, 0.1)
 
@@ -57,11 +58,14 @@ def regularise(
         strength = values["lambda2"] if settings.lambda2 == "auto" else settings.lambda2
         return Regularised(model, removed, settings, strength)
 
+    at_once = micro_batch_of(settings, run.label)
+
     def loss_without_layers(held_out: Tensor) -> float:
         with skipping(model, removed):
-            return (
-                block_losses(model, held_out, settings.batch, run.compute).mean().item()
+            losses = at_once.attempt(
+                partial(block_losses, model, held_out, compute=run.compute)
             )
+        return losses.mean().item()
 
     layers = find_layers(model)
     with LayerControl(nn.ModuleList([layers[index] for index in removed])) as control:
@@ -70,10 +74,11 @@ def regularise(
             weight = residual_weight(done, settings.anneal)
             control.weights = torch.full((len(removed),), weight)
 
+        wanted = replace(run, micro_batch=at_once)
         if settings.anneal:
-            run = replace(run, at_step=fade)
+            wanted = replace(wanted, at_step=fade)
         objective = Objective(loss_with, grids, loss_without_layers)
-        return tune(model, data, settings, objective, run)
+        return tune(model, data, settings, objective, wanted)
 
 
 @dataclass(frozen=True)

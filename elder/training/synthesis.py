@@ -7,6 +7,7 @@ quantisation (LLM-QAT, arXiv 2305.17888). Tokens that are trained on stay within
 often.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from elder.data import batch_indices, nth_seed
 from elder.files import whole_file
 from elder.model.forward import continue_texts
 from elder.progress import meter
+from elder.training.micro_batch import MicroBatch
 
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
 TOKENS_AT_ONCE = 32_768  # in one batch of generation: bounds the key/value cache
@@ -49,18 +51,30 @@ def synthetic_blocks(
     if known is not None:
         return known
     prompts = choose_prompts(blocks, count, seed, first)
+    rows = max(1, TOKENS_AT_ONCE // seq_len)
+    at_once = MicroBatch("the dense model's writing", rows)
     written = []
     with meter("dense model writes", count) as step:
-        for number, batch in enumerate(
-            prompts.split(max(1, TOKENS_AT_ONCE // seq_len))
-        ):
-            torch.manual_seed(nth_seed(seed, number))
-            written.append(continue_texts(dense, batch, seq_len, temperature=1.0))
+        for number, batch in enumerate(prompts.split(rows)):
+            writing = partial(_written, dense, batch, seq_len, nth_seed(seed, number))
+            written.append(at_once.attempt(writing))
             step(steps=len(batch))
     ids = torch.cat(written)
     if kept is not None:
         _write(kept, ids)
     return ids
+
+
+def _written(
+    dense: Any, prompts: Tensor, seq_len: int, seed: int, at_once: int
+) -> Tensor:
+    """Return texts that begin with prompts, (rows, seq_len); fewer at once are other texts: sampling draws anew."""
+    torch.manual_seed(seed)
+    pieces = [
+        continue_texts(dense, piece, seq_len, temperature=1.0)
+        for piece in prompts.split(at_once)
+    ]
+    return torch.cat(pieces)
 
 
 def choose_prompts(blocks: Tensor, count: int, seed: int, first: int = 0) -> Tensor:

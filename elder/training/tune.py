@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from elder.record import Spent
 from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun, train
+from elder.training.micro_batch import MicroBatch
 from elder.training.search import Snapshot, Values, in_words, search
 
 OPTIMIZER = "optimizer"
@@ -94,6 +96,9 @@ def tune(
         UserError: if the loss does not stay finite, or the model cannot do what is asked.
     """
     thrifty = checkpointing(model) if settings.gradient_checkpointing else nullcontext()
+    # the trials' and the run's
+    at_once = run.micro_batch or micro_batch_of(settings, run.label)
+    run = replace(run, micro_batch=at_once)
     with trainable(model, settings.adapter_rank, run.seed) as trained, thrifty:
         trials = Trials(trained, data, settings, objective, run)
         chosen, schedule, searched = trials.choose()
@@ -175,7 +180,10 @@ class Trials:
         held = self.data.held_out
         if self.objective.judge:
             return self.objective.judge(held)
-        losses = block_losses(self.model, held, self.settings.batch, self.run.compute)
+        at_once = self.run.micro_batch or micro_batch_of(self.settings, self.run.label)
+        losses = at_once.attempt(
+            partial(block_losses, self.model, held, compute=self.run.compute)
+        )
         return losses.mean().item()
 
     def trial_schedule(self, values: Values, trials: int) -> Schedule:
@@ -202,6 +210,11 @@ class Trials:
             weight_decay=settings.weight_decay,
             seed=self.run.seed,
         )
+
+
+def micro_batch_of(settings: params.Training, label: str) -> MicroBatch:
+    """Return how many blocks a stage's training begins with at once."""
+    return MicroBatch(label, settings.micro_batch or settings.batch)
 
 
 def lowered(trial: int, steps: int, searched: bool) -> float:

@@ -41,12 +41,26 @@ def test_how_a_stage_ended(
     error: type,
     sentence: str,
 ) -> None:
-    program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{end}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(stage, "gpu_slot", nullcontext)
-    monkeypatch.setattr(stage.sys, "executable", str(program))
+    stand_in(tmp_path, monkeypatch, end)
     with pytest.raises(error) as found:
         stage.run_stage("job", "learn")
     assert str(found.value).startswith(sentence)
     assert "\n" not in str(found.value)
+
+
+def test_a_stage_that_was_killed_runs_once_more_with_half_as_much_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(tmp_path, monkeypatch, 'test "$ELDER_SMALLER" = 1 || kill -KILL $$')
+    stage.run_stage("job", "recover")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "runs out: it goes on with half as many blocks at once" in said
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let a script stand for the process of a stage."""
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(stage, "gpu_slot", nullcontext)
+    monkeypatch.setattr(stage.sys, "executable", str(program))

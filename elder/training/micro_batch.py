@@ -1,0 +1,64 @@
+"""How many blocks go through a model at once: halved where memory does not suffice, while batch and result stay."""
+
+import gc
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from elder.device import is_out_of_memory, out_of_memory
+from elder.progress import say
+
+# in the environment of a stage that was killed, as the system does where memory runs out: how often all is halved
+SMALLER = "ELDER_SMALLER"
+T = TypeVar("T")
+
+
+class MicroBatch:
+    """The blocks that go through a model at once, of one kind of work.
+
+    Attributes:
+        work: what is done, for messages.
+        size: blocks at once.
+    """
+
+    def __init__(self, work: str, size: int) -> None:
+        self.work = work
+        self.size = max(1, size >> int(os.environ.get(SMALLER, "0")))
+
+    def attempt(self, run: Callable[[int], T]) -> T:
+        """Return what ``run`` makes with ``size`` blocks at once; out of memory, it runs anew with half as many.
+
+        What did not fit once is not tried again.
+
+        Raises:
+            UserError: if not even one block fits.
+        """
+        while True:
+            try:
+                return run(self.size)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise out_of_memory(
+                        error, f"{self.work}, one block at a time,"
+                    ) from None
+                self._halve(error)
+            # not before the error is gone, which holds what was computed
+            free_memory()
+
+    def _halve(self, error: Exception) -> None:
+        before, self.size = self.size, self.size // 2
+        reason = str(
+            out_of_memory(error, f"{self.work} with {before} blocks at once")
+        ).partition(";")[0]
+        say(f"{reason}: it goes on with {self.size} at once, and the same batch")
+
+
+def free_memory() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
