@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,39 +103,41 @@ def export_gguf(source: Path, output: Path, kind: str) -> str:
     return file_digest(output)
 
 
-def ask(
-    file: Path,
-    text: str,
-    prompts: Sequence[list[int]],
-    new_tokens: int,
-    words: int,
-    threads: int,
-) -> Answer:
-    """Let the engine cut a text into tokens, and continue prompts greedily.
+class Request(NamedTuple):
+    """What an engine is asked.
 
-    Args:
-        file: GGUF.
-        text: any.
+    Attributes:
+        file: the model.
+        text: to be cut into tokens.
         prompts: token ids of each.
-        new_tokens: how many follow each.
+        new_tokens: how many follow each, greedily.
         words: how many tokens the model knows: so many log-probabilities come back.
         threads: that it computes with.
+    """
+
+    file: str
+    text: str
+    prompts: list[list[int]]
+    new_tokens: int
+    words: int
+    threads: int
+
+
+def ask(request: Request) -> Answer:
+    """Let the engine cut a text into tokens, and continue prompts greedily.
 
     Raises:
         UserError: llama.cpp is not installed, or fails: with its own last line.
     """
-    asked = {
-        "file": str(file),
-        "text": text,
-        "prompts": prompts,
-        "new_tokens": new_tokens,
-        "words": words,
-        "threads": threads,
-    }
-    done = _run("serve", place(), [], json.dumps(asked))
-    lines = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
-    if done.returncode or not lines:
-        raise UserError(f"llama.cpp cannot serve {str(file)!r}: {_last_line(done)}")
+    done = _run("serve", place(), [], json.dumps(request._asdict()))
+    if done.returncode:
+        raise UserError(f"llama.cpp cannot serve {request.file!r}: {_last_line(done)}")
+    return read_answer(done.stdout)
+
+
+def read_answer(stdout: str) -> Answer:
+    """Return the answer that a program printed among other lines."""
+    lines = [line for line in stdout.splitlines() if line.startswith(ANSWER)]
     answer = json.loads(lines[-1].removeprefix(ANSWER))
     said = [
         Said(one["ids"], {int(word): value for word, value in one["first"].items()})

@@ -8,6 +8,7 @@ import torch
 
 from elder.data import evaluation_blocks
 from elder.engines import llama_cpp
+from elder.engines.llama_cpp import Answer, Request
 from elder.errors import UserError
 from elder.model.forward import continue_texts, logits_of
 from elder.model.load import Loaded, context_length
@@ -38,14 +39,22 @@ def try_llama_cpp(loaded: Loaded, folder: Path, text: Path, work: Path) -> Engin
         file = Path(place) / "model.gguf"
         try:
             llama_cpp.export_gguf(folder, file, kind)
-            trial = compare(loaded, file, text)
+            trial = compare(loaded, llama_cpp.ask, file, text)
         except UserError as error:
             trial = EngineTrial(engine=name, fault=str(error))
     return trial.model_copy(update={"format": f"gguf {kind}"})
 
 
-def compare(loaded: Loaded, file: Path, text: Path) -> EngineTrial:
-    """Compare a model with a GGUF file of it.
+def compare(
+    loaded: Loaded, ask: Callable[[Request], Answer], file: Path, text: Path
+) -> EngineTrial:
+    """Compare what an engine says of a model with what transformers says.
+
+    Args:
+        loaded: the model, as transformers read it.
+        ask: asks the engine.
+        file: what the engine reads.
+        text: UTF-8 text that the prompts are taken from, at even distances.
 
     Returns:
         ``divergence``: mean Kullback-Leibler divergence of the engine's next token from transformers', in nats;
@@ -56,21 +65,22 @@ def compare(loaded: Loaded, file: Path, text: Path) -> EngineTrial:
         UserError: the engine fails.
     """
     prompts = _prompts(loaded, text)
-    cut = loaded.tokenizer.decode(prompts[0, len(loaded.bos) :].tolist())
-    own_ids = loaded.tokenizer(cut, add_special_tokens=False)["input_ids"]
+    length = prompts.shape[1]
     with torch.inference_mode():
         last = logits_of(loaded.model, prompts)[:, -1].float().log_softmax(-1).cpu()
-    length = prompts.shape[1]
     written = continue_texts(loaded.model, prompts, length + NEW_TOKENS, 0)
     own = written[:, length:].tolist()
-    answer = llama_cpp.ask(
-        file,
-        cut,
-        prompts.tolist(),
-        NEW_TOKENS,
+    cut = loaded.tokenizer.decode(prompts[0, len(loaded.bos) :].tolist())
+    request = Request(
+        file=str(file),
+        text=cut,
+        prompts=prompts.tolist(),
+        new_tokens=NEW_TOKENS,
         words=last.shape[1],
         threads=torch.get_num_threads(),
     )
+    answer = ask(request)
+    own_ids = loaded.tokenizer(cut, add_special_tokens=False)["input_ids"]
     divergence, largest, same = 0.0, 0.0, 0
     for expected, tokens, said in zip(last, own, answer.said, strict=True):
         known = torch.tensor(list(said.first))

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from elder.engines import llama_cpp
-from elder.engines.llama_cpp import Answer, Said
+from elder.engines.llama_cpp import Answer, Request, Said
 from elder.engines.trial import compare, try_engines
 from elder.evaluation.gate import ENGINES_AGREE
 from elder.model.forward import logits_of
@@ -36,16 +35,16 @@ def model() -> Loaded:
     return load_model(Params().model.model_copy(update=place))
 
 
-def test_the_numbers_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_of_a_comparison() -> None:
     loaded = model()
 
-    def ask(file: Path, text: str, prompts: Any, new_tokens: int, **_: int) -> Answer:
+    def ask(request: Request) -> Answer:
         """Answer as the model does, but for the first prompt: half as likely the likeliest token, and wrong ids."""
         said = []
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(request.prompts):
             ids, given = [], list(prompt)
             with torch.inference_mode():
-                for _ in range(new_tokens):
+                for _ in range(request.new_tokens):
                     last = logits_of(loaded.model, torch.tensor([given]))[0, -1]
                     ids.append(int(last.argmax()))
                     given.append(ids[-1])
@@ -54,13 +53,12 @@ def test_the_numbers_of_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
             if number == 0:
                 values[ids[0]] -= 0.5
                 likely.append(first.softmax(-1)[ids[0]].item())
-                ids = [-1] * new_tokens
+                ids = [-1] * request.new_tokens
             said.append(Said(ids, dict(enumerate(values.tolist()))))
-        return Answer(loaded.tokenizer(text)["input_ids"], said)
+        return Answer(loaded.tokenizer(request.text)["input_ids"], said)
 
     likely: list[float] = []
-    monkeypatch.setattr(llama_cpp, "ask", ask)
-    found = compare(loaded, Path("any.gguf"), TEXT)
+    found = compare(loaded, ask, Path("any.gguf"), TEXT)
     assert found.divergence == pytest.approx(0.5 * likely[0] / 8, rel=1e-3)
     assert found.largest_difference == pytest.approx(0.5, rel=1e-3)
     assert (found.same_tokens, found.tokens, found.same_ids) == (112, 128, True)
