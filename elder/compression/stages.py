@@ -122,16 +122,12 @@ def select_layers(
         seed=settings.calibration.seed,
         forward_batch=chosen.forward_batch,
     )
-    at_once = MicroBatch(f"selection by {chosen.method}", chosen.forward_batch)
+    work = f"selection by {chosen.method}"
+    at_once = MicroBatch.of_blocks(work, chosen.forward_batch, blocks.shape[1])
     selection = at_once.attempt(
         lambda size: run_method(chosen.method, replace(problem, forward_batch=size))
     )
-    try:
-        check_removal(loaded.model, selection.removed)
-    except UserError as error:
-        raise UserError(
-            f"{error}; protect some of these layers, or remove another number of them"
-        ) from None
+    _check_choice(loaded, selection)
     removed = list(selection.removed)
     say(
         f"{chosen.method} removes layers {', '.join(map(str, removed))} of 0 to {count - 1}"
@@ -145,6 +141,15 @@ def select_layers(
         tokens=blocks.numel(),
         peak_memory_bytes=peak_memory_bytes(loaded.model.device),
     )
+
+
+def _check_choice(loaded: Loaded, selection: Selection) -> None:
+    try:
+        check_removal(loaded.model, selection.removed)
+    except UserError as error:
+        raise UserError(
+            f"{error}; protect some of these layers, or remove another number of them"
+        ) from None
 
 
 def _scores(selection: Selection) -> Scores:

@@ -51,7 +51,7 @@ def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
         UserError: for a loss that is not finite, naming the layer where it begins; if memory holds no single block.
     """
     batches, given = blocks.split(batch), max(1, len(loaded.bos))
-    at_once = MicroBatch("perplexity", batch)
+    at_once = MicroBatch.of_blocks("perplexity", batch, blocks.shape[1])
     losses = []
     for ids in track(batches, "perplexity", len(batches)):
         found = at_once.attempt(partial(block_losses, loaded.model, ids, given=given))

@@ -26,7 +26,9 @@ class Select(Choice):
     )
     protect: tuple[int, ...] = Field((), description="layers never offered for removal")
     forward_batch: int = Field(
-        8, ge=1, description="blocks in a batch where layers are only looked at"
+        8,
+        ge=1,
+        description="blocks in a batch where layers are only looked at; of long blocks fewer",
     )
 
 

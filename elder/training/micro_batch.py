@@ -12,6 +12,9 @@ from elder.progress import say
 
 # in the environment of a stage that was killed, as the system does where memory runs out: how often all is halved
 SMALLER = "ELDER_SMALLER"
+MOST_TOKENS = (
+    4096  # at once where nothing is learnt: more are no faster, and take memory
+)
 T = TypeVar("T")
 
 
@@ -26,6 +29,11 @@ class MicroBatch:
     def __init__(self, work: str, size: int) -> None:
         self.work = work
         self.size = max(1, size >> int(os.environ.get(SMALLER, "0")))
+
+    @classmethod
+    def of_blocks(cls, work: str, size: int, seq_len: int) -> "MicroBatch":
+        """Return one for work that learns nothing, on blocks of a length: fewer of long ones."""
+        return cls(work, min(size, max(1, MOST_TOKENS // seq_len)))
 
     def attempt(self, run: Callable[[int], T]) -> T:
         """Return what ``run`` makes with ``size`` blocks at once; out of memory, it runs anew with half as many.

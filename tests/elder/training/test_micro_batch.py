@@ -186,3 +186,10 @@ def test_a_stage_that_was_killed_begins_smaller(
 def test_other_failures_stay_what_they_are() -> None:
     with pytest.raises(ZeroDivisionError):
         MicroBatch("recover", 4).attempt(lambda size: size // 0)
+
+
+@pytest.mark.parametrize(("seq_len", "size"), [(128, 8), (1024, 4), (9000, 1)])
+def test_of_long_blocks_fewer_go_through_a_model_at_once(
+    seq_len: int, size: int
+) -> None:
+    assert MicroBatch.of_blocks("selection", 8, seq_len).size == size
