@@ -71,16 +71,8 @@ def compare(
     written = continue_texts(loaded.model, prompts, length + NEW_TOKENS, 0)
     own = written[:, length:].tolist()
     cut = loaded.tokenizer.decode(prompts[0, len(loaded.bos) :].tolist())
-    request = Request(
-        file=str(file),
-        text=cut,
-        prompts=prompts.tolist(),
-        new_tokens=NEW_TOKENS,
-        words=last.shape[1],
-        threads=torch.get_num_threads(),
-    )
-    answer = ask(request)
-    own_ids = loaded.tokenizer(cut, add_special_tokens=False)["input_ids"]
+    asked = prompts.tolist(), NEW_TOKENS, last.shape[1], torch.get_num_threads()
+    answer = ask(Request(str(file), cut, *asked))
     divergence, largest, same = 0.0, 0.0, 0
     for expected, tokens, said in zip(last, own, answer.said, strict=True):
         known = torch.tensor(list(said.first))
@@ -88,6 +80,7 @@ def compare(
         divergence += (expected[known].exp() * off).sum().item() / len(own)
         largest = max(largest, off.abs().max().item())
         same += sum(a == b for a, b in zip(tokens, said.ids, strict=True))
+    own_ids = loaded.tokenizer(cut, add_special_tokens=False)["input_ids"]
     return EngineTrial(
         engine=llama_cpp.NAME,
         divergence=divergence,
