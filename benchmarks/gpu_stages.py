@@ -30,7 +30,7 @@ from elder.compression.stages import select_layers
 from elder.device import peak_memory_bytes
 from elder.environment import environment
 from elder.evaluation.speed import measure_side_by_side
-from elder.model.layers import remove_layers
+from elder.model.layers import remove_layers, twin
 from elder.model.load import Loaded, parameter_count
 from elder.progress import say
 from elder.record import plain
@@ -274,7 +274,7 @@ class Bench:
     def recover(self, rank: int) -> dict[str, Any]:
         """Distil the dense model into one with a quarter of the layers less, for six epochs."""
         dense = self.build().requires_grad_(False)
-        student = self.build(WEIGHTS if rank else torch.float32)
+        student = twin(dense) if rank else self.build(torch.float32)
         remove_layers(student, self.spread(0.25))
         settings = params.Recover(
             mode="distil",
