@@ -48,7 +48,7 @@ class RecipeOptions:
     compensate: Annotated[
         str | None,
         typer.Option(
-            help="none, merge, magnitude or linear: overrides the recipe's compensation."
+            help="none, merge, magnitude, linear, ghost, concatenate, flatten or refit: overrides the recipe's."
         ),
     ] = None
     recover: Annotated[

@@ -1,7 +1,15 @@
-"""Training-free compensation after a removal: one file each. Importing this package registers them all."""
+"""Compensations after a removal, one file each; they train nothing, or single layers. Importing registers them all."""
 
-from elder.compensation import linear, magnitude, merge  # noqa: F401 (imported to register)
-from elder.compensation.base import Pruned, compensate
+from elder.compensation import (  # noqa: F401 (imported to register)
+    concatenate,
+    flatten,
+    ghost,
+    linear,
+    magnitude,
+    merge,
+    refit,
+)
+from elder.compensation.base import Pruned, compensate, refuse_unfit
 from elder.params.catalogue import COMPENSATIONS, NONE
 
-__all__ = ["COMPENSATIONS", "NONE", "Pruned", "compensate"]
+__all__ = ["COMPENSATIONS", "NONE", "Pruned", "compensate", "refuse_unfit"]

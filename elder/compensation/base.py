@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from elder.model.forward import block_losses
 from elder.params.catalogue import COMPENSATIONS, NONE, Catalogue
-from elder.record import Json
+from elder.record import Json, Spent
 from elder.training.search import hold_out
 
 S = TypeVar("S")  # the settings that a compensation is registered with
@@ -26,6 +26,8 @@ class Pruned(Generic[S]):
         blocks: calibration blocks, (samples, seq_len), int64.
         settings: the compensation's own.
         batch: blocks in a batch.
+        seed: of everything random.
+        spent: of the budget for training; counted up by a compensation that trains something.
     """
 
     model: Any
@@ -34,6 +36,8 @@ class Pruned(Generic[S]):
     blocks: torch.Tensor
     settings: S
     batch: int
+    seed: int = 0
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,42 @@ class Gap:
         return list(range(self.start, self.stop))
 
 
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring layers of the dense model that one kept layer stands for: itself, and those that went beside it.
+
+    Attributes:
+        kept: the dense layer that stayed.
+        place: its index in the shallower model.
+        members: all of them, ascending: those that went right after it, and for the first kept layer those before it.
+    """
+
+    kept: int
+    place: int
+    members: tuple[int, ...]
+
+    @property
+    def removed(self) -> list[int]:
+        """Return the layers that went."""
+        return [index for index in self.members if index != self.kept]
+
+
 # changes the model in place; returns what it found
 Compensation = Callable[[Pruned[Any]], dict[str, Json]]
 CATALOGUE: Catalogue[Compensation] = COMPENSATIONS
 register = CATALOGUE.register
+
+
+def refuse_unfit(name: str, dense: Any, blocks: torch.Tensor) -> None:
+    """Refuse, before any work, a compensation that there is not, or that can do nothing for a model.
+
+    Raises:
+        UserError: as the compensation would once layers are gone.
+    """
+    CATALOGUE.refuse_unknown(name)
+    check = CATALOGUE.find(name).check if name != NONE else None
+    if check:
+        check(dense, blocks[:1])
 
 
 @torch.no_grad()
@@ -96,3 +132,15 @@ def find_gaps(removed: Sequence[int], count: int) -> list[Gap]:
             before = sum(index < start for index in gone)
             runs.append(Gap(start, stop, place=start - before))
     return runs
+
+
+def find_groups(removed: Sequence[int], count: int) -> list[Group]:
+    """Return the kept layers of ``count`` that stand for others, from the first to the last."""
+    gone = set(removed)
+    kept = [index for index in range(count) if index not in gone]
+    starts, stops = [0, *kept[1:]], [*kept[1:], count]
+    groups = []
+    for place, (index, start, stop) in enumerate(zip(kept, starts, stops, strict=True)):
+        if stop - start > 1:
+            groups.append(Group(index, place, tuple(range(start, stop))))
+    return groups

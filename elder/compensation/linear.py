@@ -18,9 +18,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from elder.compensation.base import Gap, Pruned, find_gaps, register
+from elder.compensation.states import states_at
 from elder.errors import UserError
-from elder.model.forward import run_layers
-from elder.model.layers import LayerControl, find_layers
+from elder.model.layers import find_layers
+from elder.model.removal import layer_kind
 from elder.params import Section
 from elder.progress import say
 from elder.record import Json
@@ -39,7 +40,37 @@ class LinearSettings(Section):
     )
 
 
-@register("linear", settings=LinearSettings, paper="arXiv 2505.02819")
+@torch.no_grad()
+def refuse_without_site(model: Any, ids: torch.Tensor) -> None:
+    """Refuse a model with no layer that a map could be folded into, whichever layers go; one of each kind is tried.
+
+    Raises:
+        UserError: as `find_site`.
+    """
+    layers = find_layers(model)
+    kinds: list[object] = []
+    refusal: UserError | None = None
+    for index, layer in enumerate(layers):
+        kind = layer_kind(layer, index)
+        if kind in kinds:
+            continue
+        kinds.append(kind)
+        try:
+            find_site(model, index, ids)
+        except UserError as error:
+            refusal = refusal or error
+        else:
+            return
+    assert refusal is not None
+    raise refusal
+
+
+@register(
+    "linear",
+    settings=LinearSettings,
+    paper="arXiv 2505.02819",
+    check=refuse_without_site,
+)
 def linear(pruned: Pruned[LinearSettings]) -> dict[str, Json]:
     """Fold a linear map into the layer before each gap, where it lowers the error on held-out blocks.
 
@@ -174,25 +205,18 @@ def run_to(
     Without a module the layer's output is returned twice.
     """
     seen: list[torch.Tensor] = []
-
-    def keep(layer: int, _: torch.Tensor, leaving: torch.Tensor) -> None:
-        if layer == index:
-            seen.append(leaving)
-
     hook = (
         module.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
         if module is not None
         else None
     )
     try:
-        with LayerControl(find_layers(model)) as control:
-            control.observe = keep
-            run_layers(model, ids, index)
+        _, leaving = states_at(model, index, ids)
     finally:
         if hook is not None:
             hook.remove()
-    state, written = (one.double().flatten(0, -2) for one in (seen[-1], seen[0]))
-    return state, written
+    written = seen[0] if seen else leaving
+    return leaving.double().flatten(0, -2), written.double().flatten(0, -2)
 
 
 @torch.no_grad()
@@ -222,7 +246,7 @@ def find_site(model: Any, index: int, ids: torch.Tensor) -> Site:
             ):
                 return Site(index, module, gain)
     raise UserError(
-        f"{type(model).__name__} cannot be compensated by a linear map: layer {index} of the shallower model does not "
+        f"{type(model).__name__} cannot be compensated by a linear map: its layer {index} does not "
         f"end with one projection that adds to the residual stream; set compensate.method to none"
     )
 

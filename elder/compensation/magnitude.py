@@ -41,7 +41,61 @@ CHECKED = 64  # tokens of that check: enough for a median, and few logits
 TOLERANCE = 0.2  # its error over effect, the median over tokens; the norms' epsilon stays below it
 
 
-@register("magnitude", paper="arXiv 2507.18212")
+@torch.no_grad()
+def check_scaling(model: Any, ids: torch.Tensor) -> None:
+    """Check on a few tokens that folding a scale of 2 equals scaling the stream, and that the final norm undoes it.
+
+    Raises:
+        UserError: if not.
+    """
+    layers = find_layers(model)
+    states: dict[str, torch.Tensor] = {}
+    with LayerControl(layers) as control:
+
+        def run(**steering: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            control.replay, control.weights = (
+                steering.get("replay", {}),
+                steering.get("weights"),
+            )
+            logits = logits_of(model, ids).float()
+            return states["leaving"].float(), logits
+
+        def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
+            states["leaving"] = leaving
+            if index == 0:
+                states.setdefault("entering", entering)
+
+        control.observe, control.place = observe, "output"
+        plain, logits = run()
+        scaled, _ = run(replay={0: 2 * states["entering"]})
+        last = torch.ones(len(layers), device=plain.device)
+        last[-1] = 2.0
+        _, undone = run(weights=last)
+        kept = [
+            (p, p.detach().to("cpu", copy=True))
+            for layer in layers
+            for p in writing_parameters(layer)
+        ]
+        fold(model, {0: 2.0})
+        folded, _ = run()
+        for parameter, value in kept:
+            parameter.copy_(value)
+    if off(2 * folded, scaled, scaled - 2 * plain) > TOLERANCE:
+        what = "its layers read the residual stream without a norm, or write to it through one"
+    elif off(undone, logits, logits) > TOLERANCE:
+        what = "it has no norm after its last layer"
+    else:
+        return
+    raise UserError(
+        f"{type(model).__name__} cannot be compensated by magnitude: {what}; set compensate.method to linear or none"
+    )
+
+
+@register(
+    "magnitude",
+    paper="arXiv 2507.18212",
+    check=check_scaling,
+)
 def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     """Scale what the layers after each gap write; the record holds each gap's alpha.
 
@@ -108,56 +162,6 @@ def fold(model: Any, scales: dict[int, float]) -> None:
         factor *= scales.get(place, 1.0)
         for parameter in writing_parameters(layer) if factor != 1 else ():
             parameter.copy_(parameter.float() / factor)
-
-
-@torch.no_grad()
-def check_scaling(model: Any, ids: torch.Tensor) -> None:
-    """Check on a few tokens that folding a scale of 2 equals scaling the stream, and that the final norm undoes it.
-
-    Raises:
-        UserError: if not.
-    """
-    layers = find_layers(model)
-    states: dict[str, torch.Tensor] = {}
-    with LayerControl(layers) as control:
-
-        def run(**steering: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            control.replay, control.weights = (
-                steering.get("replay", {}),
-                steering.get("weights"),
-            )
-            logits = logits_of(model, ids).float()
-            return states["leaving"].float(), logits
-
-        def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-            states["leaving"] = leaving
-            if index == 0:
-                states.setdefault("entering", entering)
-
-        control.observe, control.place = observe, "output"
-        plain, logits = run()
-        scaled, _ = run(replay={0: 2 * states["entering"]})
-        last = torch.ones(len(layers), device=plain.device)
-        last[-1] = 2.0
-        _, undone = run(weights=last)
-        kept = [
-            (p, p.detach().to("cpu", copy=True))
-            for layer in layers
-            for p in writing_parameters(layer)
-        ]
-        fold(model, {0: 2.0})
-        folded, _ = run()
-        for parameter, value in kept:
-            parameter.copy_(value)
-    if off(2 * folded, scaled, scaled - 2 * plain) > TOLERANCE:
-        what = "its layers read the residual stream without a norm, or write to it through one"
-    elif off(undone, logits, logits) > TOLERANCE:
-        what = "it has no norm after its last layer"
-    else:
-        return
-    raise UserError(
-        f"{type(model).__name__} cannot be compensated by magnitude: {what}; set compensate.method to linear or none"
-    )
 
 
 def off(actual: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor) -> float:

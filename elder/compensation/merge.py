@@ -34,23 +34,27 @@ def merge(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     ]
     gaps = find_gaps(pruned.removed, len(layers))
     for gap in gaps:
-        for index in gap.layers if gap.place else ():
-            if shapes[index] != shapes[gap.start - 1]:
+        if not gap.place:
+            continue
+        before = gap.start - 1
+        for index in gap.layers:
+            if shapes[index] != shapes[before]:
                 raise UserError(
-                    f"layer {index} cannot be merged into layer {gap.start - 1}: their weights differ in name or "
+                    f"layer {index} cannot be merged into layer {before}: their weights differ in name or "
                     f"shape; set compensate.method to none, or protect one of them"
                 )
+    records: list[Json] = []
     for gap in gaps:
-        if gap.place:
-            merged = merged_weights(
-                weights[gap.start - 1], [weights[index] for index in gap.layers]
-            )
-            for name, parameter in kept[gap.place - 1].named_parameters():
-                parameter.copy_(merged[name])
+        into = gap.start - 1 if gap.place else None
+        records.append({"removed": gap.layers, "into": into})
+        if into is None:
+            continue
+        gone = [weights[index] for index in gap.layers]
+        merged = merged_weights(weights[into], gone)
+        target = kept[gap.place - 1]
+        for name, parameter in target.named_parameters():
+            parameter.copy_(merged[name])
     return {
-        "gaps": [
-            {"removed": g.layers, "into": g.start - 1 if g.place else None}
-            for g in gaps
-        ],
+        "gaps": records,
         "tokens": 0,
     }

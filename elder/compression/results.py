@@ -77,6 +77,6 @@ class Removed(StageResult):
 
 
 class Compensated(StageResult):
-    """What a compensation found, None where there was none."""
+    """What a compensation found, None where there was none; ``spent`` counts what it trained, as a share of a model."""
 
     compensation: dict[str, Json] | None

@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from elder import params
-from elder.compensation import COMPENSATIONS, NONE, Pruned, compensate
+from elder.compensation import (
+    COMPENSATIONS,
+    NONE,
+    Pruned,
+    compensate,
+    refuse_unfit,
+)
 from elder.compression.job import Job, Stage
 from elder.compression.results import Chosen, Compensated, Learnt, Removed, Trained
 from elder.device import peak_memory_bytes
@@ -178,6 +184,7 @@ def _learn(job: Job) -> Learnt:
     RECOVERIES.refuse_unknown(job.settings.recover.mode)
     loaded = job.load()
     blocks = job.blocks(loaded)
+    refuse_unfit(job.settings.compensate.method, loaded.model, blocks)
     chosen = select_layers(loaded, blocks, job.settings)
     return Learnt(
         **dict(chosen),
@@ -245,11 +252,12 @@ def _compensate_in_batches(job: Job, batch: int) -> Compensated:
         blocks=job.blocks(shallow),
         settings=settings.settings_of(settings.method),
         batch=batch,
+        seed=job.settings.calibration.seed,
     )
     record = compensate(settings.method, pruned)
     peak = peak_memory_bytes(shallow.model.device)
     job.keep("compensate", shallow)
-    return Compensated(compensation=record, peak_memory_bytes=peak)
+    return Compensated(compensation=record, spent=pruned.spent, peak_memory_bytes=peak)
 
 
 def _recover(job: Job) -> Trained:

@@ -15,6 +15,7 @@ from elder.errors import UserError, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 Recipe = Mapping[str, Mapping[str, Any]]  # {section: {key: value}}, as in params.yaml
+Check = Callable[[Any, Any], None]
 
 
 class NoSettings(BaseModel):
@@ -34,6 +35,7 @@ class Entry(Generic[F]):
         recipe: what the name means beyond itself, {section: {key: value}}; laid over the parameters.
         paper: where it comes from.
         teacher: the dense model is needed beside the shallower one (of a recovery).
+        check: refuses a dense model that it can do nothing for, given it and one block of tokens (of a compensation).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Entry(Generic[F]):
     recipe: Recipe
     paper: str | None
     teacher: bool = False
+    check: Check | None = None
 
 
 class Catalogue(Mapping[str, Entry[F]]):
@@ -64,6 +67,7 @@ class Catalogue(Mapping[str, Entry[F]]):
         recipe: Recipe | None = None,
         paper: str | None = None,
         teacher: bool = False,
+        check: Check | None = None,
     ) -> Callable[[F], F]:
         """Make the function below known by a name; see `Entry` for the arguments.
 
@@ -75,7 +79,7 @@ class Catalogue(Mapping[str, Entry[F]]):
             if name in self.entries or name == self.nothing:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
             self.entries[name] = Entry(
-                name, function, settings, recipe or {}, paper, teacher
+                name, function, settings, recipe or {}, paper, teacher, check
             )
             return function
 

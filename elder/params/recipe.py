@@ -86,7 +86,7 @@ class Regularise(Training):
 
 
 class Compensate(Choice):
-    """Mend the shallower model without training it."""
+    """Mend the shallower model: with nothing trained, or with single layers trained by themselves."""
 
     catalogue = COMPENSATIONS
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from elder.compensation import COMPENSATIONS, NONE, compensate
-from elder.compensation.base import Gap, find_gaps, register
+from elder.compensation import COMPENSATIONS, NONE, compensate, refuse_unfit
+from elder.compensation.base import Gap, Group, find_gaps, find_groups, register
 from elder.errors import UserError
 from elder.model.forward import block_losses, logits_of
 from elder.model.load import weights_digest
 from elder.model.save import save_model
 from tests.elder.compensation.removals import NORM_AFTER, build, pruned
 
-METHODS = ["merge", "magnitude", "linear"]
+METHODS = sorted(COMPENSATIONS)
 
 
 # --- the gaps and the registry ---
@@ -29,10 +29,22 @@ def test_the_gaps_of_a_removal_by_hand() -> None:
     assert Gap(3, 5, 2).layers == [3, 4]
 
 
+def test_the_groups_of_a_removal_by_hand() -> None:
+    # kept: 1, 2, 5 and 6. 1 stands for 0, too; 2 for 3 and 4; 6 for 7; 5 for itself alone
+    assert find_groups((4, 7, 0, 3), 8) == [
+        Group(1, 0, (0, 1)),
+        Group(2, 1, (2, 3, 4)),
+        Group(6, 3, (6, 7)),
+    ]
+    assert Group(2, 1, (2, 3, 4)).removed == [3, 4]
+    # both sides of the first kept layer
+    assert find_groups((0, 2), 3) == [Group(1, 0, (0, 1, 2))]
+
+
 def test_an_unknown_name_lists_the_valid_ones() -> None:
     with pytest.raises(
         UserError,
-        match=r"no compensation 'liner'; did you mean 'linear'\? valid: linear, .*none",
+        match=r"no compensation 'liner'; did you mean 'linear'\? valid: .*linear, .*none",
     ):
         COMPENSATIONS.find("liner")
     for taken in ("linear", NONE):
@@ -102,7 +114,7 @@ class Nameless:
 # --- some of them ---
 
 
-@pytest.mark.parametrize("method", ["merge", "linear"])
+@pytest.mark.parametrize("method", ["merge", "linear", "ghost"])
 def test_layers_with_none_before_them_are_just_gone(
     llama: Callable, blocks: torch.Tensor, method: str
 ) -> None:
@@ -114,7 +126,7 @@ def test_layers_with_none_before_them_are_just_gone(
 
 
 @pytest.mark.parametrize("family", NORM_AFTER)
-@pytest.mark.parametrize("method", ["magnitude", "linear"])
+@pytest.mark.parametrize("method", ["magnitude", "linear", "ghost"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_families_with_a_norm_after_the_projection_are_refused(
     family: str, method: str, dtype: torch.dtype, blocks: torch.Tensor
@@ -127,3 +139,6 @@ def test_families_with_a_norm_after_the_projection_are_refused(
     ):
         compensate(method, job)
     assert weights_digest(job.model) == before
+    # and before layers are chosen
+    with pytest.raises(UserError, match="ForCausalLM cannot be compensated by"):
+        refuse_unfit(method, job.dense, blocks)

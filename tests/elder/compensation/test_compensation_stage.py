@@ -49,7 +49,7 @@ def run(
     return compress
 
 
-@pytest.mark.parametrize("method", ["merge", "magnitude", "linear"])
+@pytest.mark.parametrize("method", ["merge", "magnitude", "linear", "ghost", "flatten"])
 def test_compress_compensates_and_records_it(
     run: Callable[..., Result], model_folder: Path, tmp_path: Path, method: str
 ) -> None:
@@ -81,6 +81,18 @@ def test_compress_compensates_and_records_it(
         AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers
         == 4
     )
+
+
+def test_a_refit_is_counted_as_training(run: Callable[..., Result]) -> None:
+    done = run("--method", "shortgpt", "--compensate", "refit")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    mended = found["compensation"]
+    # one layer of four and the head; rounded up for each layer that learnt
+    counted = mended["share"] * mended["layer_tokens"]
+    assert counted <= found["tokens_seen"] <= counted + len(mended["gaps"])
+    steps = sum(gap["steps"] for gap in mended["gaps"])
+    assert found["optimizer_steps"] == steps > 0
 
 
 def test_recovery_starts_from_the_compensated_model_and_goes_on_after_a_cut(

@@ -143,6 +143,6 @@ def test_a_residual_multiplier_is_the_gain(blocks: torch.Tensor) -> None:
 def test_experts_take_no_linear_map(family: str, blocks: torch.Tensor) -> None:
     with pytest.raises(
         UserError,
-        match="layer 1 of the shallower model does not end with one projection",
+        match="its layer 1 does not end with one projection",
     ):
         compensate("linear", pruned(build(family), (2, 3), blocks, "linear"))

@@ -1,0 +1,214 @@
+"""Refit: each kept layer beside a gap learns by itself to put out what it and the layers that went put out together.
+
+As XMerge (arXiv 2609.02083) and block-local reconstruction (arXiv 2510.14444) have it, the layer learns from hidden
+states alone: no loss passes through the rest of the model, which runs only to tell what enters the layer and what the
+dense model puts out after the last layer that the layer stands for. With s what it puts out and t that dense state,
+
+    L = mean over tokens of ||s - t||^2 / ||t||^2
+
+This project's own reading: its inputs are those of the shallower model, mended so far from the first gap on, so that it
+makes up for what is lost before it, too; an eighth of the blocks judges, and where they are not met better than before,
+the layer stays as it was.
+
+The budget: one token through the training of one layer counts as the share that the layer's parameters have in all that
+a token passes, the layers and the head. ``tokens_seen`` of the record holds it, beside that of every other training.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from elder.compensation.base import Group, Pruned, find_groups, register
+from elder.compensation.states import LoneLayer, states_at
+from elder.device import device_of_model
+from elder.model.layers import find_layers
+from elder.params import Section
+from elder.progress import say
+from elder.record import Json, Spent
+from elder.training.checkpoint import Schedule
+from elder.training.loop import TrainingRun, train
+from elder.training.losses import state_mismatch
+from elder.training.search import hold_out
+
+TRAINING, FORWARD = 6, 2  # floating-point operations of a token for each parameter
+WARMUP = 0.03
+
+
+class RefitSettings(Section):
+    """What the learning of single layers depends on."""
+
+    epochs: float = Field(
+        6.0, gt=0, description="passes of each such layer over the states of the blocks"
+    )
+    batch: int = Field(4, ge=1, description="blocks in a step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices inside the layer"
+    )
+    lr: float = Field(
+        0.01, gt=0, description="peak learning rate, as a share of each weight's size"
+    )
+
+
+@register("refit", settings=RefitSettings, paper="arXiv 2609.02083")
+def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
+    """Let each kept layer that stands for others learn what they put out, from the first to the last.
+
+    Returns:
+        {gaps: [{removed, into, held_out_error: {before, after}, kept, steps}], tokens, layer_tokens, share, flops};
+        ``layer_tokens`` passed through the training of one layer each, ``share`` is such a layer's of the model, and
+        ``kept`` says whether what was learnt stays. ``flops`` leaves out what attention takes beside its weights.
+    """
+    groups = find_groups(pruned.removed, len(find_layers(pruned.dense)))
+    records: list[Json] = []
+    layer_tokens, forward, training, shares = 0, 0, 0, []
+    with in_float32(pruned.model):
+        for group in groups:
+            record, spent = learn(pruned, group)
+            layer = find_layers(pruned.model)[group.place]
+            share = share_of(layer, pruned.model)
+            pruned.spent.tokens_seen += math.ceil(share * spent.tokens_seen)
+            pruned.spent.optimizer_steps += spent.optimizer_steps
+            pruned.spent.trainable_parameters = max(
+                pruned.spent.trainable_parameters, spent.trainable_parameters
+            )
+            layer_tokens += spent.tokens_seen
+            training += TRAINING * size(layer) * spent.tokens_seen
+            forward += FORWARD * passed(pruned, group) * pruned.blocks.numel()
+            shares.append(share)
+            records.append(record | {"steps": spent.optimizer_steps})
+    return {
+        "gaps": records,
+        "tokens": pruned.blocks.numel(),
+        "layer_tokens": layer_tokens,
+        "share": max(shares),
+        "flops": {"training": training, "forward": forward},
+    }
+
+
+def learn(pruned: Pruned[RefitSettings], group: Group) -> tuple[dict[str, Json], Spent]:
+    """Train one kept layer, keep it if it meets the held-out blocks better, and say so."""
+    entering, target, plain = collect(pruned, group)
+    count = len(hold_out(pruned.blocks)[0])
+    layer = find_layers(pruned.model)[group.place]
+    former = copy.deepcopy(layer.state_dict())
+    before = plain[count:].mean().item()
+    with LoneLayer(pruned.model, group.place) as alone:
+        spent = fit(pruned, layer, alone, entering[:count], target[:count])
+        errors = [
+            state_mismatch(
+                alone(one.to(device_of_model(pruned.model)).float()),
+                wanted.to(device_of_model(pruned.model)),
+            ).item()
+            for one, wanted in zip(
+                entering[count:].split(1), target[count:].split(1), strict=True
+            )
+        ]
+    after = sum(errors) / len(errors)
+    better = after < before  # not so where it is nan
+    if not better:
+        layer.load_state_dict(former)
+    say(
+        f"layer {group.kept} for {', '.join(map(str, group.members))}: held-out error {before:.4f} to {after:.4f}, "
+        f"{'kept' if better else 'left out'}"
+    )
+    error = {"before": before, "after": after if math.isfinite(after) else None}
+    return {
+        "removed": group.removed,
+        "into": group.kept,
+        "kept": better,
+        "held_out_error": error,
+    }, spent
+
+
+def fit(
+    pruned: Pruned[RefitSettings],
+    layer: nn.Module,
+    alone: LoneLayer,
+    entering: Tensor,
+    target: Tensor,
+) -> Spent:
+    """Train a layer, in place, to put out ``target`` where ``entering`` enters it, (blocks, tokens, hidden) both."""
+    settings = pruned.settings
+    device = device_of_model(pruned.model)
+    # the loop draws batches of rows: each row holds its own number, as often as it has tokens, so that they are counted
+    numbers = torch.arange(len(entering))[:, None].expand(-1, entering.shape[1])
+
+    def loss(rows: Tensor) -> Tensor:
+        chosen = rows[:, 0]
+        leaving = alone(entering[chosen].to(device).float())
+        return state_mismatch(leaving, target[chosen].to(device))
+
+    schedule = Schedule(
+        steps=max(1, int(settings.epochs * len(entering) / settings.batch)),
+        batch=settings.batch,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        relative=True,
+        warmup=WARMUP,
+        weight_decay=0.0,
+        seed=pruned.seed,
+    )
+    run = TrainingRun(f"refit of layer {alone.index}", pruned.seed, torch.float32)
+    layer.requires_grad_(True)
+    with torch.enable_grad():
+        spent = train(pruned.model, numbers, loss, schedule, run)
+    layer.requires_grad_(False)
+    return spent
+
+
+@torch.no_grad()
+def collect(pruned: Pruned[Any], group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what enters the kept layer, what it should put out, (blocks, tokens, hidden) both, and its errors so far.
+
+    They stay on the CPU, in the dense model's dtype: two numbers for each token and hidden unit are kept.
+    """
+    dtype = next(pruned.dense.parameters()).dtype
+    inputs, targets, errors = [], [], []
+    for ids in pruned.blocks.split(pruned.batch):
+        entering, leaving = states_at(pruned.model, group.place, ids)
+        _, wanted = states_at(pruned.dense, group.members[-1], ids)
+        inputs.append(entering.to("cpu", dtype))
+        targets.append(wanted.to("cpu", dtype))
+        for mine, its in zip(leaving, wanted, strict=True):
+            errors.append(state_mismatch(mine, its))
+    return torch.cat(inputs), torch.cat(targets), torch.stack(errors)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Hold a model's weights in float32 for a while, frozen; buffers, such as those of positions, stay as they are."""
+    weights = list(model.parameters())
+    kept = [(weight.dtype, weight.requires_grad) for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+            weight.data = weight.data.float()
+        yield
+    finally:
+        for weight, (dtype, trains) in zip(weights, kept, strict=True):
+            weight.data = weight.data.to(dtype)
+            weight.requires_grad_(trains)
+
+
+def size(module: nn.Module) -> int:
+    """Return how many parameters a module has."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def share_of(layer: nn.Module, model: Any) -> float:
+    """Return a layer's share of the parameters that a token passes: those of all layers and of the head."""
+    head = model.get_output_embeddings()
+    return size(layer) / (size(find_layers(model)) + (size(head) if head else 0))
+
+
+def passed(pruned: Pruned[Any], group: Group) -> int:
+    """Return how many parameters of layers a token passes while the states of a group are collected."""
+    mine = find_layers(pruned.model)[: group.place + 1]
+    its = find_layers(pruned.dense)[: group.members[-1] + 1]
+    return sum(map(size, mine)) + sum(map(size, its))
