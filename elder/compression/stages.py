@@ -209,6 +209,11 @@ def _regularise(job: Job) -> Trained:
             f"regularise.anneal is {settings.anneal:g}: layers that fade out leave nothing to mend; "
             "set it to 0, or compensate.method to none"
         )
+    if settings.anneal and settings.one_by_one:
+        raise UserError(
+            f"regularise.anneal is {settings.anneal:g} and regularise.one_by_one is true: layers fade out together or "
+            "go one by one; set anneal to 0, or one_by_one to false"
+        )
     removed = job.learnt.removed
     loaded = job.load(dtype=torch.float32)
     data = training_data(job.blocks(loaded))

@@ -83,6 +83,9 @@ class Regularise(Training):
         le=1,
         description="share of the steps in which the layers fade out; 0: they stay",
     )
+    one_by_one: bool = Field(
+        False, description="shrink one layer after another, each then switched off"
+    )
 
 
 class Compensate(Choice):

@@ -2,6 +2,7 @@
 
 from elder.selection import (
     angular,
+    authors,
     floors,
     laco,
     layer_weights,
@@ -21,6 +22,7 @@ from elder.selection.base import (
 __all__ = ["METHODS", "Problem", "Round", "Selection", "get_method", "run_method"]
 __all__ += [
     "angular",
+    "authors",
     "floors",
     "laco",
     "layer_weights",

@@ -73,6 +73,22 @@ def test_the_regularised_loss_by_hand(llama: Callable, blocks: torch.Tensor) -> 
     assert [point.loss for point in spent.curve] == pytest.approx([expected], rel=1e-5)
 
 
+def test_layers_one_by_one_by_hand(trained: Any, text_blocks: torch.Tensor) -> None:
+    ids = text_blocks[:8]
+    settings = params.Regularise(
+        epochs=2.0, batch=4, lr=1e-9, lambda2=0.3, one_by_one=True
+    )
+    spent = regularise(trained, [4, 1], training_data(ids), settings, RUN)
+    expected = []
+    # four steps: layer 4 has the first two, layer 1 the others, without layer 4
+    for step, (shrinking, gone) in enumerate([(4, []), (4, []), (1, [4]), (1, [4])]):
+        rows = ids[batch_indices(8, 4, step, 0)]
+        with skipping(trained, gone):
+            loss = block_losses(trained, rows, 4).mean().item()
+            expected.append(loss + 0.3 * norms(trained, rows, settings)[shrinking])
+    assert [point.loss for point in spent.curve] == pytest.approx(expected, rel=1e-4)
+
+
 def test_regularisation_searches_both_values(
     trained: Any, text_blocks: torch.Tensor
 ) -> None:
