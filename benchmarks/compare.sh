@@ -2,7 +2,7 @@
 # The tables in docs/results.md and the README: `benchmarks/compare.sh PART`, in a clone with its environment built.
 #   main        the bundled LLaMA: default, controls, ELDeR as published, baselines; 25 % and 50 %, three seeds
 #   selections  every selection with nothing trained after it, one seed
-#   ablations   the paper's two: without stage 2, and one-shot; for both places of the layer weight, one seed
+#   ablations   the paper's two: without stage 2, and one-shot; for both places of the layer weight; the authors' code, one seed
 #   parts       the default recipe without each of its parts, and the compensations, one seed
 #   families    two models of other families that nothing was tuned on, one seed
 #   texts       calibration and evaluation on other texts; WIKITEXT names a folder with valid.txt and test.txt
@@ -36,12 +36,13 @@ selections)
 ablations)
     compare ablations "elder,elder[regularise.epochs=0],elder[select.elder.iterative=false],elder[select.elder.place=residual],$(
     )elder[select.elder.place=residual,regularise.epochs=0],elder[select.elder.place=residual,select.elder.iterative=false],$(
-    )sleb" --ratios 0.25
+    )elder-authors,elder-authors[regularise.epochs=0],sleb" --ratios 0.25
     ;;
 parts)
     compare parts "default,default[select.elder.shortlist=1],default[recover.distil.synthetic=0],$(
     )default[recover.optimizer=adamw],default[recover.optimizer=muon],default[compensate.method=linear],$(
-    )sleb,sleb+linear,sleb+magnitude,sleb+merge" --ratios 0.25
+    )default[compensate.method=refit],default[compensate.method=ghost],$(
+    )sleb,sleb+linear,sleb+ghost,sleb+refit,sleb+flatten,sleb+concatenate,sleb+magnitude,sleb+merge" --ratios 0.25
     ;;
 families)
     for name in novels-opt novels-neox; do
