@@ -161,11 +161,13 @@ def _check_choice(loaded: Loaded, selection: Selection) -> None:
 def _scores(selection: Selection) -> Scores:
     rounds = []
     for one in selection.rounds:
+        raced = {"blocks": list(one.blocks)} if one.blocks else {}
         rounds.append(
             Round(
                 removed=list(one.removed),
                 values=list(one.values),
                 checked=list(one.checked),
+                **raced,
             )
         )
     return Scores(name=selection.score, lower_goes=True, rounds=rounds)

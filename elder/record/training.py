@@ -70,11 +70,15 @@ class Round(Plain):
         removed: which went.
         values: the score of each layer, None where it was not offered.
         checked: (layer, loss without it) of the layers that the scores had shortlisted, where the loss decided.
+        blocks: (layer, blocks that it was tried on) of a race; of those on the most, the lowest loss decided.
     """
 
     removed: list[int]
     values: list[Number | None]
     checked: list[Annotated[tuple[int, Number], Strict(False)]] = Field(
+        default_factory=list
+    )
+    blocks: list[Annotated[tuple[int, int], Strict(False)]] = Field(
         default_factory=list
     )
 

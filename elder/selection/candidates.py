@@ -1,51 +1,49 @@
 """The loss without each of some layers, every layer before the candidate computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
-from elder.model.finite import refuse_not_finite
-from elder.model.forward import next_token_losses, run_layers
+from elder.model.forward import next_token_losses
 from elder.model.layers import LayerControl
-from elder.progress import Meter
 
 
 def candidate_losses(
     model: Any,
     control: LayerControl,
-    alive: Sequence[int],
-    gone: set[int],
-    batches: tuple[torch.Tensor, ...],
-    step: Meter | None = None,
-) -> dict[int, float]:
-    """Return the mean loss over all blocks without each of ``alive``, the layers in ``gone`` being bypassed already.
+    candidates: Collection[int],
+    gone: Collection[int],
+    ids: torch.Tensor,
+) -> dict[int, torch.Tensor]:
+    """Return {layer: loss of each block without it, (batch,) float64 on the CPU}; the layers in ``gone`` are bypassed.
 
-    Raises:
-        UserError: for a loss that is not finite.
+    The pass without the last candidate goes through all that come before it, so it shows what enters each of them; the
+    others begin there. Nothing is run but what their losses need.
+
+    Args:
+        model: in eval mode.
+        control: of its layers, entered; afterwards it bypasses nothing.
+        candidates: at least one layer, none of them in ``gone``.
+        gone: layers that are not there either.
+        ids: (batch, tokens) int64.
     """
-    totals = dict.fromkeys(alive, 0.0)
-    for ids in batches:
-        states: dict[int, torch.Tensor] = {}
-        control.bypassed, control.replay = gone, {}
+    *others, last = sorted(candidates)
+    entered: dict[int, torch.Tensor] = {}
 
-        def keep(
-            index: int, entering: torch.Tensor, _: torch.Tensor, kept: dict = states
-        ) -> None:
-            if index in alive:
-                kept[index] = entering
+    def keep(index: int, entering: torch.Tensor, _: torch.Tensor) -> None:
+        if index in others:
+            entered[index] = entering
 
-        control.observe = keep
-        run_layers(model, ids)
-        control.observe = None
-        for candidate in alive:
-            control.bypassed = gone | set(range(candidate + 1))
-            control.replay = {candidate: states[candidate]}
-            totals[candidate] += next_token_losses(model, ids).double().sum().item()
-        if step:
-            step()
+    def losses() -> torch.Tensor:
+        return next_token_losses(model, ids).double().cpu()
+
+    control.bypassed, control.replay, control.observe = {*gone, last}, {}, keep
+    found = {last: losses()}
+    control.observe = None
+    for candidate in others:
+        control.bypassed = {*gone, *range(candidate + 1)}
+        control.replay = {candidate: entered.pop(candidate)}
+        found[candidate] = losses()
     control.bypassed, control.replay = set(), {}
-    count = sum(map(len, batches))
-    for index, total in totals.items():
-        refuse_not_finite(total, f"the loss without layer {index}")
-    return {index: total / count for index, total in totals.items()}
+    return found

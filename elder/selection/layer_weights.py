@@ -10,7 +10,8 @@ selected before being bypassed. One-shot: a single round, and the lightest layer
 As published, the lightest layer of a round goes. With a ``shortlist``, this project's own addition, the lightest few
 are taken out in turn on the calibration blocks, forward only, and the one that is missed the least goes: few steps
 order the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all. As there, the
-first and the last layer are not among them: a model can bear their being scaled, and not their being gone.
+first and the last layer are not among them: a model can bear their being scaled, and not their being gone. With
+``racing`` they leave before all blocks are seen: see `trials`.
 """
 
 from dataclasses import replace
@@ -25,10 +26,10 @@ from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
 from elder.params import Auto, Section, Strength
 from elder.params.catalogue import Recipe
-from elder.progress import Meter, meter
+from elder.progress import Meter, meter, say
 from elder.record import Spent
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
-from elder.selection.candidates import candidate_losses
+from elder.selection.trials import Trials
 from elder.training.search import hold_out, search
 
 # the published value, and those at which |S| and the loss begin to balance
@@ -61,6 +62,12 @@ class LayerWeightSettings(Section):
         4,
         ge=1,
         description="lightest layers of which the least missed goes; 1: the lightest",
+    )
+    racing: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="of these, one leaves once it loses with this confidence; null: all see all blocks",
     )
 
 
@@ -149,6 +156,7 @@ def learn(
     label = f"layer weights, lambda1 {lambda1:g}"
     with LayerControl(layers) as control, meter(label, rounds_wanted * steps) as step:
         control.place = settings.place
+        trials = Trials(problem, control, blocks, settings.racing)
         for number in range(rounds_wanted):
             alive = offered(problem, len(layers), gone)
             control.bypassed = gone
@@ -157,9 +165,11 @@ def learn(
             values: list[float | None] = [None] * len(layers)
             for index in alive:
                 values[index] = abs(weights[index].item())
-            chosen = choose(problem, control, blocks, values, gone)
+            chosen = choose(problem, trials, values, gone)
             gone = gone | set(chosen.removed)
             rounds.append(chosen)
+    if trials.run and settings.racing:
+        say(f"elder, shortlists: {trials.told()}")
     taken = rounds_wanted * steps
     tokens = taken * settings.batch * blocks.shape[1]
     removed = tuple(index for one in rounds for index in one.removed)
@@ -168,8 +178,7 @@ def learn(
 
 def choose(
     problem: Problem[LayerWeightSettings],
-    control: LayerControl,
-    blocks: torch.Tensor,
+    trials: Trials,
     values: list[float | None],
     gone: set[int],
 ) -> Round:
@@ -180,9 +189,9 @@ def choose(
         return Round(removed, tuple(values))
     inner = [None, *values[1:-1], None]
     light = lowest(inner, settings.shortlist) or removed
-    checked = losses_without(problem, control, blocks, light, gone)
-    least_missed, _ = min(checked, key=lambda pair: pair[1])
-    return Round((least_missed,), tuple(values), checked)
+    tried = trials(light, gone, len(gone))
+    checked = tuple(tried.losses.items())
+    return Round((tried.least_missed,), tuple(values), checked, tried.run)
 
 
 def learn_round(
@@ -213,19 +222,6 @@ def learn_round(
         step(f"loss {loss.item():.3f}")
     control.weights = None
     return weights.detach().cpu()
-
-
-@torch.no_grad()
-def losses_without(
-    problem: Problem[LayerWeightSettings],
-    control: LayerControl,
-    blocks: torch.Tensor,
-    light: tuple[int, ...],
-    gone: set[int],
-) -> tuple[tuple[int, float], ...]:
-    """Return (layer, mean loss on the blocks without it) for each of the lightest layers."""
-    batches = blocks.split(problem.forward_batch)
-    return tuple(candidate_losses(problem.model, control, light, gone, batches).items())
 
 
 class LayerWeightSolver:

@@ -14,7 +14,7 @@ from elder.params import Section
 from elder.params.catalogue import NoSettings
 from elder.progress import meter, say, track
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
-from elder.selection.candidates import candidate_losses
+from elder.selection.trials import Trials
 
 FIRST, LAST = 4, 2  # layers at the ends that the paper keeps for the Taylor score
 
@@ -27,13 +27,12 @@ def select_by_perplexity(problem: Problem[NoSettings]) -> Selection:
     """
     layers = find_layers(problem.model)
     alive = offered(problem, len(layers))
-    batches = problem.blocks.split(problem.forward_batch)
+    blocks = problem.blocks
     with (
-        torch.no_grad(),
         LayerControl(layers) as control,
-        meter("loss without a layer", len(batches)) as step,
+        meter("loss without a layer", len(blocks)) as step,
     ):
-        losses = candidate_losses(problem.model, control, alive, set(), batches, step)
+        losses = Trials(problem, control, blocks, step=step)(alive, set()).losses
     values = [losses.get(index) for index in range(len(layers))]
     removed = lowest(values, problem.count)
     return Selection(

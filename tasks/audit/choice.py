@@ -2,13 +2,14 @@
 
 Each round is followed again: the layers with the lowest scores go; where a loss decided among the lightest, the one
 that was missed the least; a merge of LaCo takes in all the layers that carry its score; the block of the angular
-distance goes whole, from the layer that carries the lowest score.
+distance goes whole, from the layer that carries the lowest score. Of a race, those that stayed to its end count.
 """
 
 from collections.abc import Sequence
 
 from elder.record import Number, Record, Round, Scores
 from elder.selection.base import lowest
+from elder.selection.trials import least_missed
 from tasks.audit.evidence import Broken, Evidence
 from tasks.registry.client import WEIGHTS_FILE
 
@@ -75,6 +76,8 @@ def _chosen_wrongly(one: Round, scores: Scores) -> str | None:
     values = one.values if scores.lower_goes else _negated(one.values)
     if one.checked:
         return _checked_wrongly(one, values)
+    if one.blocks:
+        values = _stayed(one, values)
     chosen = _choice(values, len(one.removed), scores.name)
     if chosen == one.removed:
         return None
@@ -117,12 +120,27 @@ def _checked_wrongly(one: Round, values: Values) -> str | None:
     light = lowest(inner, len(losses)) or lowest(list(values), 1)
     if set(losses) != set(light):
         return f"layers {sorted(losses)} were tried, the lightest are {sorted(light)}"
-    missed_least = min(losses, key=lambda layer: losses[layer])
+    tried = dict(one.blocks) or dict.fromkeys(losses, 0)
+    if set(tried) != set(losses):
+        return (
+            f"layers {sorted(losses)} were tried, blocks are counted of {sorted(tried)}"
+        )
+    missed_least = least_missed(losses, tried)
     if one.removed != [missed_least]:
         return (
             f"layer {missed_least} was missed the least, the record says {one.removed}"
         )
     return None
+
+
+def _stayed(one: Round, values: Values) -> list[Number | None]:
+    """Return the scores of the layers that stayed in a race: those tried on the most blocks."""
+    tried = dict(one.blocks)
+    most = max(tried.values())
+    return [
+        value if tried.get(layer) == most else None
+        for layer, value in enumerate(values)
+    ]
 
 
 def _negated(values: Values) -> list[Number | None]:

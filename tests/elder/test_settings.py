@@ -157,7 +157,7 @@ def test_each_method_reads_its_own_section(file: Path) -> None:
     )
     assert made.select.settings_of("elder").lambda1 == 0.1
     assert made.select.settings_of("shortened-taylor").batch == 3
-    assert made.select.settings_of("sleb") == NoSettings()
+    assert made.select.settings_of("shortgpt") == NoSettings()
     assert Select().settings_of("laco") == load_params().select.settings_of("laco")
 
 
@@ -208,14 +208,14 @@ def test_faults_in_sections_and_in_settings_are_listed_together() -> None:
     with pytest.raises(UserError, match=r"4 fault\(s\)") as caught:
         validate(
             {
-                "select": {"elder": {"epochs": 0, "lamda1": 1}, "sleb": {"x": 1}},
+                "select": {"elder": {"epochs": 0, "lamda1": 1}, "shortgpt": {"x": 1}},
                 "compensate": {"linear": 3},
             }
         )
     assert {line.strip() for line in str(caught.value).splitlines()[1:]} == {
-        "select.sleb.x: unknown key, select.sleb has no settings",
+        "select.shortgpt.x: unknown key, select.shortgpt has no settings",
         "select.elder.lamda1: unknown key, did you mean 'lambda1'? valid: batch, epochs, iterative, lambda1, lr, "
-        "place, shortlist, solver",
+        "place, racing, shortlist, solver",
         "select.elder.epochs = 0: should be greater than 0",
         "compensate.linear = 3: should hold keys and values",
     }

@@ -76,7 +76,7 @@ def test_sleb_equals_its_literal_transcription(
     trained: Any, sample: torch.Tensor
 ) -> None:
     gone, rounds = literal_sleb(trained, sample, 3)
-    found = get_method("sleb")(problem(trained, sample, 3))
+    found = get_method("sleb")(problem(trained, sample, 3, method="sleb"))
     assert list(found.removed) == gone
     for one, expected in zip(found.rounds, rounds, strict=True):
         assert {

@@ -146,6 +146,39 @@ def test_a_forged_value_is_named(
         layer_weights(evidence(score, rounds))
 
 
+def test_of_a_race_those_that_stayed_decide() -> None:
+    # layer 3 left after 8 blocks, on which it looked as if it were missed less
+    greedy: Rounds = [
+        {
+            "removed": [2],
+            "values": [None, 4.5, 4.0, 3.75, None],
+            "blocks": [[1, 16], [2, 16], [3, 8]],
+        }
+    ]
+    checked: Rounds = [
+        {
+            "removed": [1],
+            "values": [0.1, 0.5, 0.9, 0.4, 0.2],
+            "checked": [[3, 5.0], [1, 5.25]],
+            "blocks": [[3, 8], [1, 16]],
+        }
+    ]
+    for score, rounds in (
+        ("loss without the layer", greedy),
+        ("layer weight", checked),
+    ):
+        layer_weights(evidence(score, rounds))
+        rounds[0]["blocks"][-1][1] = 32
+        rounds[0]["blocks"][0][1] = 64
+        with pytest.raises(Broken, match="round 1"):
+            layer_weights(evidence(score, rounds))
+    checked[0]["blocks"].pop()
+    with pytest.raises(
+        Broken, match=r"\[1, 3\] were tried, blocks are counted of \[3\]"
+    ):
+        layer_weights(evidence("layer weight", checked))
+
+
 def test_where_the_highest_score_goes_a_forged_value_is_named_too() -> None:
     rounds: Rounds = [{"removed": [3, 1], "values": [0.1, 0.8, None, 0.9, 0.2]}]
     scores = {"name": "redundancy", "lower_goes": False, "rounds": rounds}
