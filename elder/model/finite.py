@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from elder.errors import UserError
-from elder.model.forward import logits_of
+from elder.model.head import by_position, logits_of_states, states_of
 from elder.model.layers import LAYER_LISTS, LayerControl, find_layers
 from elder.record import Weights
 
@@ -124,8 +124,12 @@ def _first_broken(model: nn.Module, ids: torch.Tensor) -> str | None:
 
     with LayerControl(find_layers(model)) as control:
         control.observe = observe
-        logits = logits_of(model, ids)
-    if not places and not all_finite(logits):
+        states = states_of(model, ids)
+
+    def fine(some: torch.Tensor) -> torch.Tensor:
+        return logits_of_states(model, some).isfinite().all(dim=-1)
+
+    if not places and not by_position(model, fine, states.flatten(0, 1)).all():
         places.append("the logits, after the last layer,")
     return places[0] if places else None
 

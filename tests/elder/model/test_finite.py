@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from elder.cli.app import build_app
 from elder.cli.services import LIBRARY
 from elder.errors import UserError
+from elder.model import head
 from elder.model.finite import (
     NotFiniteError,
     all_finite,
@@ -223,6 +224,17 @@ def test_the_logits_are_looked_at_too(trained: Any, text_blocks: torch.Tensor) -
         NotFiniteError, match="the logits, after the last layer, came out nan"
     ):
         refuse_broken_states(trained, text_blocks[:1])
+
+
+def test_logits_are_looked_at_a_few_at_a_time(
+    trained: Any, text_blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "AT_ONCE", 8 * 257)
+    made: list[int] = []
+    trained.lm_head.register_forward_hook(lambda *given: made.append(given[2].numel()))
+    refuse_broken_states(trained, text_blocks[:2], 2)
+    assert max(made) == 8 * 257
+    assert sum(made) == text_blocks[:2].numel() * 257
 
 
 def test_nothing_is_saved_of_a_model_that_is_broken(
