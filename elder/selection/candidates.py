@@ -36,14 +36,19 @@ def candidate_losses(
             entered[index] = entering
 
     def losses() -> torch.Tensor:
-        return next_token_losses(model, ids).double().cpu()
+        each = next_token_losses(model, ids)
+        return each.double().cpu()
 
-    control.bypassed, control.replay, control.observe = {*gone, last}, {}, keep
+    control.bypassed = {*gone, last}
+    control.replay = {}
+    control.observe = keep
     found = {last: losses()}
     control.observe = None
     for candidate in others:
         control.bypassed = {*gone, *range(candidate + 1)}
-        control.replay = {candidate: entered.pop(candidate)}
+        state = entered.pop(candidate)
+        control.replay = {candidate: state}
         found[candidate] = losses()
-    control.bypassed, control.replay = set(), {}
+    control.bypassed = set()
+    control.replay = {}
     return found
