@@ -4,13 +4,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from elder.errors import Crash, UserError
+from elder.fingerprint import RECIPE
 from elder.params import Params
+from elder.plan.plan import fitted
 from elder.progress import say
 from elder.record import Json, Record, Row, finite, plain
 from elder.secrecy import hide_given_secrets
 from elder.settings import read_params
 from flows.checks.doctor import require
-from flows.checks.inputs import find_model
+from flows.checks.inputs import FoundModel, find_model
 from tasks.registry.client import Registry
 from tasks.retry import little_patience
 from tasks.run import notify
@@ -87,6 +89,7 @@ def _run(settings: Params, root: Path, method: str, message: dict[str, Json]) ->
     """Check, wait, run; puts the run's id into the message."""
     require(settings, root)
     model = find_model(settings)
+    settings = _fitted(settings, model)
     end_server_with_this_process()
     with (
         exclusive(root) as name_the_run,
@@ -98,6 +101,15 @@ def _run(settings: Params, root: Path, method: str, message: dict[str, Json]) ->
         say(f"{'going on with' if going_on else 'starting'} run {run.run_id}")
         _start_server()
         return _run_flow(run)
+
+
+def _fitted(settings: Params, model: FoundModel) -> Params:
+    """Return the parameters with which the run fits into ``model.max_memory``, and say what it takes."""
+    place = {"name": model.source, "revision": model.revision}
+    found = settings.model.model_copy(update=place)
+    wanted = fitted(settings.model_copy(update={"model": found}))
+    changes = {section: getattr(wanted, section) for section in RECIPE}
+    return settings.model_copy(update=changes)
 
 
 def _start_server() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from elder.cli import compare, export, library, stage
+from elder.cli import compare, export, library, plan, stage
 from elder.cli.options import with_options
 from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
@@ -81,6 +81,7 @@ def build_app(services: Services) -> typer.Typer:
         library.compress,
         library.evaluate,
         library.bench,
+        plan.plan,
         compare.compare,
         export.export,
     )

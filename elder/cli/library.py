@@ -12,6 +12,7 @@ import typer
 
 from elder.cli.options import (
     CommonOptions,
+    MemoryOptions,
     ModelName,
     PlaceOptions,
     SelectionMethod,
@@ -170,6 +171,7 @@ def compress(
     recipe: RecipeOptions,
     selection: SelectionOptions,
     place: PlaceOptions,
+    memory: MemoryOptions,
     common: CommonOptions,
 ) -> None:
     """Make a shallower model: select, train what the method trains, remove, compensate, recover, save."""
@@ -177,13 +179,15 @@ def compress(
         "model.name": model,
         **selection.values(),
         **place.values(),
+        **memory.values(),
         **recipe.values(),
     }
     given = common.settings(values, recipe.method)
     from elder.compression.compress import compress as run
+    from elder.plan.plan import fitted
 
-    services = services_of(ctx)
-    settings, method = services.with_local_model(given), recipe.method or DEFAULT
+    services, method = services_of(ctx), recipe.method or DEFAULT
+    settings = fitted(services.with_local_model(given))
     calibration = services.plain_text(settings.calibration.source, settings)
     record = run(settings, calibration, recipe.output, method, model_name=model)
     output = str(recipe.output)

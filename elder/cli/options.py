@@ -103,6 +103,22 @@ class PlaceOptions:
 
 
 @dataclass(frozen=True)
+class MemoryOptions:
+    """How much memory a compression may take."""
+
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as 24GB: blocks at once, gradient checkpointing and adapters are chosen so that all fits."
+        ),
+    ] = None
+
+    def values(self) -> dict[str, str | None]:
+        """Return the parameters that these options stand for."""
+        return {"model.max_memory": self.max_memory}
+
+
+@dataclass(frozen=True)
 class SelectionOptions:
     """How many layers go, and which blocks of which text the choice is made on."""
 

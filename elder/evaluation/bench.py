@@ -82,7 +82,12 @@ def run_bench(
     for loaded in models:
         model = loaded.model.eval()
         prompt = random_ids(loaded, 1, prompt_tokens, SEED)
-        starts = random_ids(loaded, settings.batch, settings.generate_prompt, SEED + 1)
+        starts = random_ids(
+            loaded,
+            settings.batch,
+            settings.generate_prompt,
+            SEED + 1,
+        )
         jobs.append(Job(model, prompt, starts, settings.new_tokens))
     turns = settings.prompt_iterations + settings.generate_iterations + WARM_UP + 1
     try:
@@ -155,7 +160,7 @@ def memory_of(job: Job) -> int:
     )
     device = device_of_model(job.model)
     if device.type != "cuda":
-        return weights + _cache_bytes(job.run_generation().past_key_values)
+        return weights + cache_bytes(job.run_generation().past_key_values)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     job.run_prompt()
@@ -163,7 +168,7 @@ def memory_of(job: Job) -> int:
     return weights + torch.cuda.max_memory_allocated(device) - before
 
 
-def _cache_bytes(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
     """Return the bytes of all tensors that the layers of a cache of transformers hold."""
     total = 0
     for layer in getattr(cache, "layers", ()):

@@ -81,8 +81,15 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
-def outline(config: Any, trust_remote_code: bool = False) -> nn.Module:
+def outline(
+    config: Any, trust_remote_code: bool = False, device: str = "meta"
+) -> nn.Module:
     """Build a causal language model without memory for its weights, to look at its layers.
+
+    Args:
+        config: of the model.
+        trust_remote_code: whether code that comes with it may run.
+        device: another one is for fake tensors, which have no memory anywhere.
 
     Raises:
         UserError: if transformers cannot build it.
@@ -90,7 +97,7 @@ def outline(config: Any, trust_remote_code: bool = False) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code
             )

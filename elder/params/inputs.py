@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 
 from elder.params.section import Auto, Section
 
@@ -20,6 +20,11 @@ class Model(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the checkpoint"
+    )
+    max_memory: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="such as 24GB: the plan makes training fit; null: as it is set",
     )
     part: Literal["whole", "text"] = Field(
         "whole", description="text: the text model inside one that also sees or hears"

@@ -173,7 +173,14 @@ def learn(
     taken = rounds_wanted * steps
     tokens = taken * settings.batch * blocks.shape[1]
     removed = tuple(index for one in rounds for index in one.removed)
-    return Selection(removed, "layer weight", tuple(rounds), tokens, taken, learnt=True)
+    return Selection(
+        removed,
+        "layer weight",
+        tuple(rounds),
+        tokens,
+        taken,
+        learnt=True,
+    )
 
 
 def choose(
@@ -215,13 +222,25 @@ def learn_round(
     control.weights = weights
     for number in range(steps):
         ids = blocks[batch_indices(len(blocks), problem.settings.batch, number, seed)]
-        loss = next_token_losses(problem.model, ids).mean()
-        (gradient,) = torch.autograd.grad(loss, weights)
+        loss, gradient = pull(problem, ids, weights)
         solver.step(gradient)
-        refuse_not_finite(loss.item(), "the loss from which layer weights are learnt")
-        step(f"loss {loss.item():.3f}")
+        refuse_not_finite(loss, "the loss from which layer weights are learnt")
+        step(f"loss {loss:.3f}")
     control.weights = None
     return weights.detach().cpu()
+
+
+def pull(
+    problem: Problem[LayerWeightSettings], ids: torch.Tensor, weights: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    """Return the mean loss of a batch, and its gradient by the layer weights; ``forward_batch`` blocks at once."""
+    loss, gradient = 0.0, torch.zeros_like(weights)
+    for piece in ids.split(problem.forward_batch):
+        share = len(piece) / len(ids)
+        part = next_token_losses(problem.model, piece).mean() * share
+        gradient += torch.autograd.grad(part, weights)[0]
+        loss += part.item()
+    return loss, gradient
 
 
 class LayerWeightSolver:

@@ -107,7 +107,8 @@ def taylor(
         )
         weight.grad = None
 
-    batches = problem.blocks.split(problem.settings.batch)
+    at_once = min(problem.settings.batch, problem.forward_batch)
+    batches = problem.blocks.split(at_once)
     with only_trainable(problem.model, weights), torch.enable_grad():
         hooks = [weight.register_post_accumulate_grad_hook(add) for weight in weights]
         try:

@@ -53,6 +53,7 @@ STOREYS = [  # of elder, from the ground up; a room may import those below it an
         "report",
     },
     {"compression"},
+    {"plan"},
     {"compare"},
     {"cli", "__main__"},
 ]

@@ -145,6 +145,7 @@ def test_a_run_holds_the_projects_turn_and_leaves_no_server(
     monkeypatch.setattr(
         run, "find_model", lambda _: FoundModel("models/tiny", None, "llama", 4)
     )
+    monkeypatch.setattr(run, "fitted", lambda settings: settings)
     monkeypatch.setattr(run, "require", lambda *_: None)
     monkeypatch.setattr(
         run, "end_server_with_this_process", lambda: watched.append("watched")
@@ -173,6 +174,7 @@ def test_a_server_that_does_not_start_ends_a_run_in_one_sentence(
     monkeypatch.setattr(
         run, "find_model", lambda _: FoundModel("models/tiny", None, "llama", 4)
     )
+    monkeypatch.setattr(run, "fitted", lambda settings: settings)
     monkeypatch.setattr(run, "require", lambda *_: None)
     monkeypatch.setattr(run, "end_server_with_this_process", lambda: None)
     monkeypatch.setattr(SubprocessASGIServer, "start", stand_in)

@@ -24,6 +24,7 @@ OPTIONS = {  # scripts of others depend on these
         "--recover",
         *SELECTION,
         *PLACE,
+        "--max-memory",
         *COMMON,
     ],
     "evaluate": [

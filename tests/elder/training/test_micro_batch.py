@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from elder.compression.stages import select_layers
 from elder.errors import UserError
 from elder.evaluation.perplexity import losses_of
 from elder.evaluation.tasks import run_tasks
+from elder.model.layers import LayerControl, find_layers
 from elder.model.load import Loaded
 from elder.recovery import RECOVERIES, student_of
+from elder.selection.layer_weights import pull
 from elder.settings import validate
 from elder.training import micro_batch
 from elder.training.checkpoint import Schedule
 from elder.training.loop import Batch, TrainingRun, gradients, train
 from elder.training.micro_batch import SMALLER, MicroBatch
-from elder.training.regularise import Regularised
+from elder.training.regularise import Regularised, Turn
 from elder.training.synthesis import synthetic_blocks
+from tests.elder.selection.problems import problem
 
 FLOAT = torch.float32
 TASKS = Path(__file__).parents[3] / "data" / "tasks"
@@ -58,7 +62,7 @@ def losses(model: Any, dense: Any) -> dict[str, Callable[[Tensor], Tensor]]:
     return {
         "distil": RECOVERIES.find("distil").function(student),
         "train": RECOVERIES.find("train").function(student),
-        "regularise": Regularised(model, [0, 2], params.Regularise(), 0.3),
+        "regularise": Regularised(model, [0, 2], params.Regularise(), 0.3, Turn(2)),
     }
 
 
@@ -173,6 +177,20 @@ def test_selection_evaluation_and_writing_go_on_as_well(
     written = synthetic_blocks(loaded.model, text_blocks[:8], 4, seed=0)
     assert written.shape == (4, 48)
     assert len(said) > 4
+
+
+def test_layer_weights_are_learnt_a_few_blocks_at_once(
+    trained: nn.Module, text_blocks: Tensor
+) -> None:
+    given = problem(trained, text_blocks, 1, method="elder")
+    found = []
+    with LayerControl(find_layers(trained)) as control:
+        control.weights = torch.ones(6, requires_grad=True)
+        for size in (8, 2):
+            few = replace(given, forward_batch=size)
+            found.append(pull(few, text_blocks[:5], control.weights))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-6)
 
 
 def test_a_stage_that_was_killed_begins_smaller(

@@ -1,0 +1,188 @@
+"""Change a compression so that it fits into memory: what keeps the result comes first.
+
+Fewer blocks at once, then layers computed twice: the result stays. Then adapters in place of all weights, which learn
+something else. What fits first is taken, with as many blocks at once as fit.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from elder import params
+from elder.errors import UserError
+from elder.plan.case import Case
+from elder.plan.estimate import Estimate
+from elder.plan.result import size
+from elder.plan.selection import choosing
+from elder.plan.stages import compensating, recovering, regularising, removing
+from elder.record import Json
+from elder.training.micro_batch import MicroBatch
+
+RANK = 16  # of adapters, where they are chosen
+Plan = Callable[[Case], Estimate | None]
+TRAININGS: dict[str, Plan] = {"regularise": regularising, "recover": recovering}
+Changes = dict[str, Json]  # {key of a section: value}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a compression will take.
+
+    Attributes:
+        case: with the parameters that hold.
+        stages: that do something, in order.
+        changes: {section.key: value} of the parameters that were changed so that it fits.
+    """
+
+    case: Case
+    stages: tuple[Estimate, ...]
+    changes: dict[str, Json]
+
+
+def choose(case: Case, room: float | None, on_cpu: bool) -> Chosen:
+    """Work out all stages, and change them so that each takes at most ``room`` bytes; None: as they are.
+
+    Raises:
+        UserError: if one does not fit, whatever is changed; if the model's code cannot be planned.
+    """
+    order: list[tuple[str, Plan]] = [
+        ("learn", _first_choice),
+        ("regularise", regularising),
+        ("remove", removing),
+        ("compensate", compensating),
+        ("recover", recovering),
+    ]
+    stages: list[Estimate] = []
+    changes: Changes = {}
+    for name, plan in order:
+        found = plan(case)
+        more: Changes = {}
+        if found is not None and room is not None and found.memory(on_cpu) > room:
+            found, more = _smaller(
+                case,
+                name,
+                room,
+                on_cpu,
+            )
+        if found is not None:
+            stages.append(found)
+        changes |= more
+        case = changed(case, more)
+    return Chosen(
+        case,
+        tuple(stages),
+        changes,
+    )
+
+
+def changed(case: Case, changes: dict[str, Json]) -> Case:
+    """Return a case with some parameters changed, {section.key: value}."""
+    settings = case.settings
+    for name, value in changes.items():
+        section, key = name.split(".")
+        part = getattr(settings, section).model_copy(update={key: value})
+        settings = settings.model_copy(update={section: part})
+    if not changes:
+        return case
+    found = replace(case, settings=settings)
+    vars(found)["dense"] = case.dense  # which takes a while to build
+    return found
+
+
+def _first_choice(case: Case) -> Estimate:
+    wanted = case.settings.select.forward_batch
+    at_once = MicroBatch.of_blocks(
+        "learn",
+        wanted,
+        case.shape.seq_len,
+    )
+    return choosing(case, at_once.size)
+
+
+def _smaller(
+    case: Case, name: str, room: float, on_cpu: bool
+) -> tuple[Estimate, Changes]:
+    """Return what a stage takes once it is changed so that it fits, and the changes."""
+    plans = {"learn": _first_choice, "compensate": compensating, **TRAININGS}
+    least: Estimate | None = None
+    for way, sizes in _ways(case, name):
+        *more, fewest = sizes
+        try:
+            found = plans[name](changed(case, way | fewest))
+        except UserError:
+            if way:  # not every family can
+                continue
+            raise
+        assert found is not None
+        if least is None or found.memory(on_cpu) < least.memory(on_cpu):
+            least = found
+        if found.memory(on_cpu) > room:
+            continue  # no more blocks fit, then
+        for count in more:
+            larger = plans[name](changed(case, way | count))
+            if larger is not None and larger.memory(on_cpu) <= room:
+                return larger, way | count
+        return found, way | fewest
+    raise UserError(
+        _too_large(
+            case,
+            name,
+            room,
+            least,
+            on_cpu,
+        )
+    )
+
+
+def _ways(case: Case, name: str) -> Iterator[tuple[Changes, list[Changes]]]:
+    """Yield what may be changed in a stage, and below it the numbers of blocks at once, the largest first."""
+    settings = case.settings
+    if name == "learn":
+        yield {}, _halved("select.forward_batch", settings.select.forward_batch)
+    elif name == "compensate":
+        yield {}, _halved("compensate.batch", settings.compensate.batch)
+    elif name in TRAININGS:
+        wanted: params.Training = getattr(settings, name)
+        sizes = _halved(f"{name}.micro_batch", wanted.micro_batch or wanted.batch)
+        for way in _trainings(name, wanted):
+            yield way, sizes
+
+
+def _trainings(name: str, wanted: params.Training) -> Iterator[Changes]:
+    """Yield ways to train: all weights, layers computed twice, adapters, both."""
+    twice: Changes = {f"{name}.gradient_checkpointing": True}
+    adapters: Changes = {f"{name}.adapter_rank": RANK}
+    if wanted.lr != "auto":  # it was meant for all weights
+        adapters[f"{name}.lr"] = "auto"
+    yield {}
+    if not wanted.gradient_checkpointing:
+        yield twice
+    if not wanted.adapter_rank and find_spec("peft"):
+        yield adapters
+        if not wanted.gradient_checkpointing:
+            yield adapters | twice
+
+
+def _halved(key: str, count: int) -> list[Changes]:
+    """Return a number of blocks, its half, and so on down to one, as changes of a key."""
+    sizes: list[Changes] = []
+    while count >= 1:
+        sizes.append({key: count})
+        count //= 2
+    return sizes
+
+
+def _too_large(
+    case: Case, name: str, room: float, least: Estimate | None, on_cpu: bool
+) -> str:
+    """Say that a stage does not fit, and what may help."""
+    needed = case.dense_bytes if least is None else least.memory(on_cpu)
+    how = (
+        ""
+        if least is None
+        else f", with {least.mode} and {least.micro_batch} blocks at once"
+    )
+    return (
+        f"{name} takes at least {size(needed)}{how}, and model.max_memory leaves {size(max(room, 0))}: give it more, "
+        "use shorter blocks (calibration.seq_len), or leave the stage out"
+    )

@@ -1,0 +1,75 @@
+"""What one stage takes, as it is worked out, and the entry of a plan that it becomes."""
+
+from dataclasses import dataclass
+
+from elder.plan.live import WEIGHTS, Parts
+from elder.plan.result import StagePlan
+from elder.plan.simulate import Need, total
+
+COPIES = "copies for trials"  # in the machine's memory, whatever the device
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage takes.
+
+    Attributes:
+        name: of the stage.
+        mode: how it does its work.
+        peaks: bytes by kind, for each kind of work that the stage does; those of one count at once.
+        batch: blocks in a batch; None where none go through the model.
+        micro_batch: blocks that go through it at once.
+        flops: floating-point operations.
+        moved: bytes that go between processor and memory where that takes the time.
+        computes: whether it does more than read and write.
+    """
+
+    name: str
+    mode: str
+    peaks: tuple[Parts, ...]
+    batch: int | None = None
+    micro_batch: int | None = None
+    flops: float = 0.0
+    moved: float = 0.0
+    computes: bool = True
+
+    def parts(self, on_cpu: bool) -> Parts:
+        """Return the bytes by kind at the moment at which most lives on the device."""
+        here = [_here(parts, on_cpu) for parts in self.peaks]
+        return max(here, key=total)
+
+    def memory(self, on_cpu: bool) -> float:
+        """Return the bytes at that moment."""
+        return total(self.parts(on_cpu))
+
+    def entry(self, on_cpu: bool, seconds: float) -> StagePlan:
+        """Return the entry of a plan."""
+        parts = {kind: round(count) for kind, count in self.parts(on_cpu).items()}
+        copies = max(parts.get(COPIES, 0.0) for parts in self.peaks)
+        return StagePlan(
+            name=self.name,
+            mode=self.mode,
+            memory_bytes=sum(parts.values()),
+            host_bytes=0 if on_cpu else round(copies),
+            parts=parts,
+            micro_batch=self.micro_batch,
+            batch=self.batch,
+            seconds=round(seconds, 1) if self.computes else None,
+        )
+
+
+def _here(parts: Parts, on_cpu: bool) -> Parts:
+    """Return what of the bytes lies on the device."""
+    return {kind: count for kind, count in parts.items() if on_cpu or kind != COPIES}
+
+
+def beside(weights: float, *needs: Need) -> tuple[Parts, ...]:
+    """Return the peaks of kinds of work, with the weights that they find."""
+    found = []
+    for need in needs:
+        peak = need.peak
+        found.append(
+            {WEIGHTS: peak.get(WEIGHTS, 0.0) + weights}
+            | {k: v for k, v in peak.items() if k != WEIGHTS}
+        )
+    return tuple(found)

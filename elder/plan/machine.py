@@ -1,0 +1,109 @@
+"""Where a compression is to run: its memory, and how fast it computes by a small measurement or as it is stated."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from elder.device import peak_memory_bytes
+
+SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
+COPIED = 2**26  # bytes
+TRIALS = 3
+REACHED = 0.5  # of a large product's speed, by a model's passes: an assumption
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a compression is to run.
+
+    Attributes:
+        name: of the device.
+        on_cpu: the processor computes, in the machine's own memory.
+        memory: bytes of the device.
+        process: bytes that Python and its libraries take of the machine's memory.
+        flops: floating-point operations that a model's passes do in a second.
+        moved: bytes that are read or written in a second.
+    """
+
+    name: str
+    on_cpu: bool
+    memory: int
+    process: int
+    flops: float
+    moved: float
+
+    def seconds(self, flops: float, moved: float) -> float:
+        """Return the time that some work takes."""
+        return flops / self.flops + moved / self.moved
+
+    def room(self, most: int | None) -> float | None:
+        """Return the bytes that tensors may take of ``most``; None where there is no limit."""
+        if most is None:
+            return None
+        return most - self.process if self.on_cpu else most
+
+
+def machine_here(
+    device: torch.device, dtype: torch.dtype, flops: float | None = None
+) -> Machine:
+    """Return this machine with one of its devices, measured in some hundredths of a second.
+
+    Args:
+        device: that computes.
+        dtype: that it computes in.
+        flops: that are stated, in place of those that are measured.
+    """
+    on_cpu = device.type == "cpu"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    name = "cpu"
+    if not on_cpu:
+        told = torch.cuda.get_device_properties(device)
+        name, memory = told.name, told.total_memory
+    process = peak_memory_bytes(torch.device("cpu"))  # before there are models
+    here = Machine(
+        name,
+        on_cpu,
+        memory,
+        process,
+        flops or 1.0,
+        _copies(device),
+    )
+    if flops is not None:
+        return here
+    return replace(
+        here,
+        flops=REACHED * _products(device, dtype),
+    )
+
+
+def _products(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations that a product of large matrices does in a second."""
+    side = SIDE[device.type]
+    one = torch.ones(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / _shortest(lambda: one @ one, device)
+
+
+def _copies(device: torch.device) -> float:
+    """Return the bytes that a large copy reads and writes in a second."""
+    source = torch.ones(
+        COPIED,
+        dtype=torch.uint8,
+        device=device,
+    )
+    target = torch.empty_like(source)
+    return 2 * COPIED / _shortest(lambda: target.copy_(source), device)
+
+
+def _shortest(run: Callable[[], object], device: torch.device) -> float:
+    """Return the shortest time of a few, the first one being left out."""
+    times = []
+    for _ in range(1 + TRIALS):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

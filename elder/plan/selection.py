@@ -1,0 +1,89 @@
+"""What choosing the layers takes, by method; one that is not known here is taken to look at every block once."""
+
+from collections.abc import Callable
+
+from elder.plan import work
+from elder.plan.case import Case
+from elder.plan.estimate import Estimate, beside
+from elder.plan.live import ACTIVATIONS
+from elder.plan.simulate import Need, simulate
+
+Needs = tuple[tuple[Need, ...], float]  # of each kind of work, and all FLOPs
+Choice = Callable[[Case, int], Needs]  # of blocks at once
+
+
+def choosing(case: Case, at_once: int) -> Estimate:
+    """Return what the choice of layers takes with ``at_once`` blocks at once."""
+    method = case.settings.select.method
+    needs, flops = CHOICES.get(method, _looking)(case, at_once)
+    return Estimate(
+        name="learn",
+        mode=f"layers chosen by {method}",
+        peaks=beside(case.dense_bytes, *needs),
+        batch=case.settings.select.forward_batch,
+        micro_batch=at_once,
+        flops=flops,
+    )
+
+
+def _need(case: Case, one: work.Work) -> Need:
+    return simulate(case.shape, case.layers, one)
+
+
+def _looking(case: Case, at_once: int) -> Needs:
+    need = _need(case, work.look(case.dtype, at_once))
+    return (need,), need.flops / at_once * case.samples
+
+
+def _nothing(case: Case, at_once: int) -> Needs:
+    return (Need(),), 0.0
+
+
+def _each_candidate(case: Case, rounds: int, at_once: int) -> Needs:
+    """Judge each layer that is left, from the state before it on: half a pass a layer."""
+    need = _need(case, work.judge(case.dtype, at_once, keep=True))
+    passes = sum(1 + (case.layers - gone) / 2 for gone in range(rounds))
+    return (need,), need.flops / at_once * case.samples * passes
+
+
+def _sleb(case: Case, at_once: int) -> Needs:
+    return _each_candidate(case, case.gone, at_once)
+
+
+def _perplexity(case: Case, at_once: int) -> Needs:
+    return _each_candidate(case, 1, at_once)
+
+
+def _taylor(case: Case, at_once: int) -> Needs:
+    batch = min(at_once, case.settings.select.settings_of("shortened-taylor").batch)
+    need = _need(case, work.differentiate(case.dtype, batch))
+    return (need,), need.flops / batch * case.samples
+
+
+def _layer_weights(case: Case, at_once: int) -> Needs:
+    """Learn weights of layers, and judge a shortlist of the lightest in each round."""
+    own = case.settings.select.settings_of("elder")
+    batch = min(at_once, own.batch)
+    weighing = _need(case, work.weigh(case.dtype, batch))
+    flops = weighing.flops / batch * own.epochs * case.samples
+    if not own.iterative or own.shortlist == 1:
+        return (weighing,), flops
+    judging = _need(case, work.judge(case.dtype, at_once))
+    passes = case.gone * (1 + own.shortlist / 2)
+    flops += judging.flops / at_once * case.samples * passes
+    state = (
+        at_once * case.shape.seq_len * case.shape.text.hidden_size * case.dtype.itemsize
+    )
+    kept = judging.peak.get(ACTIVATIONS, 0.0) + own.shortlist * state
+    judging = Need({"": judging.peak | {ACTIVATIONS: kept}})
+    return (weighing, judging), flops
+
+
+CHOICES: dict[str, Choice] = {
+    "elder": _layer_weights,
+    "sleb": _sleb,
+    "shortened-ppl": _perplexity,
+    "shortened-taylor": _taylor,
+    "random": _nothing,
+    "last": _nothing,
+}

@@ -1,0 +1,112 @@
+"""What each stage of a compression takes, beside the choice of layers."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from elder.params.catalogue import NONE
+from elder.plan import work
+from elder.plan.case import Case
+from elder.plan.estimate import Estimate, beside
+from elder.plan.live import WEIGHTS
+from elder.plan.simulate import Lab, simulate
+from elder.plan.training import Training
+from elder.recovery import RECOVERIES, student_of
+from elder.training.loop import LossFunction
+from elder.training.regularise import LAMBDA2_GRID, Regularised, Turn
+from elder.training.synthesis import TOKENS_AT_ONCE
+from elder.training.tune import grids_of
+
+FLOAT = torch.float32
+
+
+def removing(case: Case) -> Estimate:
+    """Return what taking the layers out takes."""
+    weights = {WEIGHTS: float(case.dense_bytes)}
+    return Estimate("remove", "read and written", (weights,), computes=False)
+
+
+def compensating(case: Case) -> Estimate | None:
+    """Return what a compensation takes; None where there is none. Both models look at each block once."""
+    wanted = case.settings.compensate
+    if wanted.method == NONE:
+        return None
+    need = simulate(case.shape, case.layers, work.look(case.dtype, wanted.batch))
+    weights = (case.parameters + case.parameters_left) * case.dtype.itemsize
+    return Estimate(
+        name="compensate",
+        mode=f"mended by {wanted.method}",
+        peaks=beside(weights, need),
+        batch=wanted.batch,
+        micro_batch=wanted.batch,
+        flops=2 * need.flops / wanted.batch * case.samples,
+    )
+
+
+def regularising(case: Case) -> Estimate | None:
+    """Return what stage 2 takes; None where there is none."""
+    wanted = case.settings.regularise
+    if not wanted.epochs:
+        return None
+
+    def make_loss(lab: Lab, model: Any) -> LossFunction:
+        gone = max(1, round(lab.layers * case.gone / case.layers))
+        return Regularised(model, range(gone), wanted, 0.1, Turn(gone))
+
+    grids = grids_of(wanted)
+    if wanted.lambda2 == "auto":
+        grids |= {"lambda2": LAMBDA2_GRID}
+    training = Training(case, wanted, case.layers, make_loss, FLOAT, grids)
+    return training.estimate("regularise", 4.0 * case.parameters)
+
+
+def recovering(case: Case) -> Estimate | None:
+    """Return what the recovery takes; None where there is none."""
+    wanted = case.settings.recover
+    if wanted.mode == NONE or not wanted.epochs:
+        return None
+    entry = RECOVERIES.find(wanted.mode)
+
+    def make_loss(lab: Lab, model: Any) -> LossFunction:
+        dense = lab.model(case.dtype) if entry.teacher else None
+        made: LossFunction = entry.function(student_of(wanted, model, dense))
+        return made
+
+    dtype = case.dtype if wanted.adapter_rank else FLOAT
+    training = Training(case, wanted, case.left, make_loss, dtype, grids_of(wanted))
+    weights = float(case.parameters_left * dtype.itemsize)
+    if not entry.teacher:
+        return training.estimate("recover", weights)
+    found = training.estimate("recover", _with_teacher(case, weights))
+    return _with_writing(case, found) if wanted.written else found
+
+
+def _with_teacher(case: Case, student: float) -> float:
+    """Return the bytes of the weights of student and teacher; where adapters alone were trained, they share them."""
+    settings = case.settings
+    changed = settings.regularise.epochs or settings.compensate.method != NONE
+    if settings.recover.adapter_rank and not changed:
+        return case.dense_bytes
+    return student + case.dense_bytes
+
+
+def _with_writing(case: Case, found: Estimate) -> Estimate:
+    """Return a recovery and what the dense model's writing takes, which comes before it."""
+    one = simulate(case.shape, case.layers, work.write(case.dtype))
+    seq_len = case.shape.seq_len
+    blocks = case.settings.recover.written * case.samples
+    rows = min(max(1, TOKENS_AT_ONCE // seq_len), blocks)
+    most = case.settings.model.max_memory
+    # out of memory halves them
+    while most and rows > 1 and case.dense_bytes + rows * one.peak[work.CACHE] > most:
+        rows //= 2
+    cache = rows * one.peak[work.CACHE]
+    # each token reads all weights, and on average half of the cache
+    moved = -(-blocks // rows) * seq_len * (case.dense_bytes + cache / 2)
+    return replace(
+        found,
+        peaks=(*found.peaks, {WEIGHTS: case.dense_bytes, work.CACHE: cache}),
+        flops=found.flops + one.flops * blocks,
+        moved=found.moved + moved,
+    )

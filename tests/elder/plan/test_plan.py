@@ -1,0 +1,183 @@
+"""What a plan says of memory is what is measured; what does not fit is changed so that it does, or refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from typer.testing import Result
+
+from elder.errors import UserError
+from elder.plan.case import Case
+from elder.plan.live import ACTIVATIONS, LOGITS, Live
+from elder.plan.machine import Machine
+from elder.plan.plan import make_plan
+from elder.plan.result import PlanResult
+from elder.plan.simulate import simulate
+from elder.settings import validate
+
+GPU = Machine("a GPU", False, 80 * 10**9, 0, 4e14, 3e12)
+ROOT = Path(__file__).parents[3]
+
+
+def case(recover: dict[str, Any], most: str | None = None, **shape: Any) -> Case:
+    """Return a model of a few layers, and how it is to learn."""
+    given = {
+        "vocab_size": 4000,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "dtype": "bfloat16",
+    }
+    tree = {
+        "model": {"max_memory": most},
+        "calibration": {"samples": 16, "seq_len": 256},
+        "select": {"method": "last", "layers": 2},
+        "recover": {"mode": "train", "lr": 1e-3, "epochs": 1} | recover,
+    }
+    return Case(validate(tree), LlamaConfig(**given | shape))
+
+
+def planned(*arguments: Any, **shape: Any) -> PlanResult:
+    return make_plan(case(*arguments, **shape), GPU, "model")[0]
+
+
+def test_bytes_that_live_and_operations_are_counted_by_hand() -> None:
+    live = Live(vocabulary=50)
+    weight = torch.ones(8, 50)
+    live.add(weight, "weights")
+    with live:
+        one = torch.ones(4, 8)  # 128 bytes
+        logits = one @ weight  # 800 bytes; 2 x 4 x 8 x 50 operations
+        live.phase = "later"
+        twice = logits * 2
+        del logits, twice
+        one.add(1)
+    # a weight of 1,600 bytes
+    assert live.peaks[""] == {"weights": 1600, ACTIVATIONS: 128, LOGITS: 800}
+    assert live.peaks["later"] == {"weights": 1600, ACTIVATIONS: 128, LOGITS: 1600}
+    assert live.flops == 3200
+
+
+def test_a_deeper_model_is_what_few_layers_say_of_it() -> None:
+    """Models of two and of four layers stand for one of six: as if all six had been run."""
+    from elder.plan import simulate as module
+    from elder.plan.stages import recovering
+
+    wanted = case({"batch": 2, "optimizer": "adamw"}, num_hidden_layers=8)
+    found = recovering(wanted)
+    assert found is not None
+    few, module.FEW = module.FEW, (2, 6)
+    try:
+        whole = recovering(wanted)
+    finally:
+        module.FEW = few
+    assert whole is not None
+    assert found.memory(False) == pytest.approx(whole.memory(False), rel=0.02)
+    assert found.flops == pytest.approx(whole.flops, rel=0.01)
+
+
+def test_what_is_planned_is_what_is_measured_within_15_percent() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.elder.plan.measured"],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 5
+    ratios = {case: plan / taken for case, (taken, plan) in found.items()}
+    assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
+
+
+def test_what_does_not_fit_is_changed_the_result_last() -> None:
+    first = planned({"batch": 4})
+    whole = first.stages[-1].memory_bytes
+    assert first.settings == {}
+    tight = planned({"batch": 4}, str(whole - 1))
+    assert list(tight.settings) == ["recover.micro_batch"]
+    assert tight.stages[-1].memory_bytes < whole
+    (weights, state) = (
+        first.stages[-1].parts[kind] for kind in ("weights", "optimiser")
+    )
+    tighter = planned({"batch": 4}, str(weights + state // 2))
+    assert tighter.settings["recover.adapter_rank"] == 16
+    assert tighter.settings["recover.lr"] == "auto"
+    with pytest.raises(UserError, match="takes at least .* give it more"):
+        planned({"batch": 4}, str(weights // 2 + 1000))
+
+
+def test_a_7b_with_adapters_on_the_weights_it_has_takes_less_than_24_gb() -> None:
+    shape = {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
+    wanted = case(
+        {
+            "mode": "distil",
+            "adapter_rank": 16,
+            "gradient_checkpointing": True,
+            "batch": 1,
+            "epochs": 6.3,  # the dense model writes, too
+        },
+        "24GB",
+        **shape,
+    )
+    blocks = {
+        "calibration": wanted.settings.calibration.model_copy(update={"seq_len": 2048})
+    }
+    wanted = Case(wanted.settings.model_copy(update=blocks), wanted.config)
+    plan, _ = make_plan(wanted, GPU, "7B")
+    assert plan.parameters == 6_738_415_616
+    assert plan.stages[0].parts["weights"] == 2 * 6_738_415_616
+    assert plan.settings == {}
+    assert 14e9 < plan.largest.memory_bytes < 24e9
+
+
+def test_the_command_says_it_and_a_compression_within_a_limit_does_it(
+    elder: Callable[..., Result],
+) -> None:
+    done = elder("plan", "--json", "--flops", "1e12", "--set", "recover.lr=0.001")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert [stage["name"] for stage in said["stages"]] == ["learn", "remove", "recover"]
+    keys = {"name", "memory_bytes", "seconds", "micro_batch", "mode"}
+    assert all(keys <= stage.keys() for stage in said["stages"])
+    limited = (
+        "--method",
+        "last",
+        "--set",
+        "recover.mode=train",
+        "--set",
+        "recover.lr=0.001",
+    )
+    done = elder("compress", "--json", "--max-memory", "20GB", *limited)
+    assert done.exit_code == 0, done.output
+    assert "plan: recover takes most memory" in " ".join(done.stderr.split())
+    done = elder("compress", "--max-memory", "1MB", "--output", "other", *limited)
+    assert (done.exit_code, Path("other").exists()) == (2, False)
+    assert "takes at least" in " ".join(done.stderr.split())
+
+
+def test_work_that_needs_numbers_is_refused_in_a_sentence() -> None:
+    def work(lab: Any) -> None:
+        raise RuntimeError("no numbers here\nmore")
+
+    with pytest.raises(
+        UserError,
+        match="what a Llama takes cannot be foretold: RuntimeError: no numbers here$",
+    ):
+        simulate(case({}).shape, 2, work)
