@@ -11,6 +11,7 @@ import torch
 from elder import params
 from elder.device import device_of_model, is_out_of_memory
 from elder.errors import UserError
+from elder.model.forward import cache_bytes
 from elder.model.layers import text_config
 from elder.model.load import Loaded, parameter_count
 from elder.progress import Meter, meter
@@ -166,16 +167,6 @@ def memory_of(job: Job) -> int:
     job.run_prompt()
     job.run_generation()
     return weights + torch.cuda.max_memory_allocated(device) - before
-
-
-def cache_bytes(cache: Any) -> int:
-    """Return the bytes of all tensors that the layers of a cache of transformers hold."""
-    total = 0
-    for layer in getattr(cache, "layers", ()):
-        for value in vars(layer).values():
-            if isinstance(value, torch.Tensor):
-                total += value.nbytes
-    return total
 
 
 def random_ids(loaded: Loaded, rows: int, tokens: int, seed: int) -> torch.Tensor:

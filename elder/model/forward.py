@@ -165,3 +165,13 @@ def run_layers(model: Any, ids: torch.Tensor, last: int | None = None) -> None:
         pass
     finally:
         hook.remove()
+
+
+def cache_bytes(cache: Any) -> int:
+    """Return the bytes of all tensors that the layers of a cache of transformers hold."""
+    total = 0
+    for layer in getattr(cache, "layers", ()):
+        for value in vars(layer).values():
+            if isinstance(value, torch.Tensor):
+                total += value.nbytes
+    return total

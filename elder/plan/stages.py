@@ -15,7 +15,7 @@ from elder.plan.training import Training
 from elder.recovery import RECOVERIES, student_of
 from elder.training.loop import LossFunction
 from elder.training.regularise import LAMBDA2_GRID, Regularised, Turn
-from elder.training.synthesis import TOKENS_AT_ONCE
+from elder.training.synthesis import rows_at_once
 from elder.training.tune import grids_of
 
 FLOAT = torch.float32
@@ -96,7 +96,7 @@ def _with_writing(case: Case, found: Estimate) -> Estimate:
     one = simulate(case.shape, case.layers, work.write(case.dtype))
     seq_len = case.shape.seq_len
     blocks = case.settings.recover.written * case.samples
-    rows = min(max(1, TOKENS_AT_ONCE // seq_len), blocks)
+    rows = min(rows_at_once(seq_len, one.peak[work.CACHE]), blocks)
     most = case.settings.model.max_memory
     # out of memory halves them
     while most and rows > 1 and case.dense_bytes + rows * one.peak[work.CACHE] > most:

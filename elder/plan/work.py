@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elder import params
-from elder.evaluation.bench import cache_bytes
-from elder.model.forward import block_losses, next_token_losses, run_layers
+from elder.model.forward import block_losses, cache_bytes, next_token_losses, run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.plan.live import ACTIVATIONS, GRADIENTS, OPTIMISER, WEIGHTS
 from elder.plan.simulate import Lab, Work

@@ -15,13 +15,17 @@ import torch
 from torch import Tensor
 
 from elder.data import batch_indices, nth_seed
+from elder.device import device_of_model
 from elder.files import whole_file
-from elder.model.forward import continue_texts
+from elder.model.forward import cache_bytes, continue_texts
 from elder.progress import meter
 from elder.training.micro_batch import MicroBatch
 
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
-TOKENS_AT_ONCE = 32_768  # in one batch of generation: bounds the key/value cache
+TOKENS_AT_ONCE = 32_768  # in one batch of generation
+CACHE_AT_ONCE = (
+    4 * 2**30
+)  # bytes of keys and values; a 7B holds four texts of 2,048 tokens in them
 
 
 def synthetic_blocks(
@@ -51,7 +55,7 @@ def synthetic_blocks(
     if known is not None:
         return known
     prompts = choose_prompts(blocks, count, seed, first)
-    rows = max(1, TOKENS_AT_ONCE // seq_len)
+    rows = rows_at_once(seq_len, _cache_of_text(dense, prompts[:1], seq_len))
     at_once = MicroBatch("the dense model's writing", rows)
     written = []
     with meter("dense model writes", count) as step:
@@ -63,6 +67,20 @@ def synthetic_blocks(
     if kept is not None:
         _write(kept, ids)
     return ids
+
+
+def rows_at_once(seq_len: int, cache: int) -> int:
+    """Return how many texts are written at once, by their length and the bytes of keys and values of each."""
+    by_cache = CACHE_AT_ONCE // max(1, cache)
+    return max(1, min(TOKENS_AT_ONCE // seq_len, by_cache))
+
+
+@torch.no_grad()
+def _cache_of_text(dense: Any, prompt: Tensor, seq_len: int) -> int:
+    """Return the bytes of keys and values of one text, from those of its first tokens, (1, n)."""
+    ids = prompt.to(device_of_model(dense))
+    held = cache_bytes(dense(input_ids=ids, use_cache=True).past_key_values)
+    return held * seq_len // prompt.shape[1]
 
 
 def _written(

@@ -107,8 +107,9 @@ def test_doctor_names_each_part(here: Path) -> None:
     found = CliRunner().invoke(build_app(), ["doctor", "--json"])
     assert found.exit_code == 0, found.output
     checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
-    parts = "device, disk, methods, model, evaluation, code, key, webhook, calibration, store, history, registry"
-    assert list(checks) == [*parts.split(", "), "prefect", "worker", "data remote"]
+    parts = "device, disk, methods, model, evaluation, engines, code, key, webhook, calibration, store, history"
+    more = ["registry", "prefect", "worker", "data remote"]
+    assert list(checks) == [*parts.split(", "), *more]
     assert list(checks) == [check.name for check in CHECKS]
     assert not (here / "keys").exists()  # looking makes no key
     assert checks["model"]["detail"] == "models/tiny, llama of 4 layers"

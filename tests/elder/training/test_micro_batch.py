@@ -20,7 +20,7 @@ from elder.model.load import Loaded
 from elder.recovery import RECOVERIES, student_of
 from elder.selection.layer_weights import pull
 from elder.settings import validate
-from elder.training import micro_batch
+from elder.training import micro_batch, synthesis
 from elder.training.checkpoint import Schedule
 from elder.training.loop import Batch, TrainingRun, gradients, train
 from elder.training.micro_batch import SMALLER, MicroBatch
@@ -211,3 +211,26 @@ def test_of_long_blocks_fewer_go_through_a_model_at_once(
     seq_len: int, size: int
 ) -> None:
     assert MicroBatch.of_blocks("selection", 8, seq_len).size == size
+
+
+def test_as_many_texts_are_written_at_once_as_their_cache_allows(
+    llama: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 32 layers of 32 heads with 128 numbers of 2 bytes, keys and values, 2,048 tokens: the shape of a 7B
+    assert synthesis.rows_at_once(2048, 32 * 32 * 128 * 2 * 2 * 2048) == 4
+    assert synthesis.rows_at_once(256, 10_000) == 128
+    model = llama()
+    config = model.config
+    width = config.num_key_value_heads * config.head_dim
+    of_text = config.num_hidden_layers * width * 2 * 4 * 32  # float32, 32 tokens
+    monkeypatch.setattr(synthesis, "CACHE_AT_ONCE", 3 * of_text)
+    rows = []
+
+    def write(_: Any, prompts: torch.Tensor, length: int, **__: Any) -> torch.Tensor:
+        rows.append(len(prompts))
+        return prompts.new_zeros(len(prompts), length)
+
+    monkeypatch.setattr(synthesis, "continue_texts", write)
+    blocks = torch.randint(0, config.vocab_size, (4, 32))
+    synthesis.synthetic_blocks(model, blocks, 8, 0)
+    assert rows == [3, 3, 2]
