@@ -69,9 +69,9 @@ def synthetic_blocks(
     return ids
 
 
-def rows_at_once(seq_len: int, cache: int) -> int:
+def rows_at_once(seq_len: int, cache: float) -> int:
     """Return how many texts are written at once, by their length and the bytes of keys and values of each."""
-    by_cache = CACHE_AT_ONCE // max(1, cache)
+    by_cache = int(CACHE_AT_ONCE / max(1, cache))
     return max(1, min(TOKENS_AT_ONCE // seq_len, by_cache))
 
 

@@ -38,6 +38,10 @@ UNMERGEABLE = {
     "qwen3-moe-every-2nd",
     "bamba",
 }  # no two neighbours have weights of the same shapes
+QUICK = {
+    "elder": {"epochs": 1, "batch": 1, "lambda1": 0.005},
+    "elder-authors": {"epochs": 1, "batch": 1, "first": 1, "last": 1},
+}
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 # Runs where this project cannot be imported: loads every folder, and writes what it found beside it.
 READER = """
@@ -258,8 +262,7 @@ def test_every_method_runs_on_every_family(name: str, ids: torch.Tensor) -> None
     model = FAMILIES[name].build()
     before = copy.deepcopy(model.state_dict())
     for method in METHODS:
-        quick = {"epochs": 1, "batch": 1, "lambda1": 0.005} if method == "elder" else {}
-        settings = METHODS[method].settings(**quick)
+        settings = METHODS[method].settings(**QUICK.get(method, {}))
         problem = Problem(
             model, ids[:, :8], 2, frozenset(), settings, seed=0, forward_batch=8
         )

@@ -185,7 +185,8 @@ def test_every_method_refuses_a_state_that_is_nan_in_some_later_block(
         return states.masked_fill((given[0] == rare)[..., None], torch.inf)
 
     trained.get_input_embeddings().register_forward_hook(overflow)
-    settings = METHODS[method].settings()
+    few = {"first": 1, "last": 1} if method == "elder-authors" else {}
+    settings = METHODS[method].settings(**few)
     problem = Problem(trained, blocks, 2, frozenset(), settings, 0, forward_batch=2)
     if method in ("random", "last"):  # they look at nothing
         run_method(method, problem)

@@ -19,9 +19,9 @@ from elder.cli.app import build_app
 from elder.cli.services import LIBRARY
 from elder.errors import UserError
 from elder.files import file_digest
-from elder.model import dequantise
 from elder.model.check import check_model
 from elder.model.load import load_model, weights_digest
+from elder.model.published import dequantise
 from elder.params import Model
 from tests.elder.model.tiny_gguf import (
     CHAT,
