@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch._subclasses.fake_tensor import is_fake
 from transformers.utils import ModelOutput
 
 from elder.device import device_of_model
@@ -58,29 +58,75 @@ def logits_of_states(model: Any, states: Tensor) -> Tensor:
         del decoder.forward
 
 
-def by_position(model: Any, loss: Callable[..., Tensor], *given: Tensor) -> Tensor:
+def by_position(
+    model: Any, loss: Callable[..., Tensor], states: Tensor, *given: Tensor
+) -> Tensor:
     """Return a loss at each position, (positions,), worked out for a few positions at a time.
 
-    Where gradients are wanted and one portion does not do, each is computed once more in the backward pass, so that no
-    more than one portion's logits are held.
+    Where gradients are wanted and one portion does not do, those of each portion are worked out together with its
+    losses, so that no more than one portion's logits are held and nothing is computed twice.
 
     Args:
-        model: whose vocabulary it is over.
-        loss: of portions of ``given``, (n, ...) each; returns (n,).
-        given: states and targets, (positions, ...) each.
+        model: whose vocabulary it is over; its losses weigh alike where its weights learn, as those of a mean do.
+        loss: of portions of states and ``given``, (n, ...) each; returns (n,).
+        states: what enters the head, (positions, hidden).
+        given: what else the loss is of, (positions, ...) each, without gradient.
     """
     size = max(1, AT_ONCE // model.get_input_embeddings().weight.shape[0])
-    portions = list(zip(*(tensor.split(size) for tensor in given), strict=True))
+    portions = list(zip(*(each.split(size) for each in (states, *given)), strict=True))
     if len(portions) == 1:
-        return loss(*given)
+        return loss(states, *given)
     if not torch.is_grad_enabled():
         return torch.cat([loss(*portion) for portion in portions])
-    return torch.cat(
-        [
-            checkpoint(loss, *portion, use_reentrant=False, preserve_rng_state=False)
-            for portion in portions
-        ]
-    )
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return _InPortions.apply(loss, portions, states, *weights)
+
+
+class _InPortions(torch.autograd.Function):
+    """Losses by portions; the forward pass works out the gradients of their sum, the backward pass scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Callable[..., Tensor],
+        portions: list[tuple[Tensor, ...]],
+        _: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        """Return the losses of all portions, (positions,)."""
+        losses = []
+        slopes = []  # of each loss, by its states
+        sums: list[Tensor | None] = [None] * len(weights)
+        for portion in portions:
+            states = portion[0].detach().requires_grad_()
+            with torch.enable_grad():
+                found = loss(states, *portion[1:])
+                slope, *shares = torch.autograd.grad(
+                    found.sum(), [states, *weights], allow_unused=True
+                )
+            losses.append(found.detach())
+            slopes.append(slope)
+            for index, share in enumerate(shares):
+                so_far = sums[index]
+                sums[index] = share if so_far is None else so_far.add_(share)
+        ctx.slopes, ctx.sums = torch.cat(slopes), sums
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients by the states and by each weight."""
+        (gradient,) = gradients
+        slopes, sums = ctx.slopes, ctx.sums
+        del ctx.slopes, ctx.sums  # as large as the head: they are scaled in place
+        learnt = [each for each in sums if each is not None]
+        known = not is_fake(gradient)  # a plan runs on tensors that hold no values
+        if learnt and known and bool((gradient != gradient[0]).any()):
+            raise ValueError(
+                "losses of all positions weigh alike where the head learns"
+            )
+        for each in learnt:
+            each.mul_(gradient[0])
+        return None, None, slopes.mul_(gradient.unsqueeze(1)), *sums
 
 
 def _decoder(model: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from elder.model import head
 from elder.model.forward import next_token_losses
@@ -58,29 +60,75 @@ def test_portions_give_the_numbers_and_gradients_of_the_whole(
         torch.testing.assert_close(mine, its)
 
 
-def test_no_more_than_one_portion_is_held(
+class Held:
+    """A tensor that a backward pass will need."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_no_more_than_one_portion_is_held_and_none_computed_twice(
     llama: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = llama()
     words = model.config.vocab_size
     monkeypatch.setattr(head, "AT_ONCE", 4 * words)
     seen: list[int] = []
-    kept: list[int] = []
+    living: WeakSet[Held] = WeakSet()
+    most = 0
 
     def loss(states: torch.Tensor) -> torch.Tensor:
         logits = logits_of_states(model, states)
         seen.append(logits.numel())
         return logits.logsumexp(-1)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.numel())
-        return tensor
+    def logits_held() -> list[Held]:
+        return [held for held in living if held.tensor.shape == (4, words)]
+
+    def hold(tensor: torch.Tensor) -> Held:
+        nonlocal most
+        held = Held(tensor)
+        living.add(held)
+        most = max(most, len(logits_held()))
+        return held
 
     states: Any = torch.randn(40, model.config.hidden_size, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda held: held.tensor):
         total = by_position(model, loss, states).sum()
-    # what the backward pass holds is states, not logits
-    assert max(kept, default=0) < 4 * words
+    assert not logits_held()
     total.backward()
-    assert max(seen) == 4 * words
-    assert len(seen) == 20  # each of ten portions, and once more for its gradient
+    assert most == 1
+    assert seen == 10 * [4 * words]
+
+
+def test_weights_learn_from_positions_that_weigh_alike(
+    llama: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama()
+    monkeypatch.setattr(head, "AT_ONCE", 4 * model.config.vocab_size)
+    losses = next_token_losses(model, torch.randint(0, 60, (2, 9)))
+    with pytest.raises(ValueError, match="weigh alike"):
+        losses[0].backward()
+    # by the states alone each position may weigh what it likes
+    model.requires_grad_(False)
+    states: Any = torch.randn(2, 9, model.config.hidden_size, requires_grad=True)
+    ids = torch.randint(0, 60, (2, 9))
+    (found,) = torch.autograd.grad(
+        next_token_losses(model, ids, states=states)[0], states
+    )
+    monkeypatch.setattr(head, "AT_ONCE", 2**24)
+    (wanted,) = torch.autograd.grad(
+        next_token_losses(model, ids, states=states)[0], states
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_plan_runs_portions_without_values(
+    llama: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama()
+    monkeypatch.setattr(head, "AT_ONCE", 4 * model.config.vocab_size)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ids = torch.randint(0, 60, (2, 9))
+        next_token_losses(model, ids).mean().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
