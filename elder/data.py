@@ -3,6 +3,7 @@
 Long files are streamed: a text is tokenised in pieces of whole lines, so it may be larger than memory.
 """
 
+import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,8 +42,9 @@ def read_pieces(path: Path) -> Iterator[str]:
     lines: list[str] = []
     size = 0
     try:
-        with path.open(encoding="utf-8") as handle:
+        with path.open(encoding="utf-8-sig") as handle:
             for line in _lines(handle):
+                refuse_binary(str(path), line)
                 lines.append(line)
                 size += len(line)
                 if size >= PIECE:
@@ -54,6 +56,55 @@ def read_pieces(path: Path) -> Iterator[str]:
         ) from None
     if lines:
         yield "".join(lines)
+
+
+def refuse_binary(name: str, text: str) -> None:
+    """Refuse what decodes as UTF-8 and is no text: archives, and UTF-16 without its mark.
+
+    Raises:
+        UserError: if there is a null character.
+    """
+    if "\0" in text:
+        raise UserError(
+            f"{name!r} holds null characters, as archives and UTF-16 do; give plain UTF-8 text: unpack it, or convert "
+            "it with iconv"
+        )
+
+
+def refuse_rows(name: str, beginning: str) -> None:
+    """Refuse JSON Lines under the name of a plain text, whose markup would be taken for text.
+
+    Args:
+        name: of the file.
+        beginning: of its text, some lines.
+
+    Raises:
+        UserError: if its first two lines, or the only one, are JSON objects.
+    """
+    lines = [line for line in beginning.split("\n")[:2] if line.strip()]
+    if lines and all(line[:2] == '{"' and _is_json(line) for line in lines):
+        raise UserError(
+            f"{name!r} holds rows of JSON, not plain text; rename it to .jsonl, and say with calibration.column which "
+            "column is text"
+        )
+
+
+def refuse_rows_in(path: Path) -> None:
+    """Refuse JSON Lines under the name of a plain text; what else is wrong with the file is seen where it is read.
+
+    Raises:
+        UserError: as `refuse_rows` says.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace") as handle:
+        refuse_rows(str(path), handle.read(PIECE))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(handle: TextIO) -> Iterator[str]:

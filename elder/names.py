@@ -18,6 +18,8 @@ DRIVE = re.compile(r"[A-Za-z]:")
 ROWS = {
     ".json": "json",
     ".jsonl": "json",
+    ".ndjson": "json",
+    ".jsonlines": "json",
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",

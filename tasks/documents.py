@@ -1,6 +1,7 @@
 """The documents of a text: of a file with rows, a folder, a dataset of the Hub; chats go through the chat template."""
 
 import contextlib
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from lzma import LZMAError
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError, nearest
-from elder.names import format_of
+from elder.names import format_of, shown
 from elder.params import Calibration
 from elder.progress import say
 from elder.record import Json
@@ -85,16 +86,16 @@ class Documents:
             raise UserError(
                 f"{self.name!r} has no column {column!r}; {nearest(column, row)}: set calibration.column"
             )
-        return row[column]
+        # a chat without messages says as little
+        return None if row[column] == [] else row[column]
 
     def _text(self, value: Any) -> str:
-        if isinstance(value, str):
+        messages = _messages(value)
+        if messages is None and isinstance(value, str):
             return value
-        if isinstance(value, list) and all(
-            isinstance(one, dict) and "role" in one for one in value
-        ):
+        if messages is not None:
             try:
-                return self.chat(value)
+                return self.chat([self._message(one) for one in messages])
             except UserError:
                 raise
             except Exception as error:  # a template is a program of its own
@@ -103,9 +104,46 @@ class Documents:
                 ) from None
         column = self.calibration.column
         raise UserError(
-            f"column {column!r} of {self.name!r} holds {type(value).__name__}, not text or the messages of a chat,"
-            f" in row {self.rows}"
+            f"column {column!r} of {self.name!r} holds {type(value).__name__}, not text or the messages of a chat, each"
+            f" with role and content, in row {self.rows}"
         )
+
+    def _message(self, message: Any) -> dict[str, Json]:
+        """Return a message as templates know it: without what is null, its content as one text.
+
+        Columnar files give every message all the keys that any has, and templates ask whether a key is there.
+        """
+        given = {
+            key: value
+            for key, value in message.items()
+            if value is not None or key == "content"
+        }
+        parts = message.get("content")
+        if isinstance(parts, list):
+            other = [part for part in parts if not _is_text(part)]
+            if other:
+                raise UserError(
+                    f"row {self.rows} of {self.name!r} holds a message with more than text, such as "
+                    f"{shown(str(other[0]))}; only text can be used: drop such rows"
+                )
+            given["content"] = "".join(part["text"] for part in parts)
+        return given
+
+
+def _messages(value: Any) -> list[Any] | None:
+    """Return the messages of a chat, also where they stand as JSON, as in the cell of a table; None: it is none."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[" and '"role"' in value:
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, list) and all(
+        isinstance(one, dict) and "role" in one for one in value
+    ):
+        return value
+    return None
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
 def chat_template(load_tokenizer: Callable[[], Any], name: str) -> Render:
@@ -143,10 +181,11 @@ def open_text(path: Path) -> Iterator[Any]:
             yield handle
         return
     sources.refuse_unreadable(path)
-    import fsspec
+    # not fsspec.open, to which a name with "::" is a chain of files
+    from fsspec.implementations.local import LocalFileSystem
 
     try:
-        with fsspec.open(str(path), "rb", compression="infer") as handle:
+        with LocalFileSystem().open(str(path), "rb", compression="infer") as handle:
             yield handle
     except UserError:
         raise

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from elder import files
+from elder.data import refuse_binary, refuse_rows
 from elder.errors import UserError
 from elder.files import whole_file
 from elder.model.check import one_sentence
@@ -227,7 +228,7 @@ def read_utf8(path: Path) -> Iterator[str]:
     """Yield a text in pieces, however long it is.
 
     Raises:
-        UserError: with the byte offset of the first byte that is not UTF-8.
+        UserError: with the byte offset of the first byte that is not UTF-8; or if it is no text for another reason.
     """
     decoder, consumed = codecs.getincrementaldecoder("utf-8")(), 0
     with open_text(path) as handle:
@@ -235,12 +236,16 @@ def read_utf8(path: Path) -> Iterator[str]:
             chunk = handle.read(CHUNK)
             pending = len(decoder.getstate()[0])
             try:
-                yield decoder.decode(chunk, final=not chunk)
+                piece = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 offset = consumed - pending + error.start
                 raise UserError(
                     f"{str(path)!r} is not UTF-8: {error.reason} at byte {offset}; convert it, for example with iconv"
                 ) from None
+            refuse_binary(str(path), piece)
+            if not consumed and piece.strip():
+                refuse_rows(str(path), piece.lstrip("\ufeff"))
+            yield piece
             if not chunk:
                 return
             consumed += len(chunk)

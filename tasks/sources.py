@@ -3,13 +3,16 @@
 `pin` says which bytes a name means right now, cheaply; `open_split` opens rows as a stream.
 """
 
+import glob
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from elder.errors import UserError, nearest
 from elder.model.hub import DATASET, MODEL, find, plain_refusals, require_online
@@ -20,6 +23,7 @@ from elder.names import (
     format_of,
     gguf_file,
     is_hub_id,
+    shown,
     split_revision,
 )
 from elder.params import Calibration
@@ -78,6 +82,25 @@ def refuse_unreadable(path: Path) -> None:
     if path.suffix.lower() == ".zst" and not find_spec("zstandard"):
         raise UserError(
             f"{str(path)!r} needs the package zstandard: pip install zstandard, or decompress it first"
+        )
+    if path.suffix.lower() == ".zip":
+        _refuse_archive(path)
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse a .zip that is more than one compressed text: of several files only the first would be read."""
+    try:
+        with ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    except BadZipFile as error:
+        raise UserError(
+            f"{str(path)!r} cannot be decompressed: {error}; decompress it first"
+        ) from None
+    rows = has_rows(path.name)
+    if len(names) != 1 or (format_of(names[0]) is not None and not rows):
+        raise UserError(
+            f"{str(path)!r} is an archive that holds {', '.join(map(shown, names[:2])) or 'nothing'}; unpack it, and "
+            "name one file or the folder"
         )
 
 
@@ -197,15 +220,31 @@ def rows_of(calibration: Calibration, pinned: dict[str, Json]) -> Iterator[Any]:
         raise
     except Exception as error:
         # builders raise many kinds; each means that this is no readable dataset
+        cause = error.__cause__ or error
         raise UserError(
-            f"the dataset {source!r} cannot be read: {one_line(error.__cause__ or error)}"
+            f"the dataset {source!r} cannot be read: {one_line(cause)}{_way_out(cause, calibration)}"
         ) from None
+
+
+def _way_out(error: BaseException, calibration: Calibration) -> str:
+    """Go on with a sentence about rows that cannot be read, where there is a way."""
+    if isinstance(error, UnicodeDecodeError):
+        return "; convert it to UTF-8 first, for example with iconv"
+    if "cast array" in str(error):
+        return f"; a column changes its kind: copy column {calibration.column!r} alone into a file"
+    if "tokenizing" in str(error):
+        return "; columns are separated by commas in .csv, by tabs in .tsv"
+    if "::" in calibration.source or glob.has_magic(calibration.source):
+        return "; '::', '*', '?' and '[' in a name are patterns to the package datasets: rename it"
+    return ""
 
 
 def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
     """Open one split as an iterable of rows."""
     import datasets
 
+    # what a file is refused for is said once, in the sentence of `rows_of`
+    datasets.logging.set_verbosity(logging.CRITICAL)
     source, split = calibration.source, calibration.split
     path = Path(source).expanduser()
     if pinned["kind"] == HUB:
@@ -215,7 +254,7 @@ def open_split(calibration: Calibration, pinned: dict[str, Json]) -> Any:
         kind = str(format_of(source))
         splits = datasets.load_dataset(
             kind,
-            data_files={split: str(path)},
+            data_files={split: glob.escape(str(path))},
             streaming=True,
             **(_table(path) if kind == "csv" else {}),
         )

@@ -30,7 +30,7 @@ def text_of_dataset(params: Params, name: str, folder: Path) -> Path:
     Raises:
         UserError: if there is no such dataset, or the Hub cannot be asked.
     """
-    source, *rest = [name] if Path(name).is_file() else name.split(":")
+    source, *rest = [name] if Path(name).exists() else name.split(":")
     given = dict(zip(("config", "split"), rest, strict=False))
     wanted = params.calibration.model_copy(update={"source": source} | given)
     if source != params.calibration.source:

@@ -75,7 +75,7 @@ def texts_as_files(
 
     def file(name: str) -> str:
         if Path(name).is_file() and format_of(name) is None:
-            return name
+            return str(services.plain_text(name, base))
         return str(services.text_of_dataset(base, name, folder))
 
     wanted = base.evaluate

@@ -41,8 +41,14 @@ class Services:
 
     def plain_text(self, name: str, settings: Params) -> Path:
         """Return the file of a plain text: of one that has rows or is compressed, what it holds, in build/texts."""
-        if format_of(name) is None or not Path(name).is_file():
-            return Path(name)
+        path = Path(name)
+        if not path.is_file():
+            return path
+        if format_of(name) is None:
+            from elder.data import refuse_rows_in  # here, since it needs torch
+
+            refuse_rows_in(path)
+            return path
         return self.text_of_dataset(settings, name, TEXTS)
 
 

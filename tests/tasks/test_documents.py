@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import datasets
 import pytest
@@ -24,7 +25,10 @@ from tasks.data import found_in
 MODEL = Path(__file__).parents[2] / "models" / "novels-llama"
 ROWS = [f"row {number} has words" for number in range(300)]
 TEXT = "\n\n".join(ROWS)
-CHAT = "{% for one in messages %}[{{ one['role'] }}] {{ one['content'] }}\n{% endfor %}"
+CHAT = (
+    "{% for one in messages %}[{{ one['role'] }}] {{ one['content'] }}"
+    "{% if 'tool_calls' in one %}{{ one['tool_calls'] | length }}{% endif %}{{ '\\n' }}{% endfor %}"
+)
 Prepare = Callable[..., Path]
 
 
@@ -71,7 +75,7 @@ def write(folder: Path, name: str) -> Path:
         path.write_text("\n".join([f"n{mark}text", *(f"1{mark}{one}" for one in ROWS)]))
     elif name == "rows.json":
         path.write_text(json.dumps(rows))
-    elif name == "plain.txt.gz":
+    elif name.endswith(".txt.gz"):
         path.write_bytes(gzip.compress(TEXT.encode()))
     else:
         plain = lines(folder / "plain", rows)
@@ -93,6 +97,9 @@ def write(folder: Path, name: str) -> Path:
         "rows.tsv",
         "rows.parquet",
         "plain.txt.gz",
+        "rows.ndjson",
+        "r[1]*?.jsonl",  # a pattern to `datasets`
+        "a::b.txt.gz",  # a chain of files to fsspec
     ],
 )
 def test_what_is_calibrated_and_judged_on_is_the_text_and_no_markup(
@@ -145,9 +152,35 @@ def test_chats_go_through_the_chat_template(made: Prepare, tmp_path: Path) -> No
         made(source, MODEL, column="messages")
 
 
+def test_a_chat_is_the_same_however_it_is_stored(
+    made: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = {"role": "user", "content": "Why?"}
+    answer = {"role": "assistant", "content": "So.", "tool_calls": None}
+    parts = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]
+    in_parts = {"role": "user", "content": parts}
+    rows = [[question, answer], [in_parts, answer], json.dumps([question, answer]), []]
+    source = lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in rows])
+    text = (made(source, column="messages") / "calibration.txt").read_text()
+    assert text == "\n\n".join(["[user] Why?\n[assistant] So.\n"] * 3)
+    assert "1 of 4 rows are null" in capsys.readouterr().err
+    image = [{"role": "user", "content": [{"type": "image", "url": "x"}]}]
+    lines(source, [{"messages": image}])
+    with pytest.raises(UserError, match="row 1 of .* more than text, such as .*image"):
+        made(source, column="messages")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
+        (
+            "a.txt",
+            '{"text": "x"}\n{"text": "y"}\n',
+            "rows of JSON.* rename it to .jsonl",
+        ),
+        ("a.txt", "x\0", "holds null characters"),
+        ("a.csv", "text\n1,2\n1,2,3", "cannot be read.*separated by commas in .csv"),
+        ("a.csv", b"text\n\xe9", "cannot be read.*convert it to UTF-8 first"),
         ("a.jsonl", '{"body": "x", "n": 1}\n', "no column 'text'.*valid: body, n"),
         ("a.jsonl", '{"text": 3}\n', "holds int, not text or .* in row 1"),
         ("a.jsonl", '{"text": "x"}\n{oops\n', "cannot be read"),
@@ -157,12 +190,22 @@ def test_chats_go_through_the_chat_template(made: Prepare, tmp_path: Path) -> No
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_sentence(
-    name: str, content: str, sentence: str, made: Prepare, tmp_path: Path
+    name: str, content: str | bytes, sentence: str, made: Prepare, tmp_path: Path
 ) -> None:
     path = tmp_path / name
-    path.write_text(content)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=sentence):
         made(path)
+
+
+def test_an_archive_is_no_text(made: Prepare, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    for names in (["a.txt", "b.txt"], ["a.jsonl"]):
+        with ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, TEXT)
+        with pytest.raises(UserError, match=f"archive that holds '{names[0]}'.*unpack"):
+            made(path)
 
 
 def test_the_commands_read_rows_or_say_what_they_lack(
@@ -179,9 +222,15 @@ def test_the_commands_read_rows_or_say_what_they_lack(
         return CliRunner().invoke(build_library(services), given)
 
     assert run(SERVICES, source).stdout == run(SERVICES, text).stdout
+    marked = tmp_path / "marked.txt"
+    marked.write_text(TEXT, encoding="utf-8-sig")
+    assert run(SERVICES, marked).stdout == run(SERVICES, text).stdout
     refused = run(LIBRARY, source)
     assert refused.exit_code == 2
     assert "needs the pipeline's packages" in refused.stderr
+    refused = run(LIBRARY, source.rename(tmp_path / "rows.txt"))
+    assert refused.exit_code == 2
+    assert "holds rows of JSON, not plain text" in refused.stderr
 
 
 @pytest.mark.parametrize(
