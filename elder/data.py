@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 
 from elder.errors import INSTALL, UserError
+from elder.files import refuse_pointer
 from elder.names import format_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def read_pieces(path: Path) -> Iterator[str]:
         raise UserError(
             f"there is no text file {str(path)!r}; give the path of a plain UTF-8 text"
         )
+    refuse_pointer(path)
     if format_of(path.name):
         raise UserError(
             f"{str(path)!r} is no plain text by its name, and needs the pipeline's packages: {INSTALL}; or write its "

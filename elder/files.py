@@ -20,6 +20,7 @@ from elder.errors import UserError
 LARGEST_JSON = (
     64 << 20
 )  # bytes: a record of a long run takes a few MB; read, it takes twenty times as much
+POINTER = b"version https://git-lfs.github.com/spec/"
 DEEPEST_JSON = 100  # levels: ours take ten
 
 
@@ -135,6 +136,19 @@ def copy_whole(source: Path, target: Path) -> None:
     """Copy a file whole or not at all; several processes may make the same copy at once."""
     with whole_file(target, shared=True) as new:
         shutil.copyfile(source, new)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git LFS leaves in a clone in place of a large file.
+
+    Raises:
+        UserError: saying how to get the file.
+    """
+    with path.open("rb") as handle:
+        if handle.read(len(POINTER)) == POINTER:
+            raise UserError(
+                f"{str(path)!r} is Git LFS's pointer to the file, not the file itself; fetch it with: git lfs pull"
+            )
 
 
 def read_json(path: Path, what: str = "") -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from elder.errors import UserError, nearest
+from elder.files import refuse_pointer
 from elder.model.hub import DATASET, MODEL, find, plain_refusals, require_online
 from elder.names import (
     COMPRESSED,
@@ -147,6 +148,7 @@ def pin_text(source: str) -> dict[str, Json]:
         raise UserError(
             f"there is no text file {source!r}{similar(path)} Give the path of a plain UTF-8 text"
         )
+    refuse_pointer(path)
     return {"kind": "file", "source": source, "sha256": digest([path])}
 
 

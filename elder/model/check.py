@@ -10,7 +10,7 @@ from typing import Any
 from elder import params
 from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
-from elder.files import read_json
+from elder.files import read_json, refuse_pointer
 from elder.model.hub import MODEL, Found, find, refusal
 from elder.model.layers import LAYER_LISTS
 from elder.model.published.adapter import Adapter, find_adapter, refuse_unasked
@@ -139,6 +139,8 @@ def check_gguf(file: Path) -> Any:
         UserError: if the file is missing, damaged, absurdly large, or holds what transformers does not read.
     """
     source = str(file)
+    if file.is_file():
+        refuse_pointer(file)
     with one_sentence(source, "configuration"):
         config = read_gguf_config(file)
     _refuse_absurd(source, config.to_dict())
@@ -223,6 +225,8 @@ def one_sentence(source: str, what: str) -> Iterator[None]:
         ):
             raise UserError(sentence) from None
         first = str(error).strip().split("\n")[0][:200]
+        if "custom code" in first:  # a tokenizer's; a model's is asked for before
+            first = "it needs code that comes with it; if you trust that, add --set model.trust_remote_code=true"
         raise UserError(
             f"the {what} of {source!r} cannot be loaded: {first or type(error).__name__}"
         ) from None
@@ -260,6 +264,9 @@ def _check_folder(folder: Path) -> None:
             f"the model folder {str(folder)!r} is empty; it must hold config.json, safetensors and a tokenizer"
         )
     _check_files(f"the model folder {str(folder)!r}", names)
+    for pattern in (*TOKENIZERS, "*.safetensors", "*.json"):
+        for path in sorted(folder.glob(pattern)):
+            refuse_pointer(path)
 
 
 def _check_files(model: str, names: Set[str]) -> None:

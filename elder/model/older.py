@@ -41,15 +41,19 @@ TOKENIZER_FILES = (
 )
 
 
-def write_older_names(folder: Path, source: Path | None) -> None:
+def write_older_names(folder: Path, source: Path | None, untied: bool = False) -> None:
     """Add to a saved checkpoint's config.json what older readers look for.
 
     Args:
         folder: as transformers saved it.
         source: the checkpoint that the model comes from. How it says such a field itself is kept: transformers adds to
             a ``rope_scaling`` what it found elsewhere, and older readers take that for more than it was.
+        untied: whether the head has weights of its own, though the configuration says that it is the embeddings.
     """
     fields = read_config(folder)
+    if untied:
+        # version 5 sees that the weights differ; version 4 would put one in the other's place
+        fields["tie_word_embeddings"] = False
     own = read_config(source) if source and (source / "config.json").is_file() else {}
     # transformers writes an infinite number in a way that only its own version 5 reads
     write_json(folder / "config.json", _with_older_names(_numbers(fields), own))

@@ -52,13 +52,21 @@ def write_checkpoint(
     refuse_broken_weights(model, "the model that should be saved")
     try:
         model.save_pretrained(folder, safe_serialization=True)
-        write_older_names(folder, source)
+        write_older_names(folder, source, _untied(model))
         write_tokenizer(tokenizer, folder, source)
     except (OSError, UserError):
         raise
     except Exception as error:  # safetensors wraps a full disk in a type of its own
         raise OSError(str(error)) from None
     return weights_file_digest(folder)
+
+
+def _untied(model: Any) -> bool:
+    """Say whether the head has weights of its own, though the configuration says that it is the embeddings."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return False
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    return head is not None and head is not model.get_input_embeddings().weight
 
 
 def weights_file_digest(folder: Path) -> str:

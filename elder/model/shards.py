@@ -11,6 +11,7 @@ from elder.progress import say
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
+UNREAD = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.gguf")
 
 
 def check_indexes(folder: Path) -> None:
@@ -92,9 +93,10 @@ def refuse_two_sets(folder: Path) -> None:
 
 @lru_cache  # once a process
 def name_unused(folder: Path) -> None:
-    """Say which safetensors lie in a model's folder and are not read."""
+    """Say which other weights lie in a model's folder and are not read."""
     used = {file.name for file in weight_files(str(folder), "main")}
-    others = {file.name for file in folder.glob("*.safetensors")} - used - {ADAPTER}
+    found = {file.name for pattern in UNREAD for file in folder.glob(pattern)}
+    others = found - used - {ADAPTER}
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         say(

@@ -110,10 +110,33 @@ def test_files_that_are_not_read_are_named(
 ) -> None:
     folder = configured(model_folder, tmp_path / "more")
     shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"newer, it may be")
     check_model(str(folder), Model(name=str(folder)))
     said = capsys.readouterr().err
-    assert "holds consolidated.safetensors beside its weights, unread" in said
+    named = "holds consolidated.safetensors and 1 more beside its weights, unread"
+    assert named in said
     assert "those are model.safetensors" in said
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_git_lfs_has_not_fetched_is_named(
+    name: str, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = configured(model_folder, tmp_path / "clone")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(UserError, match=f"{name}' is Git LFS's pointer.*git lfs pull"):
+        check_model(str(folder), Model(name=str(folder)))
+
+
+def test_a_tokenizer_with_code_of_its_own_is_asked_for(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = configured(model_folder, tmp_path / "own")
+    path = folder / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    with pytest.raises(UserError, match="add --set model.trust_remote_code=true"):
+        load_model(Model(name=str(folder), device="cpu"))
 
 
 def test_weights_of_more_layers_than_the_configuration_names(

@@ -174,6 +174,18 @@ def test_an_infinite_number_is_one_for_every_reader(
     assert fields["time_step_limit"] == [0.0, float("inf")]
 
 
+def test_a_head_of_its_own_is_one_for_every_reader(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """Version 5 trusts the weights where the configuration says that there is no such head, version 4 that."""
+    model = FAMILIES["gemma"].build()
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    save_model(model, tokenizer, tmp_path / "out")
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["tie_word_embeddings"] is False
+
+
 def test_a_compression_keeps_fields_and_tokenizer_through_all_stages(
     written: Callable[[str], Path], elder: Callable[..., Result]
 ) -> None:
