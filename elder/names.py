@@ -75,7 +75,7 @@ def gguf_file(source: str) -> Path | None:
         return path if path.suffix.lower() == GGUF else None
     if any(path.glob("*.safetensors")):
         return None
-    files = sorted(path.glob(f"*{GGUF}"))
+    files = sorted(file for file in path.glob(f"*{GGUF}") if file.is_file())
     if len(files) > 1:
         raise UserError(
             f"{source!r} holds {len(files)} GGUF files; name one of them, such as {str(files[0])!r}"

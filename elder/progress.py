@@ -19,7 +19,8 @@ LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 LINE_ENDS = {"Cc", "Zl", "Zp"}
 # they show text in another order
 REORDERING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# names hold what rich takes for an emoji: "models:x:" would be shown as "models" and a red cross
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(message: str) -> None:

@@ -1,5 +1,7 @@
 """The application: which commands there are, and how their failures end."""
 
+import errno
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -12,10 +14,20 @@ from elder.cli.options import with_options
 from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
 from elder.errors import Crash, UserError
+from elder.names import shown
 from elder.secrecy import hide_given_secrets
 
 INTERRUPTED = "interrupted: nothing was left half-written; the same command goes on from where it was"
 CRASHED = 3  # exit status, apart from a check's no (1) and a wrong input (2)
+# what the system refuses because of a name or of whose it is
+REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
 DISK_FULL = "error: the disk is full; free some space and give the same command again"
 
 
@@ -52,6 +64,9 @@ def _end_with(error: Exception) -> NoReturn:
     # safetensors wraps the system's error in a type of its own
     if "No space left on device" in str(error):
         refuse(DISK_FULL, 2)
+    if isinstance(error, OSError) and error.filename and error.errno in REFUSED:
+        name, reason = shown(str(error.filename)), os.strerror(error.errno)
+        refuse(f"error: {name} cannot be used: {reason}; name another", 2)
     from elder.device import is_out_of_memory, out_of_memory
 
     if is_out_of_memory(error):

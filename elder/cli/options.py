@@ -3,6 +3,7 @@
 A command takes whole groups; `with_options` spells them out for Typer, one option a field.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
@@ -182,6 +183,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**given: Any) -> None:
+        given = {name: _at_home(value) for name, value in given.items()}
         for name, group in groups.items():
             own = {field.name: given.pop(field.name) for field in fields(group)}
             given[name] = cast(type, group)(**own)
@@ -190,6 +192,11 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     call.__annotations__ = {keyword.name: keyword.annotation for keyword in spelt_out}
     call.__signature__ = Signature(spelt_out)  # type: ignore[attr-defined]
     return call
+
+
+def _at_home(value: Any) -> Any:
+    """Spell out ``~`` in a path: shells leave it as it is in ``--output=~/out``."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _keywords(group: Any) -> Iterator[Parameter]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ByteSize, Field, field_validator
 
-from elder.params.section import Auto, Section
+from elder.params.section import Auto, Section, place
 
 
 class Model(Section):
@@ -36,6 +36,7 @@ class Model(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model"
     )
+    _place = field_validator("name")(place)
 
 
 class Calibration(Section):
@@ -68,6 +69,8 @@ class Calibration(Section):
     seed: int = Field(
         0, ge=0, description="seed of the choice of blocks and of all training"
     )
+
+    _place = field_validator("source")(place)
 
     @field_validator("seq_len")
     @classmethod

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from elder.params.section import Auto, Section
+from elder.params.section import Auto, Section, place
 
 
 class Evaluate(Section):
@@ -30,6 +30,7 @@ class Evaluate(Section):
     baselines: tuple[str, ...] = Field(
         ("shortgpt", "sleb"), description="methods shown beside, without training"
     )
+    _place = field_validator("in_domain", "out_of_domain")(place)
 
 
 class Speed(Section):

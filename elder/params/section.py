@@ -1,5 +1,6 @@
 """What all sections have in common, and the section that chooses one of a catalogue."""
 
+import os
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
@@ -11,6 +12,22 @@ TOO_LARGE = 2**63  # of what torch takes as a seed or a size
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0)]
+
+
+def place(value: str | None) -> str | None:
+    """Return the name of a file or folder, or what else may stand there, with ``~`` spelt out as a shell would.
+
+    A shell leaves it as it is within quotes, in a file, and behind ``section.key=``. An empty name, mostly that of a
+    variable that is not set, would mean the present folder.
+
+    Raises:
+        ValueError: if it can be no name.
+    """
+    if value is None:
+        return None
+    if not value or "\0" in value:
+        raise ValueError("should name something; it is empty, or has a null character")
+    return os.path.expanduser(value)
 
 
 class Section(BaseModel):

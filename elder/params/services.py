@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from elder.names import registered_name_fault
-from elder.params.section import Section
+from elder.params.section import Section, place
 from elder.secrecy import shown_address
 
 # what is written down of it has no userinfo and no query: they may hold a secret, and change nothing that is made
@@ -93,6 +93,7 @@ class Signing(Section):
         None,
         description="who vouches for that: URL of its OIDC issuer (keyless, audit)",
     )
+    _place = field_validator("private_key", "trusted")(place)
 
 
 class Energy(Section):

@@ -8,6 +8,7 @@ from elder.errors import UserError
 from elder.model.check import check_model
 from elder.names import (
     LONGEST_SHOWN,
+    gguf_file,
     hub_id,
     is_hub_id,
     path_fault,
@@ -173,3 +174,10 @@ def test_names_side_by_side() -> None:
 def test_a_foreign_name_is_shown_escaped_and_short() -> None:
     assert shown("a\x1b[2J\n\udcff") == r"'a\x1b[2J\n\udcff'"
     assert shown("x" * 5000) == repr("x" * LONGEST_SHOWN + "...")
+
+
+def test_a_folder_is_no_gguf_file_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "models.gguf").mkdir()
+    assert gguf_file(str(tmp_path)) is None
+    (tmp_path / "tiny.gguf").touch()
+    assert gguf_file(str(tmp_path)) == tmp_path / "tiny.gguf"

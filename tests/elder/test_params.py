@@ -59,6 +59,14 @@ def test_so_must_one_from_an_option(ratio: float) -> None:
         load_params(None, None, {"select.ratio": ratio})
 
 
+@pytest.mark.parametrize("name", ["", "\0"])
+@pytest.mark.parametrize("key", ["model.name", "calibration.source"])
+def test_a_name_must_name_something(name: str, key: str) -> None:
+    """An empty one, of a variable that is not set, meant the present folder."""
+    with pytest.raises(UserError, match=f"{key}.* should name something"):
+        load_params(None, None, {key: name})
+
+
 def test_values_are_read_as_yaml() -> None:
     made = load_params(
         None,

@@ -1,12 +1,14 @@
 """How a command ends when its work fails: one sentence and a status of its own, or a traceback of a fault of ours."""
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import Result
 
-from elder.errors import Crash
+from elder.errors import Crash, UserError
 
 Elder = Callable[..., Result]
 
@@ -48,6 +50,36 @@ def test_a_process_that_died_is_one_sentence_and_a_status_of_its_own(
 ) -> None:
     found = ending(elder, monkeypatch, Crash("stage learn was killed"))
     assert (found.exit_code, found.stderr) == (3, "error: stage learn was killed\n")
+
+
+def test_what_the_system_refuses_is_one_sentence(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "a.txt")
+    found = ending(elder, monkeypatch, error)
+    said = "error: 'a.txt' cannot be used: Permission denied; name another\n"
+    assert (found.exit_code, found.stderr) == (2, said)
+    found = elder("select", model="x" * 300)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert found.stderr.endswith("cannot be used: File name too long; name another\n")
+
+
+def test_a_name_in_a_sentence_is_shown_as_it_is(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Colons and brackets mean pictures and colours to rich."""
+    found = ending(elder, monkeypatch, UserError("models:x: [red]no[/red]"))
+    assert found.stderr == "error: models:x: [red]no[/red]\n"
+
+
+def test_a_home_is_spelt_out_where_a_shell_leaves_it(
+    elder: Elder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = elder("select", "--params=~/none.yaml")
+    assert f"no parameter file '{tmp_path}/none.yaml'" in found.stderr
+    found = elder("select", model="~/none/x")
+    assert f"no model folder '{tmp_path}/none/x'" in found.stderr
 
 
 def test_a_fault_of_ours_shows_where_and_is_no_check_that_said_no(
