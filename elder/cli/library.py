@@ -83,9 +83,9 @@ class EvaluationOptions:
         str | None, typer.Option(help="lm-eval tasks or groups, separated by commas.")
     ] = None
     task_data: TaskData = None
-    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = (
-        None
-    )
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task at most.")
+    ] = None
 
     def tasks_of(self, default: Evaluate) -> Tasks | None:
         """Return the tasks to run, by these options before the parameters; None: none are wanted."""
@@ -204,7 +204,8 @@ def evaluate(
 ) -> None:
     """Measure perplexity on a text, and lm-eval tasks."""
     given = common.settings({"model.name": model, **place.values()})
-    if wanted.text is None and wanted.tasks is None:
+    tasks = wanted.tasks_of(given.evaluate)
+    if wanted.text is None and not (tasks and tasks.names):
         raise UserError(
             "nothing to evaluate: give --text FILE, --tasks NAME,NAME or both"
         )
@@ -218,7 +219,6 @@ def evaluate(
         "tokens": 0,
         "tasks": {},
     }
-    tasks = wanted.tasks_of(given.evaluate)
     if tasks is not None:
         from elder.evaluation.tasks import run_tasks, try_tasks
 

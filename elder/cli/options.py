@@ -15,6 +15,7 @@ import typer
 
 from elder.errors import UserError
 from elder.params import Params
+from elder.params.section import SHORTEST
 from elder.process import prepare_libraries
 from elder.settings import DECISION, read_params
 
@@ -33,7 +34,9 @@ SelectionMethod = Annotated[
 ]
 SeqLen = Annotated[
     int | None,
-    typer.Option(help="Tokens in a block; by default 2048 or the model's context."),
+    typer.Option(
+        min=SHORTEST, help="Tokens in a block; by default 2048 or the model's context."
+    ),
 ]
 TaskData = Annotated[
     Path | None, typer.Option(help="Folder of task definitions or of local datasets.")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ByteSize, Field, field_validator
 
-from elder.params.section import Auto, Section, place
+from elder.params.section import Auto, Section, long_enough, place
 
 
 class Model(Section):
@@ -72,9 +72,4 @@ class Calibration(Section):
 
     _place = field_validator("source")(place)
 
-    @field_validator("seq_len")
-    @classmethod
-    def _long_enough(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 8:
-            raise ValueError("a block needs at least 8 tokens")
-        return value
+    _long_enough = field_validator("seq_len")(long_enough)

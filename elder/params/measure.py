@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from elder.params.section import Auto, Section, place
+from elder.params.section import Auto, Section, long_enough, place
 
 
 class Evaluate(Section):
@@ -31,6 +31,7 @@ class Evaluate(Section):
         ("shortgpt", "sleb"), description="methods shown beside, without training"
     )
     _place = field_validator("in_domain", "out_of_domain")(place)
+    _long_enough = field_validator("seq_len")(long_enough)
 
 
 class Speed(Section):

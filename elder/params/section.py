@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from elder.params.catalogue import Catalogue
 
 TOO_LARGE = 2**63  # of what torch takes as a seed or a size
+SHORTEST = 8  # tokens of a block
 Auto = Literal["auto"]
 Rate = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0)]
@@ -28,6 +29,17 @@ def place(value: str | None) -> str | None:
     if not value or "\0" in value:
         raise ValueError("should name something; it is empty, or has a null character")
     return os.path.expanduser(value)
+
+
+def long_enough(value: int | str) -> int | str:
+    """Return the length of blocks, in tokens, or auto.
+
+    Raises:
+        ValueError: if it is too short to say anything.
+    """
+    if isinstance(value, int) and value < SHORTEST:
+        raise ValueError(f"a block needs at least {SHORTEST} tokens")
+    return value
 
 
 class Section(BaseModel):

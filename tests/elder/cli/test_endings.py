@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
+from elder.cli.app import build_app
+from elder.cli.services import LIBRARY
 from elder.errors import Crash, UserError
 
 Elder = Callable[..., Result]
@@ -95,3 +97,18 @@ def test_wrong_options_end_as_ever(elder: Elder) -> None:
     found = elder("select", "--no-such-option")
     assert found.exit_code == 2
     assert "No such option" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--text", "a.txt", "--seq-len", "-5"], "'--seq-len'"),
+        (["--tasks", "blimp", "--limit", "-1"], "'--limit'"),
+        (["--text", "a.txt", "--set", "evaluate.seq_len=1"], "at least 8 tokens"),
+        (["--tasks", " , "], "nothing to evaluate"),
+    ],
+)
+def test_what_measures_nothing_is_refused(given: list[str], sentence: str) -> None:
+    found = CliRunner().invoke(build_app(LIBRARY), ["evaluate", "none", *given])
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert sentence in found.stderr
