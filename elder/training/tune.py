@@ -1,12 +1,14 @@
 """Train a model with one section's settings: choose what is ``auto`` on held-out blocks, then run, within one budget.
 
 The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
-trials, each from the same weights; the rest goes to the final run, on all blocks. What is best for a short run is too
-much for a long one, so a learning rate that was found is lowered by the known power of the steps.
+trials, each from the same weights; the rest goes to the final run, on all blocks. With Muon, what is best for a short
+run is too much for a long one: a learning rate that was found is lowered by the known power of the steps.
 
 Where the optimiser is ``auto``, all other values are tried with AdamW first, then Muon with those that won, which suit
-both: rates are relative. All combinations would leave each trial too few steps to tell anything. The final run goes on
-from the weights that the best trial ended with: what that trial learnt was paid for.
+both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where a low rate won,
+Muon is not tried: at low rates short trials cannot tell the two apart, and models that bear no more were mostly trained
+with Adam, which Muon harms (arXiv 2605.10468). The final run goes on from the weights that the best trial ended with:
+what that trial learnt was paid for.
 """
 
 import itertools
@@ -31,12 +33,14 @@ from elder.training.search import Snapshot, Values, in_words, search
 
 OPTIMIZER = "optimizer"
 OPTIMIZERS = ("adamw", "muon")
-# relative to the root mean square of each weight. Lower ones win trials of ten steps, and lose the run
-LR_GRID = (0.005, 0.01, 0.02)
+# relative to the root mean square of each weight; where a low one is best, AdamW it is
+LOW_RATES = (0.00125, 0.0025)
+LR_GRID = (*LOW_RATES, 0.005, 0.01)
 # absolute: adapters start at 0, and a share of that is nothing
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
-LONGER_RUN = 0.32  # the best learning rate falls with the steps of a run to this power (arXiv 2409.19913)
+# the best learning rate falls with the steps of a run to this power: Muon's as arXiv 2409.19913 has it
+LONGER_RUN = {"adamw": 0.2, "muon": 0.32}
 Grids = Mapping[str, tuple[Any, ...]]  # {name of a value that is ``auto``: what to try}
 
 
@@ -63,14 +67,15 @@ class Objective:
         return [dict(zip(grids, values, strict=True)) for values in combinations]
 
     def then(self, best: Values) -> list[Values]:
-        """Return what is tried after that: the other optimisers, with the values that won."""
+        """Return what is tried after that: the other optimisers with the values that won, unless the rate is low."""
         others = self.grids.get(OPTIMIZER, ())[1:]
+        if best.get("lr") in LOW_RATES:
+            return []
         return [{**best, OPTIMIZER: other} for other in others]
 
     def trials(self) -> int:
-        """Return how many trials there will be."""
-        first = self.first()
-        return len(first) + len(self.then(first[0]))
+        """Return how many trials there will be at most."""
+        return len(self.first()) + len(self.grids.get(OPTIMIZER, ())[1:])
 
 
 def tune(
@@ -160,8 +165,9 @@ class Trials:
         ahead.restore(self.model)
         longer = self.schedule(chosen, self.settings.epochs * (1 - SEARCH_SHARE), count)
         tried = self.trial_schedule(chosen, trials)
-        factor = lowered(tried.steps, longer.steps, "lr" in chosen)
-        return chosen, replace(longer, lr=longer.lr * factor), searched
+        if "lr" in chosen:
+            longer = replace(longer, lr=longer.lr * lowered(tried, longer))
+        return chosen, longer, searched
 
     def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
         """Train briefly from the present weights; returns the held-out loss, and what it took."""
@@ -217,9 +223,9 @@ def micro_batch_of(settings: params.Training, label: str) -> MicroBatch:
     return MicroBatch(label, settings.micro_batch or settings.batch)
 
 
-def lowered(trial: int, steps: int, searched: bool) -> float:
-    """Return the factor on a learning rate found in a trial of ``trial`` steps, for a run of ``steps``."""
-    return min(1.0, (trial / steps) ** LONGER_RUN) if searched else 1.0
+def lowered(trial: Schedule, run: Schedule) -> float:
+    """Return the factor on a learning rate that a trial found, for a longer run with the same optimiser."""
+    return min(1.0, (trial.steps / run.steps) ** LONGER_RUN[run.optimizer])
 
 
 def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:

@@ -29,14 +29,17 @@ RUN = TrainingRun("test", 0, torch.float32)
 AUTO = params.Training(epochs=10.0, batch=4)  # all that can be is auto
 
 
-def unlearning(model: Any, loser: str) -> Objective:
+HIGH = (0.005, 0.006, 0.008, 0.01)
+
+
+def unlearning(model: Any, loser: str, rates: tuple[float, ...] = HIGH) -> Objective:
     """Return next-token training that drives a model from its text with one of the optimisers."""
 
     def loss_with(values: Values) -> Any:
         sign = -1 if values["optimizer"] == loser else 1
         return lambda ids: sign * next_token_losses(model, ids).mean()
 
-    return Objective(loss_with, grids_of(AUTO))
+    return Objective(loss_with, grids_of(AUTO) | {"lr": rates})
 
 
 def auto(llama: Callable, blocks: torch.Tensor, loser: str) -> tuple[Spent, Any]:
@@ -53,21 +56,35 @@ def test_the_better_optimiser_wins_within_the_budget(
     trials = [plain(trial) for trial in spent.search]
     # all rates with AdamW, then Muon at the best of them
     losses = [trial["held_out_loss"] for trial in trials]
-    best = LR_GRID[losses.index(min(losses[:3]))]
+    best = HIGH[losses.index(min(losses[:-1]))]
     assert [(trial["optimizer"], trial["lr"]) for trial in trials] == [
-        *(("adamw", lr) for lr in LR_GRID),
+        *(("adamw", lr) for lr in HIGH),
         ("muon", best),
     ]
     (chosen,) = [trial for trial in trials if trial["chosen"]]
     assert (chosen["optimizer"], chosen["lr"]) == (winner, best)
     assert chosen["held_out_loss"] == min(losses)
-    # ten passes over 40 blocks of 12 tokens are 100 steps of four: four trials of 5, the losers' counted, and 80
-    assert [trial["tokens"] for trial in trials] == [5 * 4 * 12] * 4
-    assert spent.optimizer_steps == 4 * 5 + 80
+    # ten passes over 40 blocks of 12 tokens are 100 steps of four: five trials of 4, the losers' counted, and 80
+    assert [trial["tokens"] for trial in trials] == [4 * 4 * 12] * 5
+    assert spent.optimizer_steps == 5 * 4 + 80
     assert spent.tokens_seen == 10 * 40 * 12
     again, same = auto(llama, blocks, loser)
     assert again == spent
     assert weights_digest(same) == weights_digest(model)
+
+
+def test_where_a_low_rate_is_best_muon_is_not_tried(
+    llama: Callable, blocks: torch.Tensor
+) -> None:
+    model = llama(2)
+    # the less it moves, the less AdamW harms
+    objective = unlearning(model, "adamw", LR_GRID)
+    spent = tuning.tune(model, training_data(blocks.repeat(4, 1)), AUTO, objective, RUN)
+    tried = [(plain(one)["optimizer"], plain(one)["lr"]) for one in spent.search]
+    assert tried == [("adamw", lr) for lr in LR_GRID]
+    assert [one.chosen for one in spent.search] == [True, False, False, False]
+    # its share of the budget is left
+    assert spent.optimizer_steps == 4 * 4 + 80
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(

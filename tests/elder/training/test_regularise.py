@@ -20,7 +20,7 @@ from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.losses import residual_norm
 from elder.training.regularise import LAMBDA2_GRID, regularise, residual_weight
-from elder.training.tune import LR_GRID
+from elder.training.tune import LOW_RATES, LR_GRID
 
 FLOAT = torch.float32
 RUN = TrainingRun("regularise", 0, FLOAT)
@@ -99,10 +99,11 @@ def test_regularisation_searches_both_values(
     tried = [plain(trial) for trial in spent.search]
     values = [(one["optimizer"], one["lr"], one["lambda2"]) for one in tried]
     grid = [("adamw", lr, lambda2) for lr in LR_GRID for lambda2 in LAMBDA2_GRID]
-    assert values[:9] == grid
-    best = min(tried[:9], key=lambda one: one["held_out_loss"])
-    assert values[9:] == [("muon", best["lr"], best["lambda2"])]
-    assert len({trial.held_out_loss for trial in spent.search}) == 10
+    assert values[:12] == grid
+    best = min(tried[:12], key=lambda one: one["held_out_loss"])
+    muon = [("muon", best["lr"], best["lambda2"])]
+    assert values[12:] == ([] if best["lr"] in LOW_RATES else muon)
+    assert len({trial.held_out_loss for trial in spent.search}) == len(tried)
     assert not any("forward" in vars(layer) for layer in find_layers(trained))
 
 
@@ -171,7 +172,7 @@ def test_each_trial_fades_over_its_own_steps(
         lambda done, anneal: (told.append(done), 0.5)[1],
     )
     settings = params.Regularise(
-        epochs=6.0,
+        epochs=8.0,
         batch=2,
         optimizer="adamw",
         lr="auto",
@@ -179,8 +180,8 @@ def test_each_trial_fades_over_its_own_steps(
         anneal=0.5,
     )
     spent = regularise(llama(3), [1], training_data(blocks), settings, RUN)
-    # 30 steps: a fifth of them for three trials of two steps each, the rest in one run
-    assert told == [*[1 / 2, 1] * 3, *(step / 24 for step in range(1, 25))]
+    # 40 steps: a fifth of them for four trials of two steps each, the rest in one run
+    assert told == [*[1 / 2, 1] * 4, *(step / 32 for step in range(1, 33))]
     assert spent.optimizer_steps == len(told)
 
 

@@ -307,30 +307,30 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     many = blocks.repeat(4, 1)  # 40 blocks
     model = llama(2)
     before = weights_digest(model)
-    settings = params.Training(epochs=epochs, batch=4, lr="auto")
+    settings = params.Training(epochs=epochs, batch=4, lr="auto", optimizer="muon")
     spent = tune(
         model, training_data(many), settings, objective(model, {"lr": LR_GRID}), RUN
     )
-    # three trials and the run start from the same weights
-    assert starts == [before] * 4
+    # four trials and the run start from the same weights
+    assert starts == [before] * 5
     held = many[-5:]  # an eighth of 40
-    assert all(torch.equal(given, many[:-5]) for given in data[:3])
-    assert torch.equal(data[3], many)
+    assert all(torch.equal(given, many[:-5]) for given in data[:4])
+    assert torch.equal(data[4], many)
     budget = epochs * many.numel()
     step = 4 * 12
     # each trial and the run round to whole steps
-    assert abs(spent.tokens_seen - budget) <= 4 * step / 2
+    assert abs(spent.tokens_seen - budget) <= 5 * step / 2
     assert (
         spent.tokens_seen
         == step * spent.optimizer_steps
         == step * sum(plan.steps for plan in schedules)
     )
-    assert sum(trial.tokens for trial in spent.search) <= 0.2 * budget + 3 * step / 2
+    assert sum(trial.tokens for trial in spent.search) <= 0.2 * budget + 4 * step / 2
     losses = [trial.held_out_loss for trial in spent.search]
     best = plain(spent.search[losses.index(min(losses))])["lr"]
     assert (
-        schedules[3].lr
-        == best * (schedules[0].steps / schedules[3].steps) ** LONGER_RUN
+        schedules[4].lr
+        == best * (schedules[0].steps / schedules[4].steps) ** LONGER_RUN["muon"]
         < best
     )
     assert [trial.chosen for trial in spent.search].index(True) == losses.index(
@@ -342,10 +342,15 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
 
 
 def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
+    def factor(trial: int, run: int, optimizer: str) -> float:
+        plan = replace(PLAN, optimizer=optimizer)
+        return lowered(replace(plan, steps=trial), replace(plan, steps=run))
+
     # 100 ** -0.32 = exp(-0.32 x 4.6052)
-    assert lowered(10, 1000, searched=True) == pytest.approx(0.2291, abs=1e-4)
-    assert lowered(10, 5, searched=True) == 1.0  # never raised
-    assert lowered(10, 1000, searched=False) == 1.0
+    assert factor(10, 1000, "muon") == pytest.approx(0.2291, abs=1e-4)
+    assert factor(10, 5, "muon") == 1.0  # never raised
+    # 100 ** -0.2 = exp(-0.2 x 4.6052)
+    assert factor(10, 1000, "adamw") == pytest.approx(0.3981, abs=1e-4)
 
 
 def test_nothing_automatic_spends_all_on_one_run(
