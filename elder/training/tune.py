@@ -6,9 +6,9 @@ run is too much for a long one: a learning rate that was found is lowered by the
 
 Where the optimiser is ``auto``, all other values are tried with AdamW first, then Muon with those that won, which suit
 both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where a low rate won,
-Muon is not tried: at low rates short trials cannot tell the two apart, and models that bear no more were mostly trained
-with Adam, which Muon harms (arXiv 2605.10468). The final run goes on from the weights that the best trial ended with:
-what that trial learnt was paid for.
+Muon is not tried: at low rates short trials cannot tell the two apart, and Muon harms models that were trained with
+Adam (arXiv 2605.10468), as nearly all were. The final run goes on from the weights that the best trial ended with: what
+that trial learnt was paid for.
 """
 
 import itertools
