@@ -36,11 +36,14 @@ OPTIMIZERS = ("adamw", "muon")
 # relative to the root mean square of each weight; where a low one is best, AdamW it is
 LOW_RATES = (0.00125, 0.0025)
 LR_GRID = (*LOW_RATES, 0.005, 0.01)
+# where the optimiser is named: as before there was a choice, so that what was made then can be made again
+LR_GRID_OF_NAMED = (0.005, 0.01, 0.02)
 # absolute: adapters start at 0, and a share of that is nothing
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 # the best learning rate falls with the steps of a run to this power: Muon's as arXiv 2409.19913 has it
 LONGER_RUN = {"adamw": 0.2, "muon": 0.32}
+LONGER_RUN_OF_NAMED = 0.32
 Grids = Mapping[str, tuple[Any, ...]]  # {name of a value that is ``auto``: what to try}
 
 
@@ -166,7 +169,10 @@ class Trials:
         longer = self.schedule(chosen, self.settings.epochs * (1 - SEARCH_SHARE), count)
         tried = self.trial_schedule(chosen, trials)
         if "lr" in chosen:
-            longer = replace(longer, lr=longer.lr * lowered(tried, longer))
+            named = OPTIMIZER not in chosen
+            power = LONGER_RUN_OF_NAMED if named else LONGER_RUN[longer.optimizer]
+            factor = lowered(tried.steps, longer.steps, power)
+            longer = replace(longer, lr=longer.lr * factor)
         return chosen, longer, searched
 
     def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
@@ -223,17 +229,19 @@ def micro_batch_of(settings: params.Training, label: str) -> MicroBatch:
     return MicroBatch(label, settings.micro_batch or settings.batch)
 
 
-def lowered(trial: Schedule, run: Schedule) -> float:
-    """Return the factor on a learning rate that a trial found, for a longer run with the same optimiser."""
-    return min(1.0, (trial.steps / run.steps) ** LONGER_RUN[run.optimizer])
+def lowered(trial: int, steps: int, power: float) -> float:
+    """Return the factor on a learning rate found in a trial of ``trial`` steps, for a run of ``steps``."""
+    return min(1.0, (trial / steps) ** power)
 
 
 def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
     """Return the optimisers and learning rates to try, none where a rate is given: it was meant for one optimiser."""
     if settings.lr != "auto":
         return {}
-    rates = {"lr": ADAPTER_LR_GRID if settings.adapter_rank else LR_GRID}
-    return {OPTIMIZER: OPTIMIZERS} | rates if settings.optimizer == "auto" else rates
+    chosen = settings.optimizer == "auto"
+    rates = LR_GRID if chosen else LR_GRID_OF_NAMED
+    grid = {"lr": ADAPTER_LR_GRID if settings.adapter_rank else rates}
+    return {OPTIMIZER: OPTIMIZERS} | grid if chosen else grid
 
 
 @contextmanager

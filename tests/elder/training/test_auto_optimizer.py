@@ -20,6 +20,7 @@ from elder.training.search import Values
 from elder.training.tune import (
     ADAPTER_LR_GRID,
     LR_GRID,
+    LR_GRID_OF_NAMED,
     Objective,
     grids_of,
     trainable,
@@ -123,7 +124,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 def test_a_rate_that_was_given_is_for_adamw_and_nothing_is_tried() -> None:
     assert grids_of(params.Training(lr=1e-3)) == {}
     only = grids_of(params.Training(optimizer="muon"))
-    assert only == {"lr": LR_GRID}
+    assert only == {"lr": LR_GRID_OF_NAMED}
     steps = params.Training(epochs=1.0, lr=1e-3)
     trials = tuning.Trials(None, None, steps, Objective(lambda _: None), RUN)  # type: ignore[arg-type, return-value]
     assert trials.schedule({}, 1.0, 8).optimizer == "adamw"

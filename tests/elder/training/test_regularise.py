@@ -180,8 +180,8 @@ def test_each_trial_fades_over_its_own_steps(
         anneal=0.5,
     )
     spent = regularise(llama(3), [1], training_data(blocks), settings, RUN)
-    # 40 steps: a fifth of them for four trials of two steps each, the rest in one run
-    assert told == [*[1 / 2, 1] * 4, *(step / 32 for step in range(1, 33))]
+    # 40 steps: a fifth of them for three trials of two whole steps each, the rest in one run
+    assert told == [*[1 / 2, 1] * 3, *(step / 32 for step in range(1, 33))]
     assert spent.optimizer_steps == len(told)
 
 

@@ -342,15 +342,11 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
 
 
 def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
-    def factor(trial: int, run: int, optimizer: str) -> float:
-        plan = replace(PLAN, optimizer=optimizer)
-        return lowered(replace(plan, steps=trial), replace(plan, steps=run))
-
     # 100 ** -0.32 = exp(-0.32 x 4.6052)
-    assert factor(10, 1000, "muon") == pytest.approx(0.2291, abs=1e-4)
-    assert factor(10, 5, "muon") == 1.0  # never raised
+    assert lowered(10, 1000, LONGER_RUN["muon"]) == pytest.approx(0.2291, abs=1e-4)
+    assert lowered(10, 5, LONGER_RUN["muon"]) == 1.0  # never raised
     # 100 ** -0.2 = exp(-0.2 x 4.6052)
-    assert factor(10, 1000, "adamw") == pytest.approx(0.3981, abs=1e-4)
+    assert lowered(10, 1000, LONGER_RUN["adamw"]) == pytest.approx(0.3981, abs=1e-4)
 
 
 def test_nothing_automatic_spends_all_on_one_run(
