@@ -11,6 +11,9 @@ NEED_LESS = (
     "each have a key for it), or use a machine with more"
 )
 
+# of a process, in a sentence
+KILLED = "was killed (SIGKILL), as the system does where memory runs out"
+
 
 class _Told(Exception):
     """An exception that is told to people, in logs and by services, too: its message loses the secrets in it."""

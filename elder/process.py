@@ -3,6 +3,7 @@
 import getpass
 import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,22 @@ CPU_SETTINGS = KEEP_MEMORY | SPIN_BRIEFLY
 
 
 HOME = Path("build") / "home"  # in the working folder
+
+
+def end_with_stdin() -> None:
+    """End this process once its stdin ends, which the process that started it holds open; later in the background.
+
+    What is written is written by rename.
+    """
+    # what stdin is now, whatever takes its place
+    held = os.dup(0)
+
+    def wait() -> None:
+        while os.read(held, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def prepare_libraries() -> None:

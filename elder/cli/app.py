@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 import traceback
 from typing import Any, NoReturn
 
@@ -15,6 +16,8 @@ from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
 from elder.errors import Crash, UserError
 from elder.names import shown
+from elder.parallel.launch import SECONDS_TO_SPEAK
+from elder.parallel.ranks import was_started_as_rank
 from elder.secrecy import hide_given_secrets
 
 INTERRUPTED = "interrupted: nothing was left half-written; the same command goes on from where it was"
@@ -71,6 +74,10 @@ def _end_with(error: Exception) -> NoReturn:
 
     if is_out_of_memory(error):
         refuse(f"error: {out_of_memory(error)}", 2)
+    if was_started_as_rank():
+        time.sleep(
+            SECONDS_TO_SPEAK
+        )  # if another one's death is the cause, this one is ended meanwhile
     trace = "".join(traceback.format_exception(error))
     print(hide_given_secrets(trace), end="", file=sys.stderr)
     sys.exit(CRASHED)

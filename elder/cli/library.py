@@ -29,6 +29,7 @@ from elder.cli.results import (
 )
 from elder.cli.services import services_of
 from elder.errors import UserError
+from elder.parallel.launch import launch
 from elder.params import Evaluate, Params
 from elder.record import Json, plain
 from elder.settings import DEFAULT
@@ -159,10 +160,10 @@ def _chosen(settings: Params, text: Path) -> "Chosen":
 def _loaded(settings: Params) -> "Loaded":
     """Load the model that the parameters name, with all random numbers seeded."""
     from elder.model.forward import seed_everything
-    from elder.model.load import load_model
+    from elder.model.load import load_divided
 
     seed_everything(settings.calibration.seed)
-    return load_model(settings.model, bos=settings.calibration.bos)
+    return load_divided(settings.model, bos=settings.calibration.bos)
 
 
 def compress(
@@ -187,6 +188,7 @@ def compress(
     from elder.plan.plan import fitted
 
     services, method = services_of(ctx), recipe.method or DEFAULT
+    launch(given)
     settings = fitted(services.with_local_model(given))
     calibration = services.plain_text(settings.calibration.source, settings)
     record = run(settings, calibration, recipe.output, method, model_name=model)
@@ -209,6 +211,7 @@ def evaluate(
         raise UserError(
             "nothing to evaluate: give --text FILE, --tasks NAME,NAME or both"
         )
+    launch(given)
     services = services_of(ctx)
     local = services.with_local_model(given)
     text = services.plain_text(str(wanted.text), local) if wanted.text else None

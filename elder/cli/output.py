@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from elder.files import write_text
+from elder.parallel.ranks import is_first
 from elder.progress import one_line, say
 from elder.record import Json, Plain, json_safe, plain
 
@@ -17,8 +19,10 @@ def show(
 ) -> None:
     """Print a result: one JSON object, or lines for people, each of which stays one line.
 
-    JSON has no word for what is not finite: it stands as null.
+    JSON has no word for what is not finite: it stands as null. Of several processes, the first prints it.
     """
+    if not is_first():
+        return
     if as_json:
         tree = plain(result) if isinstance(result, Plain) else result
         print(json.dumps(json_safe(tree), allow_nan=False))
@@ -35,7 +39,7 @@ def refuse(sentence: str, status: int) -> NoReturn:
     lines = [one_line(line) for line in sentence.split("\n")]
     if "ELDER_ERROR_FILE" in os.environ:
         told = "\n".join(lines).removeprefix("error: ")
-        Path(os.environ["ELDER_ERROR_FILE"]).write_text(told, encoding="utf-8")
+        write_text(Path(os.environ["ELDER_ERROR_FILE"]), told)
     else:
         for line in lines:
             say(line)

@@ -5,15 +5,16 @@ with exit status 2 and the sentence in ``ELDER_ERROR_FILE``, so that the flow ca
 """
 
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from elder.parallel.launch import ERROR_FILE, launch
+from elder.parallel.ranks import is_first, was_started_as_rank
 from elder.params import Params
-from elder.process import prepare_libraries
+from elder.process import end_with_stdin, prepare_libraries
 from elder.record import json_safe, plain
 from elder.settings import load_params
 
@@ -26,8 +27,8 @@ Result = Annotated[Path, typer.Option(help="JSON file to write.")]
 @app.callback()
 def follow() -> None:
     """Run one step of a flow, in a process of its own that ends with the one that started it."""
-    if "ELDER_ERROR_FILE" in os.environ:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    if ERROR_FILE in os.environ and not was_started_as_rank():
+        end_with_stdin()
 
 
 @app.command()
@@ -47,7 +48,9 @@ def job(
     from elder.compression.stages import STAGES
 
     wanted = [get_stage(STAGES, name).name for name in names.split(",")]
-    with open_job(work, _read(params), calibration, STAGES, PATIENCE) as opened:
+    settings = _read(params)
+    launch(settings)
+    with open_job(work, settings, calibration, STAGES, PATIENCE) as opened:
         for name in wanted:
             opened.run(name)
 
@@ -79,16 +82,18 @@ def evaluate(model: str, params: ParamsFile, result: Result) -> None:
     from elder.evaluation.evaluate import evaluation_length
     from elder.files import write_json
     from elder.model.forward import seed_everything
-    from elder.model.load import load_model
+    from elder.model.load import load_divided
 
     settings = _read(params)
+    launch(settings)
     seed_everything(settings.calibration.seed)
     wanted = settings.model.model_copy(
         update={"name": model, "revision": _revision(settings, model)}
     )
-    loaded = load_model(wanted, bos=settings.calibration.bos)
+    loaded = load_divided(wanted, bos=settings.calibration.bos)
     evaluation = run(loaded, settings.evaluate, evaluation_length(settings, loaded))
-    write_json(result, json_safe(plain(evaluation)))
+    if is_first():
+        write_json(result, json_safe(plain(evaluation)))
 
 
 @app.command("try")
@@ -98,15 +103,17 @@ def try_evaluation(dense: str, params: ParamsFile, result: Result) -> None:
         return
     from elder.evaluation.tasks import try_tasks
     from elder.files import write_json
-    from elder.model.load import load_model
+    from elder.model.load import load_divided
 
     settings = _read(params)
+    launch(settings)
     wanted = settings.evaluate
     folder = Path(wanted.task_data) if wanted.task_data else None
     place = settings.model.model_copy(update={"name": dense})
-    loaded = load_model(place, bos=settings.calibration.bos)
+    loaded = load_divided(place, bos=settings.calibration.bos)
     try_tasks(loaded, wanted.tasks, folder, wanted.batch)
-    write_json(result, {"tried": list(wanted.tasks)})
+    if is_first():
+        write_json(result, {"tried": list(wanted.tasks)})
 
 
 @app.command()
@@ -150,13 +157,6 @@ def bench(dense: str, pruned: str, params: ParamsFile, result: Result) -> None:
         settings.gate.engines, second, Path(pruned), text, work
     )
     write_json(result, json_safe(plain(speed.model_copy(update=asked))))
-
-
-def _end_with_stdin() -> None:
-    """Wait for the end of stdin, which the flow's process holds open, and end; what is written is written by rename."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 def _read(params: Path) -> Params:

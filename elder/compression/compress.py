@@ -15,6 +15,7 @@ from elder.files import check_output, whole_folder, write_json
 from elder.fingerprint import recipe_of
 from elder.model.load import DTYPES
 from elder.model.save import write_checkpoint
+from elder.parallel.ranks import by_first, is_first
 from elder.record import (
     CompressionRecord,
     Json,
@@ -61,11 +62,12 @@ def compress(
             job.run_all()
         except (UserError, OSError):
             # there is nothing to go on from
-            if not job.marker(STAGES[0].name).exists():
+            if is_first() and not job.marker(STAGES[0].name).exists():
                 remove_work(job)
             raise
-        record = finish(job, output, method, model_name)
-        remove_work(job)
+        record = by_first(lambda: finish(job, output, method, model_name))
+        if is_first():
+            remove_work(job)
     return record
 
 
@@ -74,7 +76,7 @@ def finish(
 ) -> CompressionRecord:
     """Save the last stage's model in the dense model's dtype, with its record; returns the record."""
     dtype = DTYPES.get(job.learnt.dtype, torch.float32)
-    final = job.load(job.last_folder(), dtype)
+    final = job.load(job.last_folder(), dtype, device="cpu")
     record = describe(job, method, model_name or job.settings.model.name)
     return save_with_record(final.model, final.tokenizer, output, record, final.folder)
 

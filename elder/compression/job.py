@@ -28,9 +28,17 @@ from elder.files import file_digest, read_json, write_json
 from elder.fingerprint import Fingerprint, calibration_parts, model_parts, recipe_of
 from elder.locks import hold
 from elder.model.forward import seed_everything
-from elder.model.load import Loaded, block_length, check_tokens, load_model
+from elder.model.load import (
+    Loaded,
+    block_length,
+    check_tokens,
+    load_divided,
+    put_together,
+)
 from elder.model.save import save_model
+from elder.parallel.ranks import by_first, count, gather, is_first, told
 from elder.progress import say
+from elder.training.checkpoint import remove_checkpoint
 
 KEY = "key.json"
 LOCK = "lock"
@@ -46,6 +54,8 @@ class Stage:
         section: of the parameters that sets it up; None where it has none of its own.
         result: what it returns.
         joins: it runs in the process of the stage before it, in a flow: both are short.
+        divided: whether several processes do it together, on a model that is divided among them; the first does the
+            rest alone.
     """
 
     name: str
@@ -53,6 +63,7 @@ class Stage:
     section: str | None
     result: type[StageResult]
     joins: bool = False
+    divided: Callable[[params.Params], bool] = lambda _: False
 
 
 def get_stage(stages: Sequence[Stage], name: str) -> Stage:
@@ -110,7 +121,7 @@ class Job:
             UserError: for an unknown stage, or what the stage refuses.
         """
         stage = get_stage(self.stages, name)
-        result = self._results.get(name) or self._read(stage)
+        result = self._results.get(name) or by_first(lambda: self._read(stage))
         if result is None:
             result = self._run(stage)
         self._results[name] = result
@@ -133,7 +144,7 @@ class Job:
         return self.work / f"{name}.json"
 
     def checkpoint(self, name: str) -> Path:
-        """Return the file that a stage's training goes on from."""
+        """Return the file that a stage's training goes on from; see `elder.training.checkpoint`."""
         return self.work / f"{name}.checkpoint"
 
     def folder(self, name: str) -> Path | None:
@@ -148,17 +159,30 @@ class Job:
     def keep(self, name: str, loaded: Loaded) -> None:
         """Save the model that a stage made into its folder."""
         folder = self.work / name
-        save_model(loaded.model, loaded.tokenizer, folder, loaded.folder)
-        self._kept[name] = _digests(folder)
+        together = put_together(loaded)
+        if is_first():
+            save_model(together.model, loaded.tokenizer, folder, loaded.folder)
+            self._kept[name] = _digests(folder)
 
     def load(
-        self, folder: Path | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
     ) -> Loaded:
-        """Load the dense model, or the one in a folder of this job."""
+        """Load the dense model, or the one in a folder of this job; several processes divide it among them.
+
+        Args:
+            folder: None: the dense model.
+            dtype: None: that of the checkpoint, or the one asked for.
+            device: in place of the one that work is done on.
+        """
         wanted = self.settings.model
         if folder is not None:
             wanted = wanted.model_copy(update={"name": str(folder), "revision": None})
-        return load_model(wanted, dtype, self.settings.calibration.bos)
+        if device is not None:
+            wanted = wanted.model_copy(update={"device": device})
+        return load_divided(wanted, dtype, self.settings.calibration.bos)
 
     def blocks(self, loaded: Loaded) -> torch.Tensor:
         """Return the calibration blocks, (samples, seq_len) int64."""
@@ -193,16 +217,23 @@ class Job:
 
     def _run(self, stage: Stage) -> StageResult:
         """Run a stage that is not done; what a killed attempt left without a marker is dropped."""
-        self.marker(stage.name).unlink(missing_ok=True)
-        shutil.rmtree(self.work / stage.name, ignore_errors=True)
+        if count() > 1:
+            for earlier in self.stages[: self.stages.index(stage)]:
+                self.run(earlier.name)  # by all of them, whoever does this one
+        if is_first():
+            self.marker(stage.name).unlink(missing_ok=True)
+            shutil.rmtree(self.work / stage.name, ignore_errors=True)
         seed_everything(self.settings.calibration.seed)
         started = time.monotonic()
-        result = stage.run(self)
+        together = count() == 1 or stage.divided(self.settings)
+        result = stage.run(self) if together else by_first(lambda: stage.run(self))
         seconds = round(time.monotonic() - started, 3)
         files = self._kept.pop(stage.name, {})
         result = result.model_copy(update={"seconds": seconds, "files": files})
-        write_json(self.marker(stage.name), result.model_dump(mode="json"))
-        self.checkpoint(stage.name).unlink(missing_ok=True)
+        result = told(result)
+        if is_first():
+            write_json(self.marker(stage.name), result.model_dump(mode="json"))
+            remove_checkpoint(self.checkpoint(stage.name))
         return result
 
 
@@ -229,9 +260,14 @@ def open_job(
     refusal = f"another process works in {str(work)!r}: wait for its end, or name another output"
     # refuses before anything is made
     wanted = job_fingerprint(settings, calibration, stages)
+    job = Job(work, settings, calibration, stages)
+    if not is_first():
+        gather(None)  # once the first process holds the folder
+        yield job
+        return
     with hold(work / LOCK, refusal, patience):
-        job = Job(work, settings, calibration, stages)
         _drop_other_work(job, wanted)
+        gather(None)
         yield job
 
 

@@ -35,6 +35,7 @@ from elder.model.layers import (
     twin,
 )
 from elder.model.load import Loaded, parameter_count, weights_digest
+from elder.params.catalogue import SELECTIONS
 from elder.progress import say
 from elder.record import Round, Scores, Spent
 from elder.recovery import RECOVERIES, recover, student_of
@@ -202,6 +203,13 @@ def _learn(job: Job) -> Learnt:
     )
 
 
+def _can_divide_choice(settings: params.Params) -> bool:
+    """Say whether layers can be chosen on a divided model: method and compensation look at no weights."""
+    name = settings.compensate.method
+    looked_at = name in COMPENSATIONS and COMPENSATIONS.find(name).check
+    return SELECTIONS.find(settings.select.method).divided and not looked_at
+
+
 def _regularise(job: Job) -> Trained:
     settings = job.settings.regularise
     if not settings.epochs:
@@ -228,7 +236,7 @@ def _regularise(job: Job) -> Trained:
 
 
 def _remove(job: Job) -> Removed:
-    loaded = job.load(job.folder("regularise"), _kept_dtype(job))
+    loaded = job.load(job.folder("regularise"), _kept_dtype(job), device="cpu")
     remove_layers(loaded.model, job.learnt.removed)
     job.keep("remove", loaded)
     return Removed(
@@ -296,7 +304,8 @@ def _student(job: Job, shallow: Path | None, dense: Loaded | None) -> Loaded:
     if not job.settings.recover.adapter_rank:
         return job.load(shallow, torch.float32)
     changed = job.folder("regularise") or job.folder("compensate")
-    if dense is None or changed:
+    # a model that is divided has weights of its own
+    if dense is None or changed or dense.again:
         return job.load(shallow, _kept_dtype(job))
     student = replace(dense, model=twin(dense.model))
     remove_layers(student.model, job.learnt.removed)
@@ -333,11 +342,23 @@ def _compute_dtype(job: Job) -> torch.dtype:
 
 # the one list: ``elder compress``, ``elder compare``, the stages of a flow and the record follow it
 STAGES: tuple[Stage, ...] = (
-    Stage("learn", _learn, section="select", result=Learnt),
-    Stage("regularise", _regularise, section="regularise", result=Trained),
+    Stage("learn", _learn, section="select", result=Learnt, divided=_can_divide_choice),
+    Stage(
+        "regularise",
+        _regularise,
+        section="regularise",
+        result=Trained,
+        divided=lambda _: True,
+    ),
     Stage("remove", _remove, section=None, result=Removed),
     Stage(
         "compensate", _compensate, section="compensate", result=Compensated, joins=True
     ),
-    Stage("recover", _recover, section="recover", result=Trained),
+    Stage(
+        "recover",
+        _recover,
+        section="recover",
+        result=Trained,
+        divided=lambda _: True,
+    ),
 )

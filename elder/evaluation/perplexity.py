@@ -10,6 +10,7 @@ from elder.data import evaluation_blocks
 from elder.model.finite import refuse_broken_losses
 from elder.model.forward import block_losses
 from elder.model.load import Loaded, check_tokens
+from elder.parallel.ranks import count
 from elder.progress import track
 from elder.record import Perplexity
 from elder.training.micro_batch import MicroBatch
@@ -50,7 +51,8 @@ def losses_of(loaded: Loaded, blocks: torch.Tensor, batch: int) -> torch.Tensor:
     Raises:
         UserError: for a loss that is not finite, naming the layer where it begins; if memory holds no single block.
     """
-    batches, given = blocks.split(batch), max(1, len(loaded.bos))
+    # several processes share out what each call is given
+    batches, given = blocks.split(batch * count()), max(1, len(loaded.bos))
     at_once = MicroBatch.of_blocks("perplexity", batch, blocks.shape[1])
     losses = []
     for ids in track(batches, "perplexity", len(batches)):

@@ -12,6 +12,8 @@ from torch import nn
 from elder.device import device_of_model
 from elder.model.head import by_position, logits_of_states, states_of
 from elder.model.layers import LayerControl, find_layers
+from elder.parallel.ranks import count, share
+from elder.parallel.shard import take_apart
 
 
 def seed_everything(seed: int) -> None:
@@ -86,6 +88,8 @@ def block_losses(
 ) -> torch.Tensor:
     """Return the next-token loss of each block, (blocks,) float64 on the CPU, without gradients.
 
+    Batches are shared out among processes.
+
     Args:
         model: is set to eval mode.
         blocks: token ids, (blocks, tokens) int64.
@@ -94,12 +98,14 @@ def block_losses(
         given: see `next_token_losses`.
     """
     model.eval()
-    losses = []
+
+    def losses_of(ids: torch.Tensor) -> torch.Tensor:
+        return next_token_losses(model, ids, given).double().cpu()
+
     with mixed_precision(model, compute or next(model.parameters()).dtype):
-        for ids in blocks.split(batch):
-            found = next_token_losses(model, ids, given)
-            losses.append(found.double().cpu())
-    return torch.cat(losses)
+        losses = torch.cat(share(blocks.split(batch), losses_of))
+    take_apart(model)
+    return losses
 
 
 @torch.no_grad()
@@ -153,6 +159,11 @@ def run_layers(model: Any, ids: torch.Tensor, last: int | None = None) -> None:
         last: the layer after which nothing is computed; None: the model's last.
     """
     layers = find_layers(model)
+    if (
+        count() > 1
+    ):  # what is broken off would leave the parts of a divided model put together
+        states_of(model, ids)
+        return
 
     def stop(*_: Any) -> None:
         raise _ReachedError

@@ -39,7 +39,14 @@ def states_of(model: Any, ids: Tensor) -> Tensor:
         ids: (batch, tokens) int64.
     """
     ids = ids.to(device_of_model(model))
-    return _decoder(model)(input_ids=ids, use_cache=False)[0]
+    decoder = _decoder(model)
+    # a model that is divided among processes puts itself together where it is called itself
+    called = model.get_base_model() if hasattr(model, "get_base_model") else model
+    called.forward = lambda given: decoder(input_ids=given, use_cache=False)[0]
+    try:
+        return called(ids)
+    finally:
+        del called.forward
 
 
 def logits_of_states(model: Any, states: Tensor) -> Tensor:

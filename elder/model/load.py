@@ -1,9 +1,10 @@
 """Load a causal language model and its tokenizer safely, and describe them: digest, size, context."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from elder.model.removal import outline, text_config
 from elder.model.shards import find_file, weight_files
 from elder.model.tokens import Bos, check_vocabulary, first_tokens
 from elder.names import gguf_file, split_revision
+from elder.parallel.ranks import count, in_turn, is_first
+from elder.parallel.shard import divide, mesh, whole, whole_state
 from elder.progress import say
 
 DTYPES = {
@@ -61,6 +64,7 @@ class Loaded:
         file_sha256: of the GGUF file that the checkpoint was made from.
         folder: where its files lie: the user's folder, or the Hub's copy on this machine; None where it has none.
         bos: what each block of its tokens begins with; see `elder.model.tokens`.
+        again: loads it once more, whole and on the CPU; None where it is not divided among processes.
     """
 
     model: Any
@@ -72,6 +76,7 @@ class Loaded:
     file_sha256: str | None = None
     folder: Path | None = None
     bos: tuple[int, ...] = ()
+    again: "Callable[[], Loaded] | None" = None
 
     @property
     def num_layers(self) -> int:
@@ -128,6 +133,45 @@ def load_model(
         folder=_folder(source, commit),
         bos=first_tokens(tokenizer, bos, wanted.name),
     )
+
+
+def load_divided(
+    wanted: params.Model, dtype: torch.dtype | None = None, bos: Bos = "auto"
+) -> Loaded:
+    """Load a model for all processes together: each keeps a part of every weight; one process, all of them.
+
+    Its weights are frozen until something trains them. The machine holds one whole model at a time.
+
+    Args:
+        wanted: as in `load_model`.
+        dtype: as in `load_model`.
+        bos: as in `load_model`.
+    """
+    if count() == 1:
+        return load_model(wanted, dtype, bos)
+    device = device_of(wanted.device).type
+    mesh(device)  # which all make together
+    again = partial(load_model, wanted.model_copy(update={"device": "cpu"}), dtype, bos)
+
+    def load() -> Loaded:
+        loaded = again()
+        loaded.model.requires_grad_(False)
+        divide(loaded.model, find_layers(loaded.model), device)
+        return loaded
+
+    return replace(in_turn(load), again=again)
+
+
+def put_together(loaded: Loaded) -> Loaded:
+    """Return a model that was divided as one that can be saved: whole and on the CPU, on the first process alone."""
+    if loaded.again is None:
+        return loaded
+    state = whole_state(loaded.model)
+    if not is_first():
+        return loaded
+    fresh = loaded.again()
+    fresh.model.load_state_dict(state, assign=True)
+    return fresh
 
 
 def _from_gguf(source: str) -> Dequantised | None:
@@ -289,9 +333,8 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        )
+        values: Any = whole(tensor.detach()).cpu().contiguous()
+        digest.update(values.view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -14,7 +14,14 @@ from elder.params.recipe import (
     Training,
 )
 from elder.params.section import Auto, Choice, Rate, Section, Strength
-from elder.params.services import Energy, Notify, Registry, Signing, Store
+from elder.params.services import (
+    Energy,
+    Launch,
+    Notify,
+    Registry,
+    Signing,
+    Store,
+)
 
 __all__ = [
     "Auto",
@@ -24,6 +31,7 @@ __all__ = [
     "Energy",
     "Evaluate",
     "Gate",
+    "Launch",
     "Model",
     "Notify",
     "Params",
@@ -58,3 +66,4 @@ class Params(Section):
     notify: Notify = Notify()
     signing: Signing = Signing()
     energy: Energy = Energy()
+    launch: Launch = Launch()

@@ -36,6 +36,8 @@ class Entry(Generic[F]):
         paper: where it comes from.
         teacher: the dense model is needed beside the shallower one (of a recovery).
         check: refuses a dense model that it can do nothing for, given it and one block of tokens (of a compensation).
+        divided: it only runs the model, so that several processes can do it on one that is divided among them (of a
+            selection); the others are left to the first process, which then holds all of it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Entry(Generic[F]):
     paper: str | None
     teacher: bool = False
     check: Check | None = None
+    divided: bool = False
 
 
 class Catalogue(Mapping[str, Entry[F]]):
@@ -68,6 +71,7 @@ class Catalogue(Mapping[str, Entry[F]]):
         paper: str | None = None,
         teacher: bool = False,
         check: Check | None = None,
+        divided: bool = False,
     ) -> Callable[[F], F]:
         """Make the function below known by a name; see `Entry` for the arguments.
 
@@ -79,7 +83,14 @@ class Catalogue(Mapping[str, Entry[F]]):
             if name in self.entries or name == self.nothing:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
             self.entries[name] = Entry(
-                name, function, settings, recipe or {}, paper, teacher, check
+                name,
+                function,
+                settings,
+                recipe or {},
+                paper,
+                teacher,
+                check,
+                divided,
             )
             return function
 

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from elder.names import registered_name_fault
-from elder.params.section import Section, place
+from elder.params.section import Auto, Section, place
 from elder.secrecy import shown_address
 
 # what is written down of it has no userinfo and no query: they may hold a secret, and change nothing that is made
@@ -94,6 +94,14 @@ class Signing(Section):
         description="who vouches for that: URL of its OIDC issuer (keyless, audit)",
     )
     _place = field_validator("private_key", "trusted")(place)
+
+
+class Launch(Section):
+    """How many processes do a stage together; it changes no number beyond rounding."""
+
+    processes: Annotated[int, Field(ge=1)] | Auto = Field(
+        1, description="processes of a stage, a GPU for each; auto: all GPUs"
+    )
 
 
 class Energy(Section):

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from elder.errors import UserError
 from elder.model.forward import run_layers
 from elder.model.layers import LayerControl, find_layers
+from elder.parallel.ranks import count, share
 from elder.params.catalogue import NoSettings
-from elder.progress import track
+from elder.progress import meter
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 
 
@@ -21,7 +22,7 @@ def angular_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).arccos() / math.pi
 
 
-@register("angular", paper="arXiv 2403.17887")
+@register("angular", paper="arXiv 2403.17887", divided=True)
 def select(problem: Problem[NoSettings]) -> Selection:
     """Score each block of k adjacent layers, at its first layer, at the last token; the lowest goes, in layer order.
 
@@ -64,15 +65,24 @@ def last_token_states(problem: Problem[NoSettings]) -> torch.Tensor:
     """Return the last token's state before each layer and after the last, (layers + 1, blocks, hidden) float64."""
     batches = problem.blocks.split(problem.forward_batch)
     layers = find_layers(problem.model)
-    states: list[list[torch.Tensor]] = [[] for _ in range(len(layers) + 1)]
+    with (
+        LayerControl(layers) as control,
+        meter("angular distance", len(batches)) as step,
+    ):
 
-    def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-        states[index].append(entering[:, -1].double().cpu())
-        if index == len(layers) - 1:
-            states[-1].append(leaving[:, -1].double().cpu())
+        def last_states(ids: torch.Tensor) -> torch.Tensor:
+            states: list[torch.Tensor] = []
 
-    with LayerControl(layers) as control:
-        control.observe = observe
-        for ids in track(batches, "angular distance", len(batches)):
+            def observe(
+                index: int, entering: torch.Tensor, leaving: torch.Tensor
+            ) -> None:
+                states.append(entering[:, -1].double().cpu())
+                if index == len(layers) - 1:
+                    states.append(leaving[:, -1].double().cpu())
+
+            control.observe = observe
             run_layers(problem.model, ids)
-    return torch.stack([torch.cat(parts) for parts in states])
+            step(steps=count())
+            return torch.stack(states)
+
+        return torch.cat(share(batches, last_states), dim=1)

@@ -7,7 +7,7 @@ from elder.params.catalogue import NoSettings
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 
 
-@register("random")
+@register("random", divided=True)
 def select_at_random(problem: Problem[NoSettings]) -> Selection:
     """Draw a number for each layer, by the seed; the lowest go."""
     count = len(find_layers(problem.model))
@@ -17,7 +17,7 @@ def select_at_random(problem: Problem[NoSettings]) -> Selection:
     return by_score(problem, drawn, "random number")
 
 
-@register("last")
+@register("last", divided=True)
 def select_the_last(problem: Problem[NoSettings]) -> Selection:
     """Remove the last layers offered, from the top down."""
     count = len(find_layers(problem.model))

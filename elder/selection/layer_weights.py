@@ -24,6 +24,8 @@ from elder.data import batch_indices
 from elder.model.finite import refuse_not_finite
 from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
+from elder.parallel.ranks import total
+from elder.parallel.shard import shares, summed
 from elder.params import Auto, Section, Strength
 from elder.params.catalogue import Recipe
 from elder.progress import Meter, meter, say
@@ -99,7 +101,11 @@ AS_PUBLISHED: Recipe = {
 
 
 @register(
-    "elder", settings=LayerWeightSettings, recipe=AS_PUBLISHED, paper="arXiv 2505.18232"
+    "elder",
+    settings=LayerWeightSettings,
+    recipe=AS_PUBLISHED,
+    paper="arXiv 2505.18232",
+    divided=True,
 )
 def select(problem: Problem[LayerWeightSettings]) -> Selection:
     """Choose layers by learnt weights.
@@ -235,12 +241,11 @@ def pull(
 ) -> tuple[float, torch.Tensor]:
     """Return the mean loss of a batch, and its gradient by the layer weights; ``forward_batch`` blocks at once."""
     loss, gradient = 0.0, torch.zeros_like(weights)
-    for piece in ids.split(problem.forward_batch):
-        share = len(piece) / len(ids)
+    for piece, share in shares(ids, problem.forward_batch):
         part = next_token_losses(problem.model, piece).mean() * share
         gradient += torch.autograd.grad(part, weights)[0]
         loss += part.item()
-    return loss, gradient
+    return total(loss), summed(gradient)
 
 
 class LayerWeightSolver:

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 
 from elder.model.forward import run_layers
 from elder.model.layers import LayerControl, find_layers
+from elder.parallel.ranks import count, share
 from elder.params.catalogue import NoSettings
-from elder.progress import track
+from elder.progress import meter
 from elder.selection.base import Problem, Round, Selection, lowest, offered, register
 
 
@@ -19,7 +20,7 @@ def influence(entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
     )
 
 
-@register("shortgpt", paper="arXiv 2403.03853")
+@register("shortgpt", paper="arXiv 2403.03853", divided=True)
 def select(problem: Problem[NoSettings]) -> Selection:
     """Score each layer by its mean block influence in one forward pass; the lowest go.
 
@@ -27,16 +28,25 @@ def select(problem: Problem[NoSettings]) -> Selection:
     """
     layers = find_layers(problem.model)
     alive = offered(problem, len(layers))
-    totals = torch.zeros(len(layers), dtype=torch.float64)
-
-    def observe(index: int, entering: torch.Tensor, leaving: torch.Tensor) -> None:
-        totals[index] += influence(entering, leaving).cpu()
-
     batches = problem.blocks.split(problem.forward_batch)
-    with torch.no_grad(), LayerControl(layers) as control:
-        control.observe = observe
-        for ids in track(batches, "block influence", len(batches)):
+    with (
+        torch.no_grad(),
+        LayerControl(layers) as control,
+        meter("block influence", len(batches)) as step,
+    ):
+
+        def influences(ids: torch.Tensor) -> torch.Tensor:
+            found = torch.zeros(len(layers), dtype=torch.float64)
+
+            def observe(index: int, *states: torch.Tensor) -> None:
+                found[index] = influence(*states).cpu()
+
+            control.observe = observe
             run_layers(problem.model, ids)
+            step(steps=count())
+            return found
+
+        totals = torch.stack(share(batches, influences)).sum(dim=0)
     means = (totals / problem.blocks.numel()).tolist()
     values = [means[index] if index in alive else None for index in range(len(layers))]
     removed = lowest(values, problem.count)

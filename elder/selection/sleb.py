@@ -27,7 +27,7 @@ class SlebSettings(Section):
     )
 
 
-@register("sleb", settings=SlebSettings, paper="arXiv 2402.09025")
+@register("sleb", settings=SlebSettings, paper="arXiv 2402.09025", divided=True)
 def select(problem: Problem[SlebSettings]) -> Selection:
     """Remove one layer a round: the one without which the summed loss on the blocks is the lowest."""
     layers = find_layers(problem.model)

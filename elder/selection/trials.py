@@ -21,6 +21,7 @@ import torch
 
 from elder.model.finite import refuse_not_finite
 from elder.model.layers import LayerControl
+from elder.parallel.ranks import count, share
 from elder.progress import Meter
 from elder.selection.base import Problem
 from elder.selection.candidates import candidate_losses
@@ -101,8 +102,7 @@ class Trials:
         losses: dict[int, list[torch.Tensor]] = {layer: [] for layer in racing}
         order = self._order(number)
         for start, stop in pairwise([0, *self._looks()]):
-            for chosen in order[start:stop].split(self.problem.forward_batch):
-                self._try(racing, gone, self.blocks[chosen], losses)
+            self._try(racing, gone, order[start:stop], losses)
             found = {layer: torch.cat(losses[layer]) for layer in racing}
             for layer, values in found.items():
                 refuse_not_finite(
@@ -131,15 +131,23 @@ class Trials:
         self,
         layers: list[int],
         gone: set[int],
-        ids: torch.Tensor,
+        rows: torch.Tensor,
         losses: dict[int, list[torch.Tensor]],
     ) -> None:
-        found = candidate_losses(self.problem.model, self.control, layers, gone, ids)
-        for layer, values in found.items():
-            losses[layer].append(values)
-        self.run += len(layers) * len(ids)
-        if self.step:
-            self.step(steps=len(ids))
+        """Add the losses of some blocks, which processes share out."""
+
+        def losses_without(chosen: torch.Tensor) -> dict[int, torch.Tensor]:
+            ids = self.blocks[chosen]
+            model, control = self.problem.model, self.control
+            found = candidate_losses(model, control, layers, gone, ids)
+            if self.step:
+                self.step(steps=count() * len(ids))
+            return found
+
+        for found in share(rows.split(self.problem.forward_batch), losses_without):
+            for layer, values in found.items():
+                losses[layer].append(values)
+        self.run += len(layers) * len(rows)
 
     def _order(self, number: int) -> torch.Tensor:
         count = len(self.blocks)

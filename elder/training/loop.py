@@ -17,6 +17,8 @@ from torch import Tensor
 
 from elder.data import batch_indices, nth_seed
 from elder.model.forward import mixed_precision
+from elder.parallel.ranks import rank, total
+from elder.parallel.shard import shares, sum_gradients
 from elder.progress import meter
 from elder.record import Point, Spent
 from elder.training.checkpoint import Checkpoint, Schedule, trainable_weights
@@ -135,7 +137,7 @@ def gradients(model: Any, batch: Batch, at_once: int) -> float:
     Args:
         model: what trains; gradients that it has are dropped.
         batch: the blocks, and their loss.
-        at_once: blocks that go through the model at once.
+        at_once: blocks that go through the model at once, of each process's share.
 
     Returns:
         The loss in nats.
@@ -143,12 +145,13 @@ def gradients(model: Any, batch: Batch, at_once: int) -> float:
     weights = trainable_weights(model)
     for weight in weights:
         weight.grad = None  # of an attempt that ran out of memory
-    torch.manual_seed(batch.seed)
-    total = 0.0
-    for ids in batch.ids.split(at_once):
+    torch.manual_seed(batch.seed + rank())
+    loss_here = 0.0
+    for ids, share in shares(batch.ids, at_once):
         with mixed_precision(model, batch.compute):
-            loss = batch.loss_of(ids) * (len(ids) / len(batch.ids))
+            loss = batch.loss_of(ids) * share
         loss.backward()
-        total += loss.item()
+        loss_here += loss.item()
+    sum_gradients(weights)
     torch.nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT)
-    return total
+    return total(loss_here)

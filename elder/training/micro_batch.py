@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from elder.device import is_out_of_memory, out_of_memory
+from elder.parallel.ranks import count
 from elder.progress import say
 
 # in the environment of a stage that was killed, as the system does where memory runs out: how often all is halved
@@ -41,7 +42,7 @@ class MicroBatch:
         What did not fit once is not tried again.
 
         Raises:
-            UserError: if not even one block fits.
+            UserError: if not even one block fits; on one of several processes, if ``size`` blocks do not.
         """
         while True:
             try:
@@ -49,9 +50,10 @@ class MicroBatch:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.size == 1:
+                # several processes must stay in step
+                if self.size == 1 or count() > 1:
                     raise out_of_memory(
-                        error, f"{self.work}, one block at a time,"
+                        error, f"{self.work}, {_blocks(self.size)},"
                     ) from None
                 self._halve(error)
             # not before the error is gone, which holds what was computed
@@ -63,6 +65,10 @@ class MicroBatch:
             out_of_memory(error, f"{self.work} with {before} blocks at once")
         ).partition(";")[0]
         say(f"{reason}: it goes on with {self.size} at once, and the same batch")
+
+
+def _blocks(size: int) -> str:
+    return "one block at a time" if size == 1 else f"{size} blocks at once"
 
 
 def free_memory() -> None:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from elder.model.layers import find_layers
+from elder.parallel.muon import DividedMuon
+from elder.parallel.ranks import count
+from elder.parallel.shard import part_like, whole
 
 Group = dict[
     str, float | list[nn.Parameter]
@@ -62,7 +65,8 @@ class Optimizer:
         if adamw:
             self.parts.append(torch.optim.AdamW(adamw, betas=BETAS))
         if muon:
-            self.parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+            kind_of_muon = DividedMuon if count() > 1 else torch.optim.Muon
+            self.parts.append(kind_of_muon(muon, adjust_lr_fn="match_rms_adamw"))
 
     def step(self, factor: float) -> None:
         """Move the weights at ``factor`` times the peak learning rate, and forget the gradients."""
@@ -82,13 +86,31 @@ class Optimizer:
                     tensors[f"{number}.{index}.{name}"] = torch.as_tensor(value)
         return tensors
 
+    def _weight(self, key: str) -> nn.Parameter:
+        """Return the weight that a tensor of the state belongs to."""
+        number, index, _ = key.split(".")
+        weight: nn.Parameter = self.parts[int(number)].param_groups[int(index)][
+            "params"
+        ][0]
+        return weight
+
+    def room_for(self, key: str, shape: list[int]) -> Tensor:
+        """Return a tensor of zeros to read one of the state into, divided as its weight is where it has its shape."""
+        weight = self._weight(key)
+        if shape == list(weight.shape):
+            return torch.zeros_like(weight)
+        return torch.zeros(shape)
+
     def load_state(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
         """Take up the state that ``state`` returned, read tensor by tensor."""
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
         for key in names:
             number, index, name = key.split(".")
             of_weight = states[int(number)].setdefault(int(index), {})
-            of_weight[name] = read(key)
+            weight, value = self._weight(key), read(key)
+            if value.shape == weight.shape:
+                value = part_like(value, weight)
+            of_weight[name] = value
         for part, state in zip(self.parts, states, strict=True):
             groups = part.state_dict()["param_groups"]
             part.load_state_dict({"state": state, "param_groups": groups})
@@ -119,6 +141,6 @@ def layer_matrices(model: nn.Module) -> set[nn.Parameter]:
 
 def root_mean_square(weight: Tensor) -> float:
     """Return the root mean square of a tensor."""
-    values = weight.detach().float()
+    values = whole(weight.detach()).float()
     mean = values.square().mean()
     return mean.sqrt().item()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from elder.errors import UserError
+from elder.parallel.shard import own_part
 from elder.progress import say
 from elder.record import Spent, Trial
 
@@ -101,17 +102,17 @@ def _lowest(trials: list[Trial]) -> int | None:
 
 
 class Snapshot:
-    """A copy of the trainable weights on the CPU, to start each trial from the same place."""
+    """A copy of the trainable weights on the CPU, or of this process's part of them, to start each trial from."""
 
     def __init__(self, model: Any) -> None:
         self.weights = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                self.weights[name] = parameter.detach().cpu().clone()
+                self.weights[name] = own_part(parameter.detach()).cpu().clone()
 
     @torch.no_grad()
     def restore(self, model: Any) -> None:
         """Put the copied weights back."""
         for name, parameter in model.named_parameters():
             if name in self.weights:
-                parameter.copy_(self.weights[name])
+                own_part(parameter).copy_(self.weights[name])

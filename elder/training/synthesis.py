@@ -18,6 +18,7 @@ from elder.data import batch_indices, nth_seed
 from elder.device import device_of_model
 from elder.files import whole_file
 from elder.model.forward import cache_bytes, continue_texts
+from elder.parallel import ranks
 from elder.progress import meter
 from elder.training.micro_batch import MicroBatch
 
@@ -51,20 +52,26 @@ def synthetic_blocks(
         (count, seq_len) int64 on the CPU.
     """
     seq_len = blocks.shape[1]
-    known = None if kept is None else _read(kept, (count, seq_len))
+    known = ranks.told(None if kept is None else _read(kept, (count, seq_len)))
     if known is not None:
         return known
     prompts = choose_prompts(blocks, count, seed, first)
     rows = rows_at_once(seq_len, _cache_of_text(dense, prompts[:1], seq_len))
     at_once = MicroBatch("the dense model's writing", rows)
-    written = []
+    if ranks.count() > 1:
+        rows = at_once.size  # each takes the model equally often
     with meter("dense model writes", count) as step:
-        for number, batch in enumerate(prompts.split(rows)):
-            writing = partial(_written, dense, batch, seq_len, nth_seed(seed, number))
-            written.append(at_once.attempt(writing))
-            step(steps=len(batch))
-    ids = torch.cat(written)
-    if kept is not None:
+
+        def write(batch: tuple[int, Tensor]) -> Tensor:
+            number, beginnings = batch
+            seed_of_batch = nth_seed(seed, number)
+            texts = partial(_written, dense, beginnings, seq_len, seed_of_batch)
+            written = at_once.attempt(texts)
+            step(steps=ranks.count() * len(beginnings))
+            return written
+
+        ids = torch.cat(ranks.share(enumerate(prompts.split(rows)), write))
+    if kept is not None and ranks.is_first():
         _write(kept, ids)
     return ids
 

@@ -24,6 +24,8 @@ import torch
 from elder import params
 from elder.errors import UserError
 from elder.model.forward import block_losses
+from elder.parallel.ranks import count
+from elder.parallel.shard import merge_adapters
 from elder.record import Spent
 from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
@@ -287,4 +289,7 @@ def trainable(model: Any, adapter_rank: int, seed: int) -> Any:
     )
     adapted = get_peft_model(model, config)
     yield adapted
-    adapted.merge_and_unload()
+    if count() > 1:
+        merge_adapters(adapted)
+    else:
+        adapted.merge_and_unload()

@@ -41,7 +41,7 @@ STOREYS = [  # of elder, from the ground up; a room may import those below it an
         "environment",
         "progress",
     }
-    | {"fingerprint", "locks", "names"},
+    | {"fingerprint", "locks", "names", "parallel"},
     {"model"},
     {
         "selection",

@@ -34,6 +34,7 @@ UNLIKE = {  # a value for each section that is not its default
     "notify": {"events": ["failure"]},
     "signing": {"private_key": None},
     "energy": {"measure": False},
+    "launch": {"processes": 2},
 }
 COUNTS = {
     "model",
