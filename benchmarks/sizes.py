@@ -44,8 +44,9 @@ The default recipe at 25 %: a quarter of the layers goes; 128 calibration blocks
 one block at once. Memory is what tensors take on the device at the moment at which most live, in GB of 10^9 bytes.
 Copies of trained weights, which trials begin from, lie in the machine's memory. Times are for one H100 at
 {rate:.0f} TFLOP/s, 35 % of its peak in bfloat16, as an estimate: stages reached 17 to 47 % on an H200
-(`benchmarks/results/gpu-h200.md`). Each stage runs on one device: one that has the memory. With adapters, much of a
-recovery's memory is the cache of the texts that the dense model writes before it, at most 4 GiB of it.
+(`benchmarks/results/gpu-h200.md`). Each stage is planned for one device that has the memory; several can share
+its weights, gradients and optimiser (`docs/many-devices.md`). With adapters, much of a recovery's memory is the cache
+of the texts that the dense model writes before it, at most 4 GiB of it.
 
 `elder plan MODEL` says it for your model, blocks and machine. `elder compress MODEL --max-memory 24GB` takes the way
 that fits, and says so; `elder run` does it with `--set model.max_memory=24GB`. What keeps the result comes first: fewer

@@ -11,6 +11,7 @@ NEED_LESS = (
     "each have a key for it), or use a machine with more"
 )
 
+CRASHED = 3  # exit status, apart from a check's no (1) and a wrong input (2)
 # of a process, in a sentence
 KILLED = "was killed (SIGKILL), as the system does where memory runs out"
 

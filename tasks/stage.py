@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
 
-from elder.errors import NEED_LESS, Crash, UserError
+from elder.errors import CRASHED, KILLED, NEED_LESS, Crash, UserError
 from elder.files import read_json
 from elder.process import CPU_SETTINGS
 from elder.progress import say
@@ -22,35 +23,53 @@ from elder.training.micro_batch import SMALLER
 from tasks.run.run import Run
 from tasks.run.slots import gpu_slot
 
-KILLED = "was killed (SIGKILL), as the system does where memory runs out"
-
 
 def run_stage(*arguments: str | Path) -> None:
     """Run ``python -m elder stage ...`` in a slot of the gpu limit, its progress going to this process's stderr.
 
     The stage ends when its stdin does, so that it does not live on, writing to the same files as the next attempt, when
     this process is killed. One that the system kills, as it does where memory runs out, goes on once more with half as
-    many blocks at once.
+    many blocks at once; so does one of whose processes one is killed, where there are several (``launch.processes``).
 
     Raises:
         UserError: what the stage refused.
         Crash: if it failed otherwise, or was killed.
     """
     with gpu_slot():
-        status = _end_of_stage(arguments, {})
-        if status == -signal.SIGKILL:
+        end = _end_of_stage(arguments, {})
+        if end.was_killed:
             say(
-                f"stage {arguments[0]} {KILLED}: it goes on with half as many blocks at once"
+                f"stage {arguments[0]}{end.of} {KILLED}: it goes on with half as many blocks at once"
             )
-            status = _end_of_stage(arguments, {SMALLER: "1"})
-    if status:
+            end = _end_of_stage(arguments, {SMALLER: "1"})
+    if end.sentence is not None:
+        raise Crash(f"stage {arguments[0]}: {end.sentence}")
+    if end.status:
         raise Crash(
-            f"stage {arguments[0]} {_how(status)}; what it had finished is kept, run again to go on"
+            f"stage {arguments[0]} {_how(end.status)}; what it had finished is kept, run again to go on"
         )
 
 
-def _end_of_stage(arguments: tuple[str | Path, ...], more: Mapping[str, str]) -> int:
-    """Run a stage to its end, ``more`` standing in its environment; returns the exit status.
+@dataclass(frozen=True)
+class End:
+    """How a stage ended: its exit status, and the sentence that it left where one of its processes was killed."""
+
+    status: int
+    sentence: str | None = None
+
+    @property
+    def was_killed(self) -> bool:
+        """Say whether its process, or one of several, was killed."""
+        return self.status == -signal.SIGKILL or self.sentence is not None
+
+    @property
+    def of(self) -> str:
+        """Return what of it was killed, for a sentence; nothing where that is all of it."""
+        return "" if self.sentence is None else ", one of its processes,"
+
+
+def _end_of_stage(arguments: tuple[str | Path, ...], more: Mapping[str, str]) -> End:
+    """Run a stage to its end, ``more`` standing in its environment.
 
     Raises:
         UserError: what the stage refused.
@@ -65,9 +84,10 @@ def _end_of_stage(arguments: tuple[str | Path, ...], more: Mapping[str, str]) ->
             stdout=sys.stderr,
         ) as stage:
             status = stage.wait()
-        if sentence.exists():
-            raise UserError(sentence.read_text(encoding="utf-8"))
-    return status
+        told = sentence.read_text(encoding="utf-8") if sentence.exists() else None
+    if told is not None and status != CRASHED:
+        raise UserError(told)
+    return End(status, told)
 
 
 def _how(status: int) -> str:

@@ -14,14 +14,13 @@ from elder.cli import compare, export, library, plan, stage
 from elder.cli.options import with_options
 from elder.cli.output import print_any_character, refuse
 from elder.cli.services import Services
-from elder.errors import Crash, UserError
+from elder.errors import CRASHED, Crash, UserError
 from elder.names import shown
 from elder.parallel.launch import SECONDS_TO_SPEAK
 from elder.parallel.ranks import was_started_as_rank
 from elder.secrecy import hide_given_secrets
 
 INTERRUPTED = "interrupted: nothing was left half-written; the same command goes on from where it was"
-CRASHED = 3  # exit status, apart from a check's no (1) and a wrong input (2)
 # what the system refuses because of a name or of whose it is
 REFUSED = {
     errno.EACCES,

@@ -19,7 +19,7 @@ from elder.selection.trials import Trials
 FIRST, LAST = 4, 2  # layers at the ends that the paper keeps for the Taylor score
 
 
-@register("shortened-ppl", paper="arXiv 2402.02834")
+@register("shortened-ppl", paper="arXiv 2402.02834", divided=True)
 def select_by_perplexity(problem: Problem[NoSettings]) -> Selection:
     """Score each layer by the loss without it, the logarithm of the paper's perplexity; the lowest go, all at once.
 

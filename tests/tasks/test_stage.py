@@ -28,6 +28,11 @@ from tasks import stage
             "stage job failed with exit status 3, for the reason shown above;",
         ),
         (
+            "printf 'process 1 of 2 was killed: run again' > $ELDER_ERROR_FILE; exit 3",
+            Crash,
+            "stage job: process 1 of 2 was killed: run again",
+        ),
+        (
             "printf 'no such text' > $ELDER_ERROR_FILE; exit 2",
             UserError,
             "no such text",
@@ -55,6 +60,16 @@ def test_a_stage_that_was_killed_runs_once_more_with_half_as_much_at_once(
     stage.run_stage("job", "recover")
     said = " ".join(capfd.readouterr().err.split())
     assert "runs out: it goes on with half as many blocks at once" in said
+
+
+def test_a_stage_of_which_one_process_was_killed_runs_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = "{ printf 'process 1 was killed' > $ELDER_ERROR_FILE; exit 3; }"
+    stand_in(tmp_path, monkeypatch, f'test "$ELDER_SMALLER" = 1 || {killed}')
+    stage.run_stage("job", "recover")
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.startswith("stage job, one of its processes, was killed (SIGKILL), as")
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
