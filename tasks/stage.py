@@ -38,8 +38,9 @@ def run_stage(*arguments: str | Path) -> None:
     with gpu_slot():
         end = _end_of_stage(arguments, {})
         if end.was_killed:
+            how = f" {KILLED}" if end.sentence is None else f": {end.sentence}"
             say(
-                f"stage {arguments[0]}{end.of} {KILLED}: it goes on with half as many blocks at once"
+                f"stage {arguments[0]}{how}: it goes on with half as many blocks at once"
             )
             end = _end_of_stage(arguments, {SMALLER: "1"})
     if end.sentence is not None:
@@ -61,11 +62,6 @@ class End:
     def was_killed(self) -> bool:
         """Say whether its process, or one of several, was killed."""
         return self.status == -signal.SIGKILL or self.sentence is not None
-
-    @property
-    def of(self) -> str:
-        """Return what of it was killed, for a sentence; nothing where that is all of it."""
-        return "" if self.sentence is None else ", one of its processes,"
 
 
 def _end_of_stage(arguments: tuple[str | Path, ...], more: Mapping[str, str]) -> End:

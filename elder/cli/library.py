@@ -30,6 +30,7 @@ from elder.cli.results import (
 from elder.cli.services import services_of
 from elder.errors import UserError
 from elder.parallel.launch import launch
+from elder.parallel.ranks import by_first
 from elder.params import Evaluate, Params
 from elder.record import Json, plain
 from elder.settings import DEFAULT
@@ -189,8 +190,9 @@ def compress(
 
     services, method = services_of(ctx), recipe.method or DEFAULT
     launch(given)
-    settings = fitted(services.with_local_model(given))
-    calibration = services.plain_text(settings.calibration.source, settings)
+    settings = by_first(lambda: fitted(services.with_local_model(given)))
+    source = settings.calibration.source
+    calibration = by_first(lambda: services.plain_text(source, settings))
     record = run(settings, calibration, recipe.output, method, model_name=model)
     output = str(recipe.output)
     result = plain(record) | {"model": model, "output": output}
@@ -213,8 +215,10 @@ def evaluate(
         )
     launch(given)
     services = services_of(ctx)
-    local = services.with_local_model(given)
-    text = services.plain_text(str(wanted.text), local) if wanted.text else None
+    local = by_first(lambda: services.with_local_model(given))
+    text = None
+    if wanted.text:
+        text = by_first(lambda: services.plain_text(str(wanted.text), local))
     loaded = _loaded(local)
     values: dict[str, Json] = {
         "model": model,

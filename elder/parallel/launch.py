@@ -115,8 +115,8 @@ def _tell(processes: int, statuses: Mapping[int, int], sentence: str | None) -> 
             if status != -signal.SIGKILL:
                 how = f"was killed by {signal.Signals(-status).name}"
             raise Crash(
-                f"process {rank} of {processes} (0 to {processes - 1}) {how}: all were ended, and what was finished is "
-                "kept; run again to go on"
+                f"process {rank} of {processes} (0 to {processes - 1}) {how}; all were ended, and what they had "
+                "finished is kept, run again to go on"
             )
     if sentence is not None:
         kind = UserError if max(statuses.values()) == 2 else Crash

@@ -1,7 +1,7 @@
 """What the tests of several processes let one process do, and two: as a module, and as the program of each process.
 
-python scenes.py stage job ...   the stage command; a process that is told to is killed at a step
-python scenes.py scenes PARAMS MODEL TEXT OUTPUT   what is not in the stages of one run, written to OUTPUT
+``scenes.py stage job ...`` is the stage command; a process that is told to is killed at a step. ``scenes.py scenes
+PARAMS MODEL TEXT WORK OUTPUT`` does the last stage in WORK, and writes what is in no stage into OUTPUT.
 """
 
 import os
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from elder.compression.job import open_job
+from elder.compression.stages import STAGES
 from elder.model.forward import next_token_losses
 from elder.model.layers import find_layers, remove_layers
 from elder.parallel import ranks
@@ -120,8 +122,11 @@ def main() -> None:
 
         command()
         return
-    settings, model, text, output = map(Path, sys.argv[2:])
-    launch(load_params(settings))
+    place, model, text, work, output = map(Path, sys.argv[2:])
+    settings = load_params(place)
+    launch(settings)
+    with open_job(work, settings, text, STAGES) as job:
+        job.run("recover")
     ended: dict[str, Any] = dict(scenes(model))
     ended["selections"] = selections(model)
     ended["losses"] = torch.tensor(perplexity(model, text), dtype=torch.float64)

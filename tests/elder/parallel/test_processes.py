@@ -140,9 +140,10 @@ def test_a_killed_process_ends_the_stage_and_one_process_goes_on(
     assert apart(expected / "remove", work / "recover") > 100 * CLOSE
 
 
-def test_two_processes_go_on_from_where_one_was(
+def test_two_processes_go_on_from_where_one_was_and_make_what_one_makes(
     settings: Params,
     by_two: Path,
+    model_folder: Path,
     text_file: Path,
     expected: Path,
     tmp_path: Path,
@@ -160,19 +161,12 @@ def test_two_processes_go_on_from_where_one_was(
         with pytest.raises(Stopped):
             in_one(settings, text_file, work)
     assert (work / "recover.checkpoint").is_file()
-    stage = ("stage", "job", "recover", "--work", work, "--params", by_two)
-    # the sixth step is the first that they take: one that began anew would be killed before
-    ended = run(*stage, "--calibration", text_file, dies=f"0:{DONE}")
+    output = tmp_path / "ended.pt"
+    places = (by_two, model_folder, text_file, work, output)
+    # they go on with the sixth step: if they began anew, one would be killed at the fifth
+    ended = run("scenes", *places, dies=f"0:{DONE}")
     assert ended.returncode == 0, ended.stderr
     assert apart(expected / "recover", work / "recover") < CLOSE
-
-
-def test_what_two_processes_train_and_measure_is_what_one_does(
-    by_two: Path, model_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "ended.pt"
-    ended = run("scenes", by_two, model_folder, text_file, output)
-    assert ended.returncode == 0, ended.stderr
     theirs = torch.load(output, weights_only=False)
     # the same bits: each batch goes through whole, and sums are taken in order
     assert theirs["losses"].tolist() == perplexity(model_folder, text_file)

@@ -80,7 +80,7 @@ def test_those_that_were_ended_are_not_at_fault() -> None:
     ("statuses", "told", "kind", "sentence"),
     [
         ({1: -9}, None, Crash, r"process 1 of 2 \(0 to 1\) was killed \(SIGKILL\), as"),
-        ({0: 3, 1: -11}, "lost", Crash, "process 1 of 2 .* was killed by SIGSEGV: all"),
+        ({0: 3, 1: -11}, "lost", Crash, "process 1 of 2 .* was killed by SIGSEGV; all"),
         ({0: 2, 1: 2}, "no such text", UserError, "no such text"),
         ({0: 3}, "the engine died", Crash, "the engine died"),
     ],
