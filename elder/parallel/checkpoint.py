@@ -6,21 +6,20 @@ torch.distributed.checkpoint writes and reads them, each process its own parts, 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from elder.errors import UserError
 from elder.files import read_json, whole_folder, write_json
 from elder.parallel.ranks import gather, is_first, told
+from elder.record import Json
 
 NOTES = "notes.json"
+Notes = dict[str, Json]
 FILES = "files"  # in the notes: {name of a file: its bytes}
 
 
-def write_parts(
-    folder: Path, tensors: Mapping[str, Tensor], notes: dict[str, Any]
-) -> None:
+def write_parts(folder: Path, tensors: Mapping[str, Tensor], notes: Notes) -> None:
     """Write tensors of all processes into a folder, which appears whole or not at all and takes an earlier one's place.
 
     Args:
@@ -41,7 +40,7 @@ def write_parts(
     gather(None)
 
 
-def read_notes(folder: Path) -> dict[str, Any] | None:
+def read_notes(folder: Path) -> Notes | None:
     """Return what stands beside the tensors in a folder; None where it is absent or not whole."""
     try:
         notes = read_json(folder / NOTES)
@@ -64,7 +63,7 @@ def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     dcp.load(_with_places(tensors), storage_reader=reader)
 
 
-def _with_places(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _with_places(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with at least one dimension, which share their memory: a part of none has no place."""
     return {
         name: value if value.ndim else value.view(1) for name, value in tensors.items()

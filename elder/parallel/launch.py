@@ -91,7 +91,7 @@ def _run(processes: int) -> int:
             raise Crash(f"ended by {error.sigval.name}; run again to go on") from None
         except ChildFailedError as error:
             statuses = _at_fault(error.failures)
-            told = sentence.read_text("utf-8") if sentence.exists() else None
+            told = sentence.read_text(encoding="utf-8") if sentence.exists() else None
             _tell(processes, statuses, told)
             return max(statuses.values())
     return 0
