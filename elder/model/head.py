@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from elder.device import device_of_model
 from elder.model.layers import find_layers
+from elder.parallel.ranks import count
 
 AT_ONCE = 2**24  # logits: 64 MiB in float32
 
@@ -71,7 +73,8 @@ def by_position(
     """Return a loss at each position, (positions,), worked out for a few positions at a time.
 
     Where gradients are wanted and one portion does not do, those of each portion are worked out together with its
-    losses, so that no more than one portion's logits are held and nothing is computed twice.
+    losses, so that no more than one portion's logits are held and nothing is computed twice. Where several processes
+    divide the model, the backward pass works each portion out once more instead.
 
     Args:
         model: whose vocabulary it is over; its losses weigh alike where its weights learn, as those of a mean do.
@@ -85,8 +88,18 @@ def by_position(
         return loss(states, *given)
     if not torch.is_grad_enabled():
         return torch.cat([loss(*portion) for portion in portions])
+    if count() > 1:
+        # a backward pass within the forward pass would take a divided model apart
+        return torch.cat([_again_when_needed(loss, portion) for portion in portions])
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     return _InPortions.apply(loss, portions, states, *weights)
+
+
+def _again_when_needed(
+    loss: Callable[..., Tensor], portion: tuple[Tensor, ...]
+) -> Tensor:
+    """Return the losses of a portion, which the backward pass works out once more."""
+    return checkpoint(loss, *portion, use_reentrant=False, preserve_rng_state=False)
 
 
 class _InPortions(torch.autograd.Function):

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from elder.compression.job import open_job
 from elder.compression.stages import STAGES
+from elder.model import head
 from elder.model.forward import next_token_losses
 from elder.model.layers import find_layers, remove_layers
 from elder.parallel import ranks
@@ -31,6 +32,9 @@ from elder.training.loop import TrainingRun
 from elder.training.regularise import regularise
 
 DIES = "ELDER_TEST_DIES"  # RANK:STEP of the process that is killed once a checkpoint is written there
+PORTION = (
+    257 * 20
+)  # logits: a batch takes several portions, and not as many in each process
 RUN = TrainingRun("test", 0, torch.float32)
 REMOVED = (2, 3)
 BLOCKS = torch.randint(1, 257, (9, 24), generator=torch.Generator().manual_seed(1))
@@ -115,6 +119,7 @@ def die_at(place: str) -> None:
 
 def main() -> None:
     """Run the command line."""
+    head.AT_ONCE = PORTION
     if DIES in os.environ:
         die_at(os.environ[DIES])
     if sys.argv[1] == "stage":

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from elder.compression.job import Job, open_job
 from elder.compression.stages import STAGES
 from elder.files import read_json
+from elder.model import head
 from elder.model.forward import next_token_losses
 from elder.params import Params
 from elder.settings import validate
@@ -23,6 +24,7 @@ from elder.training import checkpoint
 from tests.elder.parallel.scenes import (
     BLOCKS,
     DIES,
+    PORTION,
     SCENES,
     load,
     perplexity,
@@ -168,6 +170,7 @@ def test_two_processes_go_on_from_where_one_was_and_make_what_one_makes(
     assert ended.returncode == 0, ended.stderr
     assert apart(expected / "recover", work / "recover") < CLOSE
     theirs = torch.load(output, weights_only=False)
+    monkeypatch.setattr(head, "AT_ONCE", PORTION)
     # the same bits: each batch goes through whole, and sums are taken in order
     assert theirs["losses"].tolist() == perplexity(model_folder, text_file)
     assert theirs["selections"] == selections(model_folder)
