@@ -55,7 +55,7 @@ def do_all(run: Run) -> Record:
         data = prepare_data(run)
         origin = start_from(run, data)
         try_tasks(run)
-        for names in processes(STAGES):
+        for names in processes(STAGES, settings):
             compression_stage(names, run.work, run.stage_params, run.blocks)
         made = save(run)
         key = dense_fingerprint(run, made.model, data.digests["pins/tokenizer.json"])

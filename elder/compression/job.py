@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class Stage:
         run: does it. It finds what earlier stages left in the job, and calls `Job.keep` where it changed the model.
         section: of the parameters that sets it up; None where it has none of its own.
         result: what it returns.
-        joins: it runs in the process of the stage before it, in a flow: both are short.
+        joins: whether it runs in the process of the stage before it, in a flow: it is short with these parameters.
         divided: whether several processes do it together, on a model that is divided among them; the first does the
             rest alone.
     """
@@ -62,7 +63,7 @@ class Stage:
     run: Callable[["Job"], StageResult]
     section: str | None
     result: type[StageResult]
-    joins: bool = False
+    joins: Callable[[params.Params], bool] = lambda _: False
     divided: Callable[[params.Params], bool] = lambda _: False
 
 
@@ -79,11 +80,11 @@ def get_stage(stages: Sequence[Stage], name: str) -> Stage:
     raise UserError(f"there is no stage {name!r}; {nearest(name, names)}")
 
 
-def processes(stages: Sequence[Stage]) -> list[str]:
+def processes(stages: Sequence[Stage], settings: params.Params) -> list[str]:
     """Return the stages by process of a flow, in order: their names, with commas where several share one."""
     groups: list[str] = []
     for stage in stages:
-        if stage.joins:
+        if stage.joins(settings):
             groups[-1] += f",{stage.name}"
         else:
             groups.append(stage.name)
@@ -218,19 +219,21 @@ class Job:
     def _run(self, stage: Stage) -> StageResult:
         """Run a stage that is not done; what a killed attempt left without a marker is dropped."""
         if count() > 1:
-            for earlier in self.stages[: self.stages.index(stage)]:
+            number = self.stages.index(stage)
+            for earlier in self.stages[:number]:
                 self.run(earlier.name)  # by all of them, whoever does this one
         if is_first():
             self.marker(stage.name).unlink(missing_ok=True)
             shutil.rmtree(self.work / stage.name, ignore_errors=True)
         seed_everything(self.settings.calibration.seed)
         started = time.monotonic()
+        work = partial(stage.run, self)
         together = count() == 1 or stage.divided(self.settings)
-        result = stage.run(self) if together else by_first(lambda: stage.run(self))
+        result = work() if together else by_first(work)
         seconds = round(time.monotonic() - started, 3)
         files = self._kept.pop(stage.name, {})
-        result = result.model_copy(update={"seconds": seconds, "files": files})
-        result = told(result)
+        more = {"seconds": seconds, "files": files}
+        result = told(result.model_copy(update=more))
         if is_first():
             write_json(self.marker(stage.name), result.model_dump(mode="json"))
             remove_checkpoint(self.checkpoint(stage.name))

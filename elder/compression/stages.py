@@ -275,9 +275,14 @@ def _compensate_in_batches(job: Job, batch: int) -> Compensated:
     return Compensated(compensation=record, spent=pruned.spent, peak_memory_bytes=peak)
 
 
+def _is_idle(settings: params.Params) -> bool:
+    """Say whether nothing is recovered."""
+    return settings.recover.mode == NONE or not settings.recover.epochs
+
+
 def _recover(job: Job) -> Trained:
     settings = job.settings.recover
-    if settings.mode == NONE or not settings.epochs:
+    if _is_idle(job.settings):
         return Trained()
     recovery = RECOVERIES.find(settings.mode)
     shallow = job.folder("compensate") or job.folder("remove")
@@ -348,17 +353,23 @@ STAGES: tuple[Stage, ...] = (
         _regularise,
         section="regularise",
         result=Trained,
+        joins=lambda settings: not settings.regularise.epochs,
         divided=lambda _: True,
     ),
-    Stage("remove", _remove, section=None, result=Removed),
+    Stage("remove", _remove, section=None, result=Removed, joins=lambda _: True),
     Stage(
-        "compensate", _compensate, section="compensate", result=Compensated, joins=True
+        "compensate",
+        _compensate,
+        section="compensate",
+        result=Compensated,
+        joins=lambda _: True,
     ),
     Stage(
         "recover",
         _recover,
         section="recover",
         result=Trained,
+        joins=_is_idle,
         divided=lambda _: True,
     ),
 )

@@ -24,15 +24,24 @@ class DividedMuon(Muon):
             if weight.grad is not None
         ]
         for start in range(0, len(moved), count()):
-            some = moved[start : start + count()]
-            changes = [whole(self._momentum(*one)).float() for one in some]
-            if rank() < len(some):
-                changes[rank()] = _change(changes[rank()], some[rank()][0])
-            for number, (group, weight) in enumerate(some):
-                torch.distributed.broadcast(changes[number], src=number)
-                change = changes[number].to(weight.dtype)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(part_like(change, weight))
+            self._move_some(moved[start : start + count()])
+
+    def _move_some(self, some: list[tuple[dict, Tensor]]) -> None:
+        """Move as many weights as there are processes, or fewer."""
+        changes = []
+        for group, weight in some:
+            update = self._momentum(group, weight)
+            changes.append(whole(update).float())
+        own = rank()
+        if own < len(some):
+            group, _ = some[own]
+            changes[own] = _change(changes[own], group)
+        for number, (group, weight) in enumerate(some):
+            change = changes[number]
+            torch.distributed.broadcast(change, src=number)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            part = part_like(change.to(weight.dtype), weight)
+            weight.add_(part)
 
     def _momentum(self, group: dict, weight: Tensor) -> Tensor:
         """Take a gradient into the momentum; returns what is to be made orthogonal."""

@@ -276,14 +276,9 @@ def test_a_new_stage_is_one_line(
 
     longer = (
         *STAGES,
-        Stage("polish", polish, section=None, result=Trained, joins=True),
+        Stage("polish", polish, section=None, result=Trained, joins=lambda _: True),
     )
-    assert processes(longer) == [
-        "learn",
-        "regularise",
-        "remove,compensate",
-        "recover,polish",
-    ]
+    assert processes(longer, Params())[-1] == "recover,polish"
     monkeypatch.setattr(compressing, "STAGES", longer)
     without = validate(
         settings.model_dump()
@@ -295,7 +290,14 @@ def test_a_new_stage_is_one_line(
 
 
 def test_the_stages_and_their_processes() -> None:
-    assert processes(STAGES) == ["learn", "regularise", "remove,compensate", "recover"]
+    def told(tree: dict[str, dict[str, object]]) -> list[str]:
+        return processes(STAGES, validate(tree))
+
+    assert told({}) == ["learn,regularise,remove,compensate", "recover"]
+    trained = ["learn", "regularise,remove,compensate", "recover"]
+    assert told({"regularise": {"epochs": 1}}) == trained
+    idle = {"recover": {"mode": "none"}}
+    assert told(idle) == ["learn,regularise,remove,compensate,recover"]
     assert {stage.section for stage in STAGES if stage.section} == set(RECIPE)
     for stage in STAGES:
         assert issubclass(stage.result, StageResult)
