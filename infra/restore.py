@@ -12,6 +12,7 @@ very place where they were, since that follows from their bytes.
 
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -87,7 +88,8 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
     """Register every whole model of ``registry.name``, then tell the registry the whole history.
 
     Returns:
-        A line for each model and for the history, and what kept the registry from following it, or ''.
+        A line for each model and for the history, and what kept the registry from following it, or the champion from
+        being whole, or ''.
 
     Raises:
         UserError: there is no such model, its history is damaged, the registry has given its numbers to other models,
@@ -129,7 +131,11 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
         outcome = f"version {version}" if version else "refused by the gate"
         lines.append(f"run {model.record.run_id}: {outcome}")
     decisions, faults = history_of(settings, root, name, whole=True)
-    return [*lines, _ending(registry, decisions.entries)], "; ".join(faults)
+    lines.append(_ending(registry, decisions.entries))
+    if faults:
+        what = "; ".join(faults)
+        return lines, f"the registry was not brought in line with the history: {what}"
+    return lines, _fault_of_champion(decisions.entries, records)
 
 
 def _names(store: Store) -> list[str]:
@@ -338,11 +344,21 @@ def _register(
     return version
 
 
+def _fault_of_champion(log: list[Entry], records: Collection[str]) -> str:
+    """Say how to bring back a champion whose model is not among the digests of the whole ones, or ''."""
+    if not log or log[-1].digest in records:
+        return ""
+    return (
+        f"the champion, version {log[-1].version}, does not lie whole in the store: bring its model back with --folder"
+        " runs/ID/model, the folder of its run, go back with elder rollback, or promote another version"
+    )
+
+
 def _ending(registry: Registry, log: list[Entry]) -> str:
     """Say what is known of the champion."""
     name, holder = registry.name, registry.holder(CHAMPION)
     if log:
-        return f"champion: version {log[-1].version}, by decision {len(log)} of the history"
+        return f"champion: version {log[-1].version}, by decision {log[-1].number} of the history"
     if holder:
         again = f"{holder[0]}{' --accept-history' if last_told(registry) else ''}"
         return (
@@ -372,7 +388,7 @@ def main(
         refuse(f"error: {error}", 2)
     print("\n".join(map(one_line, lines)))
     if fault:
-        refuse(f"the registry was not brought in line with the history: {fault}", 1)
+        refuse(fault, 1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from tasks.store.refusals import (
     Teller,
 )
 
-ATTEMPTS = 5  # of one request, within seconds, by boto3 itself
+ATTEMPTS = (
+    3  # of one request, within seconds, by boto3 itself; then `patiently` goes on
+)
 
 
 class Server:

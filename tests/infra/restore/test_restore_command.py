@@ -90,6 +90,19 @@ def test_a_history_that_the_registry_cannot_follow_is_exit_status_1(
     )
 
 
+def test_a_champion_that_is_damaged_is_exit_status_1_until_it_is_brought_back(
+    at: params.Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(at, tmp_path, "1")
+    weights = next((tmp_path / "store" / "models" / "tiny").glob("*/model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    said = refusal(capsys, "tiny", status=1)
+    assert "the champion, version 1, does not lie whole in the store" in said
+    model = next((tmp_path / "runs").glob("*/tiny"))
+    script.main("tiny", [model])
+    assert "champion: version 1, by decision 1" in capsys.readouterr().out
+
+
 def test_the_command_itself(at: params.Params, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "infra" / "restore.py", "tiny"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
