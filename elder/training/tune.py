@@ -2,7 +2,8 @@
 
 The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
 trials, each from the same weights; the rest goes to the final run, on all blocks. With Muon, what is best for a short
-run is too much for a long one: a learning rate that was found is lowered by the known power of the steps.
+run is too much for a long one: a learning rate that was found is lowered by the known power of the steps. AdamW's is
+not, where the optimiser was chosen: there trials prefer too low a rate rather than too high a one (docs/recipe.md).
 
 Where the optimiser is ``auto``, all other values are tried with AdamW first, then Muon with those that won, which suit
 both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where a low rate won,
@@ -43,9 +44,7 @@ LR_GRID_OF_NAMED = (0.005, 0.01, 0.02)
 # absolute: adapters start at 0, and a share of that is nothing
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
-# the best learning rate falls with the steps of a run to this power: Muon's as arXiv 2409.19913 has it
-LONGER_RUN = {"adamw": 0.2, "muon": 0.32}
-LONGER_RUN_OF_NAMED = 0.32
+LONGER_RUN = 0.32  # the best learning rate of Muon falls with the steps to this power (arXiv 2409.19913)
 Grids = Mapping[str, tuple[Any, ...]]  # {name of a value that is ``auto``: what to try}
 
 
@@ -170,11 +169,9 @@ class Trials:
         ahead.restore(self.model)
         longer = self.schedule(chosen, self.settings.epochs * (1 - SEARCH_SHARE), count)
         tried = self.trial_schedule(chosen, trials)
-        if "lr" in chosen:
-            named = OPTIMIZER not in chosen
-            power = LONGER_RUN_OF_NAMED if named else LONGER_RUN[longer.optimizer]
-            factor = lowered(tried.steps, longer.steps, power)
-            longer = replace(longer, lr=longer.lr * factor)
+        if "lr" in chosen and chosen.get(OPTIMIZER) != "adamw":
+            rate = longer.lr * lowered(tried.steps, longer.steps)
+            longer = replace(longer, lr=rate)
         return chosen, longer, searched
 
     def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
@@ -231,9 +228,9 @@ def micro_batch_of(settings: params.Training, label: str) -> MicroBatch:
     return MicroBatch(label, settings.micro_batch or settings.batch)
 
 
-def lowered(trial: int, steps: int, power: float) -> float:
+def lowered(trial: int, steps: int) -> float:
     """Return the factor on a learning rate found in a trial of ``trial`` steps, for a run of ``steps``."""
-    return min(1.0, (trial / steps) ** power)
+    return min(1.0, (trial / steps) ** LONGER_RUN)
 
 
 def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:

@@ -23,6 +23,7 @@ from elder.training.tune import (
     LR_GRID_OF_NAMED,
     Objective,
     grids_of,
+    lowered,
     trainable,
 )
 
@@ -65,6 +66,9 @@ def test_the_better_optimiser_wins_within_the_budget(
     (chosen,) = [trial for trial in trials if trial["chosen"]]
     assert (chosen["optimizer"], chosen["lr"]) == (winner, best)
     assert chosen["held_out_loss"] == min(losses)
+    # Muon's rate is lower in the longer run, AdamW's is not
+    peak = best if winner == "adamw" else best * lowered(4, 80)
+    assert max(point.lr for point in spent.curve) == pytest.approx(peak)
     # ten passes over 40 blocks of 12 tokens are 100 steps of four: five trials of 4, the losers' counted, and 80
     assert [trial["tokens"] for trial in trials] == [4 * 4 * 12] * 5
     assert spent.optimizer_steps == 5 * 4 + 80

@@ -330,7 +330,7 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
     best = plain(spent.search[losses.index(min(losses))])["lr"]
     assert (
         schedules[4].lr
-        == best * (schedules[0].steps / schedules[4].steps) ** LONGER_RUN["muon"]
+        == best * (schedules[0].steps / schedules[4].steps) ** LONGER_RUN
         < best
     )
     assert [trial.chosen for trial in spent.search].index(True) == losses.index(
@@ -343,10 +343,8 @@ def test_tuning_keeps_to_its_budget_and_chooses_the_lowest(
 
 def test_a_rate_that_was_found_is_lowered_for_a_longer_run_by_hand() -> None:
     # 100 ** -0.32 = exp(-0.32 x 4.6052)
-    assert lowered(10, 1000, LONGER_RUN["muon"]) == pytest.approx(0.2291, abs=1e-4)
-    assert lowered(10, 5, LONGER_RUN["muon"]) == 1.0  # never raised
-    # 100 ** -0.2 = exp(-0.2 x 4.6052)
-    assert lowered(10, 1000, LONGER_RUN["adamw"]) == pytest.approx(0.3981, abs=1e-4)
+    assert lowered(10, 1000) == pytest.approx(0.2291, abs=1e-4)
+    assert lowered(10, 5) == 1.0  # never raised
 
 
 def test_nothing_automatic_spends_all_on_one_run(
