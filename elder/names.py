@@ -96,11 +96,30 @@ def registered_name_fault(name: str) -> str | None:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Split ``owner/name@revision`` of the Hub; a folder keeps its name whole."""
-    if "@" in name and not Path(name).exists():
-        base, _, revision = name.rpartition("@")
-        return base, revision
-    return name, None
+    """Split ``owner/name@revision`` of the Hub; a folder keeps its name whole.
+
+    Raises:
+        UserError: if no model stands before the ``@``, or a folder, which has no revisions.
+    """
+    if "@" not in name or Path(name).exists():
+        return name, None
+    base, _, revision = name.rpartition("@")
+    if not base:
+        raise UserError(f"{name!r} names a revision of no model: give owner/name{name}")
+    refuse_revision(base, revision)
+    return base, revision
+
+
+def refuse_revision(name: str, revision: str | None) -> None:
+    """Refuse the revision of a model that is a folder or a file.
+
+    Raises:
+        UserError: there is one.
+    """
+    if revision is not None and Path(name).exists():
+        raise UserError(
+            f"{name!r} is on this machine and has no revision {revision!r}: only a model of the Hub has; leave it out"
+        )
 
 
 def hub_id(name: str) -> str | None:

@@ -4,7 +4,7 @@
 
 Give it in the project's folder, with the registry's address of now in params.yaml or ELDER_SET. Versions get the
 numbers that the history knows them by, the others those between, in the order in which they were made. What is there
-already stays. Exit status 1 says that the champion is not among the models in the store.
+already stays. Exit status 1 says that the champion is not among the whole models of the store.
 
 For a lost store, ``--folder`` names model folders that runs have left on a machine: they are published first, to the
 very place where they were, since that follows from their bytes.
@@ -130,18 +130,33 @@ def restore(settings: Params, root: Path) -> tuple[list[str], str]:
         version = _fill(registry, model, signer, trust)
         outcome = f"version {version}" if version else "refused by the gate"
         lines.append(f"run {model.record.run_id}: {outcome}")
-    decisions, faults = history_of(settings, root, name, whole=True)
-    lines.append(_ending(registry, decisions.entries))
-    if faults:
-        what = "; ".join(faults)
-        return lines, f"the registry was not brought in line with the history: {what}"
-    return lines, _fault_of_champion(decisions.entries, records)
+    return _follow(settings, root, registry, records, lines)
+
+
+def _follow(
+    settings: Params,
+    root: Path,
+    registry: Registry,
+    records: Collection[str],
+    lines: list[str],
+) -> tuple[list[str], str]:
+    """Tell the registry the whole history; returns what `restore` does, given the digests of the whole models."""
+    decisions, faults = history_of(settings, root, registry.name, whole=True)
+    log, fault = decisions.entries, "; ".join(faults)
+    if fault:
+        fault = f"the registry was not brought in line with the history: {fault}"
+    elif log and log[-1].digest not in records:
+        fault = (
+            f"the champion, version {log[-1].version}, does not lie whole in the store: bring its model back with"
+            " --folder runs/ID/model, the folder of its run, go back with elder rollback, or promote another version"
+        )
+    return [*lines, _ending(registry, log)], fault
 
 
 def _names(store: Store) -> list[str]:
     """Return the models that a store has, by what their folders are called; other names are none."""
-    folders = {path.partition("/")[0] for path in store.paths("models")}
-    return sorted(name for name in folders if registered_name_fault(name) is None)
+    names = {path.partition("/")[0] for path in store.paths("models")}
+    return sorted(name for name in names if registered_name_fault(name) is None)
 
 
 def numbers(digests: list[str], log: list[Entry]) -> dict[str, int]:
@@ -342,16 +357,6 @@ def _register(
         registry.delete_version(version)
         version = registry.register_version(run, record, published, signer)
     return version
-
-
-def _fault_of_champion(log: list[Entry], records: Collection[str]) -> str:
-    """Say how to bring back a champion whose model is not among the digests of the whole ones, or ''."""
-    if not log or log[-1].digest in records:
-        return ""
-    return (
-        f"the champion, version {log[-1].version}, does not lie whole in the store: bring its model back with --folder"
-        " runs/ID/model, the folder of its run, go back with elder rollback, or promote another version"
-    )
 
 
 def _ending(registry: Registry, log: list[Entry]) -> str:

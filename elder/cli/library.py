@@ -272,7 +272,8 @@ def bench(
     if against is None:
         values |= _speed(loaded, settings)
     else:
-        name = services.local_model(against, given)
+        second = common.settings({"model.name": against}).model.name
+        name = services.local_model(second, given)
         values |= {"against": against} | _speed_against(name, loaded, settings)
     result = SpeedResult.model_validate(values)
     show(result, common.as_json, result.lines)

@@ -8,7 +8,7 @@ import typer
 
 from elder.errors import INSTALL, UserError
 from elder.model.hub import MODEL, find
-from elder.names import format_of, is_hub_id, split_revision
+from elder.names import format_of, is_hub_id, refuse_revision, split_revision
 from elder.params import Params
 
 TEXTS = Path("build/texts")  # where plain texts are made of others
@@ -31,6 +31,7 @@ class Services:
 
     def with_local_model(self, settings: Params) -> Params:
         """Return parameters whose ``model.name`` needs no service any more; a model of the Hub gets its commit."""
+        refuse_revision(settings.model.name, settings.model.revision)
         name, named = split_revision(self.local_model(settings.model.name, settings))
         revision = named or settings.model.revision
         if is_hub_id(name):

@@ -1,10 +1,24 @@
 """What a compression starts from: the model, and the text that layers are judged and trained on."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field, field_validator
+from pydantic import BeforeValidator, ByteSize, Field, field_validator
 
 from elder.params.section import Auto, Section, long_enough, place
+
+SIZE = re.compile(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", re.ASCII)
+
+
+def whole_size(value: object) -> object:
+    """Return what is to be read as bytes; pydantic alone reads the 1 of ``1,5GB``, and leaves the rest out.
+
+    Raises:
+        ValueError: if it is no number with a unit.
+    """
+    if isinstance(value, str) and not SIZE.fullmatch(value):
+        raise ValueError("give a number and a unit, such as 1.5GB")
+    return value
 
 
 class Model(Section):
@@ -21,7 +35,7 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the checkpoint"
     )
-    max_memory: ByteSize | None = Field(
+    max_memory: Annotated[ByteSize, BeforeValidator(whole_size)] | None = Field(
         None,
         gt=0,
         description="such as 24GB: the plan makes training fit; null: as it is set",

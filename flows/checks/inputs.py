@@ -21,7 +21,7 @@ from elder.evaluation.tasks import check_tasks
 from elder.model.check import check_model
 from elder.model.hub import DATASET, find
 from elder.model.removal import outline
-from elder.names import split_revision
+from elder.names import refuse_revision, split_revision
 from elder.params import Params
 from elder.recovery import RECOVERIES
 from elder.selection import get_method
@@ -58,6 +58,7 @@ def find_model(settings: Params) -> FoundModel:
     Raises:
         UserError: there is no such model, or its layers cannot be removed so.
     """
+    refuse_revision(settings.model.name, settings.model.revision)
     source, named = split_revision(local_model(settings.model.name, settings))
     config = check_model(source, settings.model)
     layers_to_keep(outline(config, settings.model.trust_remote_code), settings.select)

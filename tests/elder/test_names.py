@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from elder.cli.services import Services
 from elder.errors import UserError
 from elder.model.check import check_model
 from elder.names import (
@@ -18,7 +19,7 @@ from elder.names import (
     split_revision,
 )
 from elder.params import Model
-from elder.settings import read_params
+from elder.settings import read_params, validate
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,18 @@ def test_a_revision_is_split_off_unless_a_folder_has_that_name(tmp_path: Path) -
     assert split_revision("gpt2") == ("gpt2", None)
     (tmp_path / "gpt2@main").mkdir()
     assert split_revision("gpt2@main") == ("gpt2@main", None)
+
+
+def test_only_a_model_of_the_hub_has_a_revision(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    with pytest.raises(UserError, match=r"'own' is on this machine .* leave it out"):
+        split_revision("own@main")
+    with pytest.raises(UserError, match="'@main' names a revision of no model"):
+        split_revision("@main")
+    services = Services(lambda name, _: name, lambda *_: tmp_path)
+    wanted = validate({"model": {"name": "own", "revision": "main"}})
+    with pytest.raises(UserError, match="'own' is on this machine and has no revision"):
+        services.with_local_model(wanted)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "owner/name"])

@@ -46,6 +46,15 @@ def test_sections_that_a_command_does_not_need_are_not_read(tmp_path: Path) -> N
         read_params(path, ["regisrty.name=x"], {}, sections=("registry",))
 
 
+@pytest.mark.parametrize("size", ["1,5GB", "1 000 MB", "24GB free", "-1GB", "GB"])
+def test_a_size_is_read_whole_or_not_at_all(size: str) -> None:
+    """Read as far as it goes, the first is a single byte."""
+    with pytest.raises(UserError, match="give a number and a unit, such as 1.5GB"):
+        validate({"model": {"max_memory": size}})
+    read = validate({"model": {"max_memory": "1.5 GB"}}).model.max_memory
+    assert read == 1_500_000_000
+
+
 # --- the order ---
 
 
