@@ -117,6 +117,9 @@ def test_a_gated_model_comes_from_its_commit_though_the_download_is_cut(
 @pytest.mark.slow
 def test_what_is_in_the_cache_needs_no_hub(run: Run, hub: Hub, place: Path) -> None:
     given = ["owner/gated", "--text", "novel.txt", "--seq-len", "16"]
+    status, said = run("flows.cli", "evaluate", *given, cwd=place, HF_TOKEN=MEMBER)
+    assert status == 0, said
+    hub.asked.clear()
     status, said = run("flows.cli", "evaluate", *given, cwd=place, HF_HUB_OFFLINE="1")
     assert status == 0, said
     assert not hub.asked
@@ -282,6 +285,7 @@ def test_a_comparison_by_the_papers_protocol(
         "calibration.samples": 4,
         "calibration.seq_len": 16,
         "evaluate.seq_len": 16,
+        "evaluate.out_of_domain": "novel.txt",
         "evaluate.tasks": "[blimp_passive_1]",
         "evaluate.task_data": str(ROOT / "data" / "tasks"),
         "evaluate.limit": 2,
