@@ -286,7 +286,7 @@ def _without_processes() -> None:
     from elder.evaluation import plain_transformers, repetition
     from elder.record import LoadTrial
 
-    elder.cli.stage._end_with_stdin = lambda: None
+    elder.cli.stage.end_with_stdin = lambda: None
     repetition.NEW_TOKENS = 8
     trial = LoadTrial(ok=True, fault=None)
     plain_transformers.load_in_plain_transformers = lambda folder, trust: trial

@@ -29,6 +29,7 @@ WITHOUT_EFFECT: dict[str, dict[str, Any]] = {
     "notify": {"events": ("failure",)},
     "signing": {"private_key": "other.key"},
     "energy": {"measure": False},
+    "launch": {"processes": 2},
 }
 CHANGES = RECIPE | SHARED | WITHOUT_EFFECT
 
