@@ -49,8 +49,9 @@ def device_of(name: str) -> torch.device:
 
 
 def device_of_model(model: Any) -> torch.device:
-    """Return the device that token ids must be on."""
-    return next(model.parameters()).device
+    """Return the device that token ids must be on; weights that lie elsewhere are on none until they are run."""
+    devices = [weight.device for weight in model.parameters()]
+    return next((one for one in devices if one.type != "meta"), devices[0])
 
 
 def peak_memory_bytes(device: torch.device) -> int:

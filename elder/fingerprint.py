@@ -58,9 +58,11 @@ def recipe_of(settings: Params) -> dict[str, Json]:
     """Return the sections that say how a model is made shallower, as plain values."""
     tree = settings.model_dump(mode="json")
     recipe: dict[str, Json] = {section: tree[section] for section in RECIPE}
-    # the settings of what was not chosen bear on nothing
+    # the settings of what was not chosen bear on nothing, nor does where layers lie that run as ever
+    chosen = settings.select.own()
+    del chosen["offload"]
     return recipe | {
-        "select": settings.select.own(),
+        "select": chosen,
         "compensate": settings.compensate.own(),
         "recover": settings.recover.own(),
     }

@@ -1,6 +1,7 @@
 """How a process of this project behaves: what its libraries may print, how they use memory and threads, its home."""
 
 import getpass
+import logging
 import os
 import sys
 import threading
@@ -56,6 +57,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # it asks the Hub to convert other people's weights
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    # it tells of weights that lie on no device, as was asked
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore")
 

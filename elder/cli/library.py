@@ -113,9 +113,11 @@ def select(
     """Say which layers can go, in order. The model is only read."""
     values = {"model.name": model, **selection.values(), **place.values()}
     settings = common.settings(values, method)
+    from elder.compression.choice import refuse_offload
     from elder.selection import get_method
 
     get_method(settings.select.method)
+    refuse_offload(settings.select)
     started = time.monotonic()
     services = services_of(ctx)
     local = services.with_local_model(settings)
@@ -164,7 +166,11 @@ def _loaded(settings: Params) -> "Loaded":
     from elder.model.load import load_divided
 
     seed_everything(settings.calibration.seed)
-    return load_divided(settings.model, bos=settings.calibration.bos)
+    return load_divided(
+        settings.model,
+        bos=settings.calibration.bos,
+        offload=settings.select.offload,
+    )
 
 
 def compress(

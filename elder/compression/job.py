@@ -36,6 +36,7 @@ from elder.model.load import (
     load_divided,
     put_together,
 )
+from elder.model.offload import Offload
 from elder.model.save import save_model
 from elder.parallel.ranks import by_first, count, gather, is_first, told
 from elder.progress import say
@@ -170,6 +171,7 @@ class Job:
         folder: Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        offload: Offload = "none",
     ) -> Loaded:
         """Load the dense model, or the one in a folder of this job; several processes divide it among them.
 
@@ -177,13 +179,14 @@ class Job:
             folder: None: the dense model.
             dtype: None: that of the checkpoint, or the one asked for.
             device: in place of the one that work is done on.
+            offload: where its layers lie, as in `elder.model.load.load_model`.
         """
         wanted = self.settings.model
         if folder is not None:
             wanted = wanted.model_copy(update={"name": str(folder), "revision": None})
         if device is not None:
             wanted = wanted.model_copy(update={"device": device})
-        return load_divided(wanted, dtype, self.settings.calibration.bos)
+        return load_divided(wanted, dtype, self.settings.calibration.bos, offload)
 
     def blocks(self, loaded: Loaded) -> torch.Tensor:
         """Return the calibration blocks, (samples, seq_len) int64."""

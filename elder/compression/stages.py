@@ -22,9 +22,10 @@ from elder.compensation import (
     compensate,
     refuse_unfit,
 )
+from elder.compression.choice import only_runs, refuse_offload
 from elder.compression.job import Job, Stage
 from elder.compression.results import Chosen, Compensated, Learnt, Removed, Trained
-from elder.device import peak_memory_bytes
+from elder.device import device_of_model, peak_memory_bytes
 from elder.errors import UserError
 from elder.files import file_digest
 from elder.model.layers import (
@@ -35,7 +36,6 @@ from elder.model.layers import (
     twin,
 )
 from elder.model.load import Loaded, parameter_count, weights_digest
-from elder.params.catalogue import SELECTIONS
 from elder.progress import say
 from elder.record import Round, Scores, Spent
 from elder.recovery import RECOVERIES, recover, student_of
@@ -146,7 +146,7 @@ def select_layers(
         weights_learnt=selection.learnt,
         spent=_spent(selection),
         tokens=blocks.numel(),
-        peak_memory_bytes=peak_memory_bytes(loaded.model.device),
+        peak_memory_bytes=peak_memory_bytes(device_of_model(loaded.model)),
     )
 
 
@@ -185,7 +185,8 @@ def _spent(selection: Selection) -> Spent:
 def _learn(job: Job) -> Learnt:
     COMPENSATIONS.refuse_unknown(job.settings.compensate.method)  # before any work
     RECOVERIES.refuse_unknown(job.settings.recover.mode)
-    loaded = job.load()
+    refuse_offload(job.settings.select, job.settings.compensate.method)
+    loaded = job.load(offload=job.settings.select.offload)
     blocks = job.blocks(loaded)
     refuse_unfit(job.settings.compensate.method, loaded.model, blocks)
     chosen = select_layers(loaded, blocks, job.settings)
@@ -201,13 +202,6 @@ def _learn(job: Job) -> Learnt:
         dequantised_from=loaded.dequantised_from,
         file_sha256=loaded.file_sha256,
     )
-
-
-def _can_divide_choice(settings: params.Params) -> bool:
-    """Say whether layers can be chosen on a divided model: method and compensation look at no weights."""
-    name = settings.compensate.method
-    looked_at = name in COMPENSATIONS and COMPENSATIONS.find(name).check
-    return SELECTIONS.find(settings.select.method).divided and not looked_at
 
 
 def _regularise(job: Job) -> Trained:
@@ -347,7 +341,7 @@ def _compute_dtype(job: Job) -> torch.dtype:
 
 # the one list: ``elder compress``, ``elder compare``, the stages of a flow and the record follow it
 STAGES: tuple[Stage, ...] = (
-    Stage("learn", _learn, section="select", result=Learnt, divided=_can_divide_choice),
+    Stage("learn", _learn, section="select", result=Learnt, divided=only_runs),
     Stage(
         "regularise",
         _regularise,

@@ -18,6 +18,7 @@ from torch import nn
 from elder.errors import UserError
 from elder.model.head import by_position, logits_of_states, states_of
 from elder.model.layers import LAYER_LISTS, LayerControl, find_layers
+from elder.model.offload import with_values
 from elder.record import Weights
 
 LAYER = re.compile(rf"\b({'|'.join(LAYER_LISTS)})\.\d+\.")
@@ -37,13 +38,14 @@ def refuse_broken_weights(model: nn.Module, title: str) -> None:
     Raises:
         NotFiniteError: naming the first such weight, and how many there are.
     """
-    broken = {key: one for key, one in model.named_parameters() if not all_finite(one)}
+    read = with_values(model, model.named_parameters())
+    broken = {key: one.dtype for key, one in read if not all_finite(one)}
     if broken:
-        first, weight = next(iter(broken.items()))
+        first, dtype = next(iter(broken.items()))
         more = f", as {len(broken) - 1} more do" if len(broken) > 1 else ""
         raise NotFiniteError(
-            f"weight {first} of {title} holds nan or infinite values in {_named(weight.dtype)}{more}; "
-            f"{_cure(weight.dtype)}"
+            f"weight {first} of {title} holds nan or infinite values in {_named(dtype)}{more}; "
+            f"{_cure(dtype)}"
         )
 
 

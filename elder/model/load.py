@@ -23,6 +23,14 @@ from elder.model.check import (
 )
 from elder.model.finite import refuse_broken_weights
 from elder.model.layers import find_layers
+from elder.model.offload import (
+    Offload,
+    as_stored,
+    from_disk,
+    needs_all,
+    put,
+    with_values,
+)
 from elder.model.published.adapter import Adapter, find_adapter, merge_adapter
 from elder.model.published.dequantise import Dequantised, dequantised
 from elder.model.published.quantised import (
@@ -35,8 +43,8 @@ from elder.model.published.quantised import (
 )
 from elder.model.published.text_part import class_of, text_part
 from elder.model.removal import outline, text_config
-from elder.model.shards import find_file, weight_files
-from elder.model.tokens import Bos, check_vocabulary, first_tokens
+from elder.model.shards import find_file, folder_of, weight_files
+from elder.model.tokens import Bos, first_tokens, load_tokenizer
 from elder.names import gguf_file, split_revision
 from elder.parallel.ranks import count, in_turn, is_first
 from elder.parallel.shard import divide, mesh, whole, whole_state
@@ -85,7 +93,10 @@ class Loaded:
 
 
 def load_model(
-    wanted: params.Model, dtype: torch.dtype | None = None, bos: Bos = "auto"
+    wanted: params.Model,
+    dtype: torch.dtype | None = None,
+    bos: Bos = "auto",
+    offload: Offload = "none",
 ) -> Loaded:
     """Load a causal language model and its tokenizer, after cheap checks that say in a sentence what is wrong.
 
@@ -95,12 +106,11 @@ def load_model(
         wanted: name (a folder, a GGUF file or a Hub id), revision, device, dtype, part, adapter, whether to trust code.
         dtype: overrides ``wanted.dtype``.
         bos: ``calibration.bos``: whether blocks of its tokens begin with the beginning-of-text token.
+        offload: where its layers lie while they do not run, ``cpu`` or ``disk``; such a model can only be run.
 
     Raises:
-        UserError: if the model is missing, incomplete, unsafe, no causal language model, or not finite in this dtype.
+        UserError: if the model is missing, incomplete, unsafe, not finite, not causal, or its layers cannot lie there.
     """
-    from transformers import AutoTokenizer
-
     device_of(wanted.device)  # refuses one that is not there before anything is read
     source, revision = split_revision(wanted.name)
     revision = revision or wanted.revision or "main"
@@ -110,17 +120,15 @@ def load_model(
     checked = check_model(source, wanted)
     adapter = find_adapter(source, revision) if wanted.adapter == "merge" else None
     if adapter is not None:
-        return _merged(adapter, wanted, dtype, bos)
+        return _merged(adapter, wanted, dtype, bos, offload)
     commit = getattr(checked, "_commit_hash", None)
     common = {
         "revision": commit or revision,  # the branch may move meanwhile
         "trust_remote_code": wanted.trust_remote_code,
         "local_files_only": Path(source).is_dir(),
     }
-    with one_sentence(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    check_vocabulary(tokenizer, checked, wanted.name)
-    model, dequantised_from = _model(source, checked, wanted, dtype, common)
+    tokenizer = load_tokenizer(source, checked, wanted.name, common)
+    model, dequantised_from = _model(source, checked, wanted, dtype, common, offload)
     refuse_broken_weights(model, repr(source))
     return Loaded(
         model=model.eval(),
@@ -130,13 +138,16 @@ def load_model(
         dtype=model.dtype,
         dequantised_from=made.types if made else dequantised_from,
         file_sha256=made.file_sha256 if made else None,
-        folder=_folder(source, commit),
+        folder=folder_of(source, commit),
         bos=first_tokens(tokenizer, bos, wanted.name),
     )
 
 
 def load_divided(
-    wanted: params.Model, dtype: torch.dtype | None = None, bos: Bos = "auto"
+    wanted: params.Model,
+    dtype: torch.dtype | None = None,
+    bos: Bos = "auto",
+    offload: Offload = "none",
 ) -> Loaded:
     """Load a model for all processes together: each keeps a part of every weight; one process, all of them.
 
@@ -146,9 +157,10 @@ def load_divided(
         wanted: as in `load_model`.
         dtype: as in `load_model`.
         bos: as in `load_model`.
+        offload: as in `load_model`; for one process alone.
     """
     if count() == 1:
-        return load_model(wanted, dtype, bos)
+        return load_model(wanted, dtype, bos, offload)
     device = device_of(wanted.device).type
     mesh(device)  # which all make together
     again = partial(load_model, wanted.model_copy(update={"device": "cpu"}), dtype, bos)
@@ -183,30 +195,27 @@ def _from_gguf(source: str) -> Dequantised | None:
         return dequantised(file)
 
 
-def _folder(source: str, commit: str | None) -> Path | None:
-    """Return where the files of a model that was loaded lie."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(source).is_dir():
-        return Path(source)
-    file = try_to_load_from_cache(source, "config.json", revision=commit)
-    return Path(file).parent if isinstance(file, str) else None
-
-
 def _model(
     source: str,
     checked: Any,
     wanted: params.Model,
     dtype: torch.dtype | None,
     common: Mapping[str, Any],
+    offload: Offload,
 ) -> tuple[Any, str | None]:
     """Load a causal language model, and say which number format its weights were dequantised from."""
-    dtype = dtype or DTYPES.get(wanted.dtype)
+    dtype, device = dtype or DTYPES.get(wanted.dtype), device_of(wanted.device)
     config, kind = _config_and_class(source, common["revision"], wanted, checked)
     quantisation = take_quantisation(config)
-    with one_sentence(source, "model"):
-        if quantisation is None and find_adapter(source, common["revision"]) is None:
-            model, info = _stored(source, config, kind, dtype, common)
+    plain = quantisation is None and find_adapter(source, common["revision"]) is None
+    on_disk: dict[str, dict[str, str]] = {}
+    if offload == "disk":
+        if not plain or config is not checked:
+            raise needs_all(source, "they are not what its files hold", "cpu")
+        on_disk = from_disk(outline(config, common["trust_remote_code"]), device)
+    with one_sentence(source, "model"), as_stored(source):
+        if plain:
+            model, info = _stored(source, config, kind, dtype, {**common, **on_disk})
         else:
             tensors = _tensors(source, common["revision"], quantisation)
             if quantisation:
@@ -216,7 +225,7 @@ def _model(
             model = text_part(model)
     _check_weights(source, model, info)
     with one_sentence(source, "model"):
-        model.to(device_of(wanted.device))
+        put(model, device, offload)
     return model, format_of(quantisation) if quantisation else None
 
 
@@ -294,11 +303,15 @@ def _built(
 
 
 def _merged(
-    adapter: Adapter, wanted: params.Model, dtype: torch.dtype | None, bos: Bos
+    adapter: Adapter,
+    wanted: params.Model,
+    dtype: torch.dtype | None,
+    bos: Bos,
+    offload: Offload,
 ) -> Loaded:
     """Load the model that an adapter belongs to, and merge it; a tokenizer beside the adapter counts."""
-    from transformers import AutoTokenizer
-
+    if offload != "none":
+        raise needs_all(adapter.source, "an adapter is merged into them", "none")
     base = load_model(adapter.model(wanted), dtype, bos)
     say(f"the adapter {adapter.source!r} is merged into {base.name!r}")
     source, revision = adapter.source, adapter.revision
@@ -308,10 +321,9 @@ def _merged(
     merged = replace(base, model=model.eval(), name=wanted.name)
     files = [find_file(source, name, revision) for name in TOKENIZERS]
     if any(files):
-        with one_sentence(source, "tokenizer"):
-            own = AutoTokenizer.from_pretrained(source, revision=revision)
+        common = {"revision": revision}
+        own = load_tokenizer(source, model.config, wanted.name, common)
         place = next(file for file in files if file).parent
-        check_vocabulary(own, model.config, wanted.name)
         first = first_tokens(own, bos, wanted.name)
         merged = replace(merged, tokenizer=own, folder=place, bos=first)
     return merged
@@ -331,7 +343,7 @@ def _check_weights(source: str, model: nn.Module, info: dict[str, set[str]]) -> 
 def weights_digest(model: nn.Module) -> str:
     """Return the sha256 over names, dtypes, shapes and bytes of all weights, whatever the files they came from."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in with_values(model, sorted(model.state_dict().items())):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values: Any = whole(tensor.detach()).cpu().contiguous()
         digest.update(values.view(-1).view(torch.uint8).numpy())

@@ -75,6 +75,16 @@ def find_file(source: str, name: str, revision: str) -> Path | None:
     return Path(found) if found else None
 
 
+def folder_of(source: str, commit: str | None) -> Path | None:
+    """Return where the files of a loaded model lie: the user's folder, or the Hub's copy; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(source).is_dir():
+        return Path(source)
+    file = try_to_load_from_cache(source, "config.json", revision=commit)
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def refuse_two_sets(folder: Path) -> None:
     """Refuse a folder with weights in one file and in several: transformers would read the one without a word.
 

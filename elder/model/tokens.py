@@ -1,8 +1,10 @@
 """What texts begin with, such as Gemma's ``<bos>``, and what a model must know of a tokenizer's tokens."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from elder.errors import UserError
+from elder.model.check import one_sentence
 from elder.params import Auto
 
 Bos = bool | Auto  # `calibration.bos`
@@ -35,6 +37,35 @@ def first_tokens(tokenizer: Any, wanted: Bos, name: str) -> tuple[int, ...]:
             f"calibration.bos is true, and the tokenizer of {name!r} has no beginning-of-text token; set it to auto"
         )
     return (int(tokenizer.bos_token_id),)
+
+
+def load_tokenizer(
+    source: str, config: Any, name: str, common: Mapping[str, Any]
+) -> Any:
+    """Load the tokenizer of a model, which must know no token that the model does not know.
+
+    Args:
+        source: a folder, or a Hub id.
+        config: the model's configuration.
+        name: of the model, as the user gave it.
+        common: what transformers is told of any file there, such as its revision.
+
+    Raises:
+        UserError: if it cannot be loaded; as `check_vocabulary`.
+    """
+    from transformers import AutoTokenizer
+
+    with one_sentence(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source,
+            **common,
+        )
+    check_vocabulary(
+        tokenizer,
+        config,
+        name,
+    )
+    return tokenizer
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:

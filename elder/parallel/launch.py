@@ -48,7 +48,8 @@ def wanted_processes(settings: Params) -> int:
     """Return how many processes a stage runs as; ``auto``: one for each GPU that there is.
 
     Raises:
-        UserError: if the device is one GPU by its number, or there are fewer GPUs than processes.
+        UserError: if layers are to lie elsewhere than on the GPUs, the device is one GPU by its number, or there are
+            fewer GPUs than processes.
     """
     asked = settings.launch.processes
     if asked == 1:
@@ -58,6 +59,11 @@ def wanted_processes(settings: Params) -> int:
     on_gpus = _device_type(settings) == "cuda"
     gpus = torch.cuda.device_count() if on_gpus else 0
     wanted = max(1, gpus) if asked == "auto" else asked
+    if wanted > 1 and settings.select.offload != "none":
+        raise UserError(
+            f"launch.processes is {wanted} and select.offload is {settings.select.offload!r}: several processes divide "
+            "the layers among their GPUs; set the processes to 1, or the offload to none"
+        )
     if wanted > 1 and ":" in settings.model.device:
         raise UserError(
             f"launch.processes is {wanted} and model.device is {settings.model.device!r}: each process takes a GPU of "

@@ -30,6 +30,10 @@ class Select(Choice):
         ge=1,
         description="blocks in a batch where layers are only looked at; of long blocks fewer",
     )
+    offload: Literal["none", "cpu", "disk"] = Field(
+        "none",
+        description="where layers lie until they run, of a model larger than the device: same result",
+    )
 
 
 class Training(Section):

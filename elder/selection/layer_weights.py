@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 
 from elder.data import batch_indices
+from elder.device import device_of_model
 from elder.model.finite import refuse_not_finite
 from elder.model.forward import block_losses, next_token_losses
 from elder.model.layers import LayerControl, find_layers, skipping
@@ -217,7 +218,7 @@ def learn_round(
     step: Meter,
 ) -> torch.Tensor:
     """Learn the layer weights of one round from 1; returns (L,) float32 on the CPU."""
-    device = next(problem.model.parameters()).device
+    device = device_of_model(problem.model)
     weights = torch.ones(len(control.layers), device=device, requires_grad=True)
     solver = LayerWeightSolver(
         weights,

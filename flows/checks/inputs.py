@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from elder.compensation import COMPENSATIONS
+from elder.compression.choice import refuse_offload
 from elder.compression.recipes import apply_method
 from elder.compression.stages import layers_to_keep
 from elder.device import device_of
@@ -102,8 +103,9 @@ def methods(settings: Params, _: Path) -> str:
     get_method(settings.select.method)
     COMPENSATIONS.refuse_unknown(settings.compensate.method)
     RECOVERIES.refuse_unknown(settings.recover.mode)
+    refuse_offload(settings.select, settings.compensate.method)
     for name in settings.evaluate.baselines:
-        apply_method(settings, name)
+        refuse_offload(apply_method(settings, name).select)
         names.append(name)
     return ", ".join(names)
 

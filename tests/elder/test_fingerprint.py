@@ -98,6 +98,12 @@ def test_the_settings_of_what_was_not_chosen_do_not_count(
     assert chosen[0].differences(chosen[1]) == ["compensate"]
 
 
+def test_where_layers_lie_does_not_count(texts: dict[str, str], tmp_path: Path) -> None:
+    usual = whole(settings(texts), tmp_path)
+    elsewhere = whole(settings(texts, select={"offload": "disk"}), tmp_path)
+    assert elsewhere.digest == usual.digest
+
+
 def test_texts_count_by_what_they_hold(texts: dict[str, str], tmp_path: Path) -> None:
     usual = whole(settings(texts), tmp_path)
     (tmp_path / "copy.txt").write_bytes((tmp_path / "in.txt").read_bytes())
