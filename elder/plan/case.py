@@ -84,6 +84,17 @@ class Case:
         return torch.float32 if self.dtype == torch.float32 else torch.bfloat16
 
     @property
+    def layers_bytes(self) -> int:
+        """Return the bytes of the weights of all layers of the dense model."""
+        return parameter_count(find_layers(self.dense)) * self.dtype.itemsize
+
+    @property
+    def largest_layer_bytes(self) -> int:
+        """Return the bytes of the weights of the largest of its layers."""
+        counts = [parameter_count(layer) for layer in find_layers(self.dense)]
+        return max(counts) * self.dtype.itemsize
+
+    @property
     def dense_bytes(self) -> int:
         """Return the bytes of the dense model's weights."""
         return self.parameters * self.dtype.itemsize

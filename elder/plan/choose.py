@@ -1,6 +1,7 @@
 """Change a compression so that it fits into memory: what keeps the result comes first.
 
-Fewer blocks at once, then layers computed twice: the result stays. Then adapters in place of all weights, which learn
+Fewer blocks at once, then layers that lie on the CPU or the disk until they run, or are computed twice: the result
+stays. Then adapters in place of all weights, which learn
 something else. What fits first is taken, with as many blocks at once as fit.
 """
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from elder import params
+from elder.compression.choice import only_runs
 from elder.errors import UserError
+from elder.model.published.quantised import quantisation_of
 from elder.plan.case import Case
 from elder.plan.estimate import Estimate
 from elder.plan.result import size
@@ -105,7 +108,7 @@ def _smaller(
     """Return what a stage takes once it is changed so that it fits, and the changes."""
     plans = {"learn": _first_choice, "compensate": compensating, **TRAININGS}
     least: Estimate | None = None
-    for way, sizes in _ways(case, name):
+    for way, sizes in _ways(case, name, on_cpu):
         *more, fewest = sizes
         try:
             found = plans[name](changed(case, way | fewest))
@@ -134,11 +137,16 @@ def _smaller(
     )
 
 
-def _ways(case: Case, name: str) -> Iterator[tuple[Changes, list[Changes]]]:
+def _ways(
+    case: Case, name: str, on_cpu: bool
+) -> Iterator[tuple[Changes, list[Changes]]]:
     """Yield what may be changed in a stage, and below it the numbers of blocks at once, the largest first."""
     settings = case.settings
     if name == "learn":
-        yield {}, _halved("select.forward_batch", settings.select.forward_batch)
+        sizes = _halved("select.forward_batch", settings.select.forward_batch)
+        yield {}, sizes
+        if _can_lie_elsewhere(case, on_cpu):
+            yield {"select.offload": "disk" if on_cpu else "cpu"}, sizes
     elif name == "compensate":
         yield {}, _halved("compensate.batch", settings.compensate.batch)
     elif name in TRAININGS:
@@ -146,6 +154,20 @@ def _ways(case: Case, name: str) -> Iterator[tuple[Changes, list[Changes]]]:
         sizes = _halved(f"{name}.micro_batch", wanted.micro_batch or wanted.batch)
         for way in _trainings(name, wanted):
             yield way, sizes
+
+
+def _can_lie_elsewhere(case: Case, on_cpu: bool) -> bool:
+    """Say whether layers may lie on the CPU, or on the disk for a CPU, until they run; the rest is seen in loading."""
+    settings, wanted = case.settings, case.settings.model
+    as_stored = wanted.part == "whole" and not quantisation_of(case.config.to_dict())
+    return (
+        settings.select.offload == "none"
+        and settings.launch.processes == 1
+        and wanted.adapter != "merge"
+        and (as_stored or not on_cpu)
+        and only_runs(settings)
+        and find_spec("accelerate") is not None
+    )
 
 
 def _trainings(name: str, wanted: params.Training) -> Iterator[Changes]:

@@ -6,7 +6,9 @@ from elder.plan.live import WEIGHTS, Parts
 from elder.plan.result import StagePlan
 from elder.plan.simulate import Need, total
 
-COPIES = "copies for trials"  # in the machine's memory, whatever the device
+# in the machine's memory, whatever the device
+COPIES, LYING = "copies for trials", "weights on the CPU"
+ON_HOST = (COPIES, LYING)
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Estimate:
     def entry(self, on_cpu: bool, seconds: float) -> StagePlan:
         """Return the entry of a plan."""
         parts = {kind: round(count) for kind, count in self.parts(on_cpu).items()}
-        copies = max(parts.get(COPIES, 0.0) for parts in self.peaks)
+        beside = max(
+            sum(parts.get(kind, 0.0) for kind in ON_HOST) for parts in self.peaks
+        )
         return StagePlan(
             name=self.name,
             mode=self.mode,
             memory_bytes=sum(parts.values()),
-            host_bytes=0 if on_cpu else round(copies),
+            host_bytes=0 if on_cpu else round(beside),
             parts=parts,
             micro_batch=self.micro_batch,
             batch=self.batch,
@@ -60,7 +64,9 @@ class Estimate:
 
 def _here(parts: Parts, on_cpu: bool) -> Parts:
     """Return what of the bytes lies on the device."""
-    return {kind: count for kind, count in parts.items() if on_cpu or kind != COPIES}
+    return {
+        kind: count for kind, count in parts.items() if on_cpu or kind not in ON_HOST
+    }
 
 
 def beside(weights: float, *needs: Need) -> tuple[Parts, ...]:

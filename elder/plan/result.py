@@ -12,7 +12,7 @@ class StagePlan(Plain):
         name: of the stage.
         mode: how it does its work.
         memory_bytes: that tensors take at the moment at which most live, on the device.
-        host_bytes: of copies that are kept beside a GPU, in the machine's memory.
+        host_bytes: of copies and weights that are kept beside a GPU, in the machine's memory.
         parts: {kind: bytes} of that moment.
         micro_batch: blocks that go through the model at once; None where none do.
         batch: blocks in a batch.

@@ -4,26 +4,46 @@ from collections.abc import Callable
 
 from elder.plan import work
 from elder.plan.case import Case
-from elder.plan.estimate import Estimate, beside
-from elder.plan.live import ACTIVATIONS
+from elder.plan.estimate import LYING, Estimate, beside
+from elder.plan.live import ACTIVATIONS, Parts
 from elder.plan.simulate import Need, simulate
 
 Needs = tuple[tuple[Need, ...], float]  # of each kind of work, and all FLOPs
 Choice = Callable[[Case, int], Needs]  # of blocks at once
+FROM = {  # where layers lie
+    "none": "",
+    "cpu": ", layer by layer from the CPU",
+    "disk": ", layer by layer from disk",
+}
 
 
 def choosing(case: Case, at_once: int) -> Estimate:
     """Return what the choice of layers takes with ``at_once`` blocks at once."""
     method = case.settings.select.method
     needs, flops = CHOICES.get(method, _looking)(case, at_once)
+    offload = case.settings.select.offload
     return Estimate(
         name="learn",
-        mode=f"layers chosen by {method}",
-        peaks=beside(case.dense_bytes, *needs),
+        mode=f"layers chosen by {method}{FROM[offload]}",
+        peaks=_lying(case, beside(_at_hand(case), *needs), offload),
         batch=case.settings.select.forward_batch,
         micro_batch=at_once,
         flops=flops,
     )
+
+
+def _at_hand(case: Case) -> int:
+    """Return the bytes of the weights that are on the device at once."""
+    if case.settings.select.offload == "none":
+        return case.dense_bytes
+    return case.dense_bytes - case.layers_bytes + case.largest_layer_bytes
+
+
+def _lying(case: Case, peaks: tuple[Parts, ...], offload: str) -> tuple[Parts, ...]:
+    """Return peaks with the layers that lie in the machine's memory meanwhile."""
+    if offload != "cpu":
+        return peaks
+    return tuple(peak | {LYING: float(case.layers_bytes)} for peak in peaks)
 
 
 def _need(case: Case, one: work.Work) -> Need:
@@ -64,7 +84,8 @@ def _layer_weights(case: Case, at_once: int) -> Needs:
     """Learn weights of layers, and judge a shortlist of the lightest in each round."""
     own = case.settings.select.settings_of("elder")
     batch = min(at_once, own.batch)
-    weighing = _need(case, work.weigh(case.dtype, batch))
+    twice = case.settings.select.offload != "none"
+    weighing = _need(case, work.weigh(case.dtype, batch, twice))
     flops = weighing.flops / batch * own.epochs * case.samples
     if not own.iterative or own.shortlist == 1:
         return (weighing,), flops

@@ -8,7 +8,7 @@ import torch
 from elder.params.catalogue import NONE
 from elder.plan import work
 from elder.plan.case import Case
-from elder.plan.estimate import Estimate, beside
+from elder.plan.estimate import LYING, Estimate, beside
 from elder.plan.live import WEIGHTS
 from elder.plan.simulate import Lab, simulate
 from elder.plan.training import Training
@@ -22,8 +22,8 @@ FLOAT = torch.float32
 
 
 def removing(case: Case) -> Estimate:
-    """Return what taking the layers out takes."""
-    weights = {WEIGHTS: float(case.dense_bytes)}
+    """Return what taking the layers out takes, which is done on the CPU."""
+    weights = {LYING: float(case.dense_bytes)}
     return Estimate("remove", "read and written", (weights,), computes=False)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from elder import params
 from elder.model.forward import block_losses, cache_bytes, next_token_losses, run_layers
 from elder.model.layers import LayerControl, find_layers
+from elder.model.offload import compute_twice
 from elder.plan.live import ACTIVATIONS, GRADIENTS, OPTIMISER, WEIGHTS
 from elder.plan.simulate import Lab, Work
 from elder.training.checkpoint import trainable_weights
@@ -49,8 +50,8 @@ def judge(dtype: torch.dtype, batch: int, keep: bool = False) -> Work:
     return work
 
 
-def weigh(dtype: torch.dtype, batch: int) -> Work:
-    """Take the loss of blocks, and its gradient by a weight for each layer."""
+def weigh(dtype: torch.dtype, batch: int, twice: bool = False) -> Work:
+    """Take the loss of blocks, and its gradient by a weight for each layer; each computed twice where asked."""
 
     def work(lab: Lab) -> None:
         model, ids = lab.model(dtype), lab.blocks(batch)
@@ -58,6 +59,8 @@ def weigh(dtype: torch.dtype, batch: int) -> Work:
             lab.layers,
             requires_grad=True,
         )
+        for layer in find_layers(model) if twice else ():
+            compute_twice(layer)
         with lab.live, LayerControl(find_layers(model)) as control:
             control.weights = weights
             loss = next_token_losses(model, ids).mean()

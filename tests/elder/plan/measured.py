@@ -14,7 +14,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import accelerate.hooks  # noqa: F401 - code is none of what a stage takes
 import torch
+import torch._dynamo
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
@@ -86,21 +88,23 @@ CASES: dict[str, tuple[str, str, Tree]] = {
     ),
     "distil, adapters": ("opt", "recover", {"adapter_rank": 8}),
     "layer weights": ("llama", "learn", {}),
+    "layer weights, from disk": ("gemma", "learn", {"offload": "disk"}),
 }
 
 
 def settings_of(case: str, folder: Path) -> Tree:
     """Return the parameters of a case."""
     _, stage, own = CASES[case]
-    recover = {"epochs": 1, "batch": 2, "lr": 1e-3, "distil": {"synthetic": 0}}
+    recover: Tree = {"epochs": 1, "batch": 2, "lr": 1e-3, "distil": {"synthetic": 0}}
     select: Tree = {"method": "elder" if stage == "learn" else "last", "layers": 1}
     # loading maps the file beside the weights: four blocks at once take more than that
-    select["elder"] = {"batch": 4}
+    select |= {"elder": {"batch": 4}, "forward_batch": 4}
+    (select if stage == "learn" else recover).update(own)
     return {
         "model": {"name": str(folder), "device": "cpu"},
         "calibration": {"samples": 4, "seq_len": 256},
-        "select": select | {"forward_batch": 4},
-        "recover": recover | own,
+        "select": select,
+        "recover": recover,
     }
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from elder.plan.simulate import simulate
 from elder.settings import validate
 
 GPU = Machine("a GPU", False, 80 * 10**9, 0, 4e14, 3e12)
+CPU = replace(GPU, name="a CPU", on_cpu=True)
 ROOT = Path(__file__).parents[3]
 
 
@@ -95,7 +97,7 @@ def test_what_is_planned_is_what_is_measured_within_15_percent() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 5
+    assert len(found) == 6
     ratios = {case: plan / taken for case, (taken, plan) in found.items()}
     assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
 
@@ -115,6 +117,45 @@ def test_what_does_not_fit_is_changed_the_result_last() -> None:
     assert tighter.settings["recover.lr"] == "auto"
     with pytest.raises(UserError, match="takes at least .* give it more"):
         planned({"batch": 4}, str(weights // 2 + 1000))
+
+
+def chosen_by(method: str, machine: Machine, most: float | None, **more: Any) -> Any:
+    """Return what choosing layers of eight, with one block at once, takes; and what the limit asks for."""
+    wanted = case({"mode": "none"}, num_hidden_layers=8, dtype="float32")
+    select = validate({"select": {"method": method, "forward_batch": 1, **more}}).select
+    model = wanted.settings.model.model_copy(update={"max_memory": most})
+    update = {"select": select, "model": model}
+    small = replace(wanted, settings=wanted.settings.model_copy(update=update))
+    plan, _ = make_plan(small, machine, "model")
+    return plan.stages[0], plan.settings
+
+
+# float32, hidden size 256: embedding and head 2 x 4000, the final norm, and a layer's 4 x 256 + 3 x 512 + 2 columns
+OUTSIDE, LAYER = 4 * (8000 + 1) * 256, 4 * (1024 + 1536 + 2) * 256
+
+
+def test_layers_lie_on_the_cpu_or_the_disk_where_fewer_blocks_do_not_do() -> None:
+    whole, _ = chosen_by("elder", GPU, None)
+    assert whole.parts["weights"] == OUTSIDE + 8 * LAYER
+    assert whole.mode == "layers chosen by elder"
+    most = whole.memory_bytes - 1
+    on_gpu, changes = chosen_by("elder", GPU, most)
+    assert changes == {"select.offload": "cpu", "select.forward_batch": 1}
+    assert on_gpu.mode == "layers chosen by elder, layer by layer from the CPU"
+    assert on_gpu.parts["weights"] == OUTSIDE + LAYER
+    assert on_gpu.host_bytes == 8 * LAYER
+    # what the backward pass needs of a layer is computed again, one layer at a time
+    assert on_gpu.parts["activations"] < whole.parts["activations"] / 2
+    on_cpu, changes = chosen_by("elder", CPU, most)
+    assert changes == {"select.offload": "disk", "select.forward_batch": 1}
+    assert on_cpu.mode == "layers chosen by elder, layer by layer from disk"
+    assert on_cpu.parts == on_gpu.parts
+
+
+def test_layers_that_are_looked_into_lie_nowhere_else() -> None:
+    whole, _ = chosen_by("laco", GPU, None)
+    with pytest.raises(UserError, match="learn takes at least .* give it more"):
+        chosen_by("laco", GPU, whole.memory_bytes - 1)
 
 
 def test_a_7b_with_adapters_on_the_weights_it_has_takes_less_than_24_gb() -> None:
