@@ -1,8 +1,8 @@
 """Change a compression so that it fits into memory: what keeps the result comes first.
 
 Fewer blocks at once, then layers that lie on the CPU or the disk until they run, or are computed twice: the result
-stays. Then adapters in place of all weights, which learn
-something else. What fits first is taken, with as many blocks at once as fit.
+stays. Then adapters in place of all weights, which learn something else. What fits first is taken, with as many blocks
+at once as fit.
 """
 
 from collections.abc import Callable, Iterator

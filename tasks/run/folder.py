@@ -23,8 +23,8 @@ FINISHED, INPUTS, LOCK = "run.json", "inputs.json", "lock"
 RECORD = "record.json"
 # What a folder holds before any stage has run.
 OPENED = {LOCK, PARAMS, START, "data", INPUTS, "energy.json", "stages.yaml"}
-# Sections that change nothing of what a run makes.
-BESIDE_THE_POINT = ("notify", "energy")
+# sections that change nothing of what a run makes, or no more than rounding
+BESIDE_THE_POINT = ("notify", "energy", "launch")
 KEY = 8  # characters of the key in a run's id
 # of the record: known after the model was published
 LATER = ("artifact", "model_version", "report")
@@ -35,6 +35,7 @@ def run_key(settings: Params, method: str) -> str:
     tree = without_secrets(settings.model_dump(mode="json"))
     for section in BESIDE_THE_POINT:
         del tree[section]
+    del tree["select"]["offload"]
     return Fingerprint({"method": method, "params": tree}).digest[:KEY]
 
 

@@ -71,7 +71,12 @@ def test_an_unfinished_run_is_gone_on_with_until_it_is_closed(tmp_path: Path) ->
 
 def test_what_bears_on_no_result_starts_no_other_run() -> None:
     key = run_key(validate({}), "default")
-    beside = {"notify": {"events": ["failure"]}, "energy": {"country": "DEU"}}
+    beside = {
+        "notify": {"events": ["failure"]},
+        "energy": {"country": "DEU"},
+        "launch": {"processes": 2},
+        "select": {"offload": "disk"},
+    }
     assert run_key(validate(beside), "default") == key
     others = [
         run_key(validate({}), "sleb"),
