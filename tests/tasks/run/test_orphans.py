@@ -49,7 +49,8 @@ def test_a_killed_run_leaves_no_server_behind() -> None:
                 start_new_session=True,
             ) as run:
                 token, server = run.stdout.readline().split()
-                assert servers_of(token) == [int(server)]
+                # a process that has just begun its program shows no environment yet
+                wait_for(lambda: servers_of(token) == [int(server)], "the server", 20)
                 os.kill(run.pid, signal.SIGKILL)
             wait_for(lambda: not alive(int(server)), "end of the server", 20)
             assert alive(other.pid)  # another run's
