@@ -267,8 +267,7 @@ def test_the_whole_flow_with_a_model_and_a_text_of_the_hub(
     ]
     assert record["model"]["revision"] == commits[0]
     assert record["lineage"]["params"]["model"]["name"] == "owner/gated"
-    source = json.loads((project / "build" / "data" / "source.json").read_text())
-    assert source["revision"] == commits[1]
+    assert record["data"]["source"]["revision"] == commits[1]
     assert done.json["model_version"] == "1"
     assert MEMBER not in done.stderr + json.dumps(record)
 
