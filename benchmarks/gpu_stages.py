@@ -26,7 +26,7 @@ from gpu_report import (
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from elder import params
-from elder.compression.stages import select_layers
+from elder.compression.layers import select_layers
 from elder.device import peak_memory_bytes
 from elder.environment import environment
 from elder.evaluation.speed import measure_side_by_side

@@ -18,7 +18,7 @@ from elder.plan.case import Case
 from elder.plan.machine import Machine
 from elder.plan.result import duration, size
 from elder.plan.selection import choosing
-from elder.plan.stages import recovering
+from elder.plan.stages import compensating, recovering
 from elder.settings import validate
 
 PAGE = Path(__file__).parents[1] / "docs" / "sizes.md"
@@ -50,7 +50,8 @@ of the texts that the dense model writes before it, at most 4 GiB of it.
 
 `elder plan MODEL` says it for your model, blocks and machine. `elder compress MODEL --max-memory 24GB` takes the way
 that fits, and says so; `elder run` does it with `--set model.max_memory=24GB`. What keeps the result comes first: fewer
-blocks at once, then layers computed twice; then adapters. This page is made by `python benchmarks/sizes.py`.
+blocks at once, then layers computed twice; then adapters; and where even one block does not fit, a compensation is left
+out. This page is made by `python benchmarks/sizes.py`.
 
 """
 FOOT = """
@@ -80,7 +81,11 @@ def case_of(shape: str, way: dict[str, object]) -> Case:
         dtype="bfloat16",
     )
     recover = {"micro_batch": 1, **way}
-    tree = {"calibration": {"seq_len": 2048}, "recover": recover}
+    tree = {
+        "calibration": {"seq_len": 2048},
+        "compensate": {"batch": 1},
+        "recover": recover,
+    }
     settings: Params = validate(tree)
     return Case(settings, config)
 
@@ -89,14 +94,18 @@ def rows(shape: str) -> list[str]:
     """Return the rows of one model."""
     choice = choosing(case_of(shape, {}), at_once=1)
     learn = choice.entry(False, GPU.seconds(choice.flops, choice.moved))
+    mending = compensating(case_of(shape, {}))
+    assert mending is not None
+    mend = mending.entry(False, GPU.seconds(mending.flops, mending.moved))
     first = f"**{shape}** | {size(learn.memory_bytes)} | {duration(learn.seconds or 0)}"
+    first += f" | {size(mend.memory_bytes)} | {duration(mend.seconds or 0)}"
     lines = []
     for number, (way, changes) in enumerate(WAYS.items()):
         found = recovering(case_of(shape, changes))
         assert found is not None
         recover = found.entry(False, GPU.seconds(found.flops, found.moved))
         cells = [
-            " | | " if number else first,
+            " | | | | " if number else first,
             way,
             size(recover.memory_bytes),
             size(recover.host_bytes),
@@ -127,8 +136,8 @@ def main() -> None:
     parser.add_argument("--measured", type=Path)
     given = parser.parse_args()
     table = [
-        "| model | choosing layers: memory | time | recovery | memory | copies | time |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| model | choosing layers: memory | time | refit: memory | time | recovery | memory | copies | time |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for shape in SHAPES:
         table += rows(shape)

@@ -16,6 +16,7 @@ from pathlib import Path
 from elder.errors import UserError
 from elder.files import file_digest
 from elder.params import Params
+from elder.params.catalogue import NONE
 from elder.record import Json
 
 # the sections that say how a model is made shallower
@@ -61,9 +62,12 @@ def recipe_of(settings: Params) -> dict[str, Json]:
     # the settings of what was not chosen bear on nothing, nor does where layers lie that run as ever
     chosen = settings.select.own()
     del chosen["offload"]
+    mending = settings.compensate
+    if settings.compensation == NONE:
+        mending = mending.model_copy(update={"method": NONE})
     return recipe | {
         "select": chosen,
-        "compensate": settings.compensate.own(),
+        "compensate": mending.own(),
         "recover": settings.recover.own(),
     }
 

@@ -72,7 +72,7 @@ def baseline(key: str, name: str, run: Run) -> dict[str, Json]:
     """
     own = apply_method(run.settings, name)
     run.baseline(name).mkdir(parents=True, exist_ok=True)
-    mended = own.compensate.method != NONE
+    mended = own.compensation != NONE
     if (
         not mended
         and own.select == run.settings.select

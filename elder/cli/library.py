@@ -140,7 +140,7 @@ def select(
 
 def _chosen(settings: Params, text: Path) -> "Chosen":
     """Load the model and choose the layers that go, on a calibration text."""
-    from elder.compression.stages import layers_to_remove, select_layers
+    from elder.compression.layers import layers_to_remove, select_layers
     from elder.data import choose_blocks
     from elder.model.load import block_length, check_tokens
 

@@ -27,6 +27,7 @@ class Pruned(Generic[S]):
         settings: the compensation's own.
         batch: blocks in a batch.
         seed: of everything random.
+        budget: tokens that the recovery will have, training here included; None where nothing is recovered.
         spent: of the budget for training; counted up by a compensation that trains something.
     """
 
@@ -37,6 +38,7 @@ class Pruned(Generic[S]):
     settings: S
     batch: int
     seed: int = 0
+    budget: int | None = None
     spent: Spent = field(default_factory=Spent)
 
 

@@ -95,6 +95,7 @@ def check_scaling(model: Any, ids: torch.Tensor) -> None:
     "magnitude",
     paper="arXiv 2507.18212",
     check=check_scaling,
+    everywhere=True,
 )
 def magnitude(pruned: Pruned[NoSettings]) -> dict[str, Json]:
     """Scale what the layers after each gap write; the record holds each gap's alpha.

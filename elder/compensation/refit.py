@@ -12,6 +12,8 @@ the layer stays as it was.
 
 The budget: one token through the training of one layer counts as the share that the layer's parameters have in all that
 a token passes, the layers and the head. ``tokens_seen`` of the record holds it, beside that of every other training.
+Before a recovery, which pays for it, it takes a small part of that one's budget: where layers are few, each is a large
+share of the model, and what single layers learnt is worth less than what all learn together.
 """
 
 import copy
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from elder.compensation.base import Group, Pruned, find_groups, register
 from elder.compensation.states import LoneLayer, states_at
 from elder.device import device_of_model
+from elder.model.forward import mixed_precision
 from elder.model.layers import find_layers
 from elder.params import Section
 from elder.progress import say
@@ -34,6 +37,7 @@ from elder.record import Json, Spent
 from elder.training.checkpoint import Schedule
 from elder.training.loop import TrainingRun, train
 from elder.training.losses import state_mismatch
+from elder.training.micro_batch import MicroBatch
 from elder.training.search import hold_out
 
 TRAINING, FORWARD = 6, 2  # floating-point operations of a token for each parameter
@@ -45,6 +49,12 @@ class RefitSettings(Section):
 
     epochs: float = Field(
         6.0, gt=0, description="passes of each such layer over the states of the blocks"
+    )
+    most: float = Field(
+        0.0625,
+        gt=0,
+        le=1,
+        description="share of the recovery's budget that it takes at most",
     )
     batch: int = Field(4, ge=1, description="blocks in a step")
     optimizer: Literal["adamw", "muon"] = Field(
@@ -67,21 +77,21 @@ def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
     groups = find_groups(pruned.removed, len(find_layers(pruned.dense)))
     records: list[Json] = []
     layer_tokens, forward, training, shares = 0, 0, 0, []
-    with in_float32(pruned.model):
-        for group in groups:
-            record, spent = learn(pruned, group)
-            layer = find_layers(pruned.model)[group.place]
-            share = share_of(layer, pruned.model)
-            pruned.spent.tokens_seen += math.ceil(share * spent.tokens_seen)
-            pruned.spent.optimizer_steps += spent.optimizer_steps
-            pruned.spent.trainable_parameters = max(
-                pruned.spent.trainable_parameters, spent.trainable_parameters
-            )
-            layer_tokens += spent.tokens_seen
-            training += TRAINING * size(layer) * spent.tokens_seen
-            forward += FORWARD * passed(pruned, group) * pruned.blocks.numel()
-            shares.append(share)
-            records.append(record | {"steps": spent.optimizer_steps})
+    pruned.model.requires_grad_(False)
+    for group in groups:
+        layer = find_layers(pruned.model)[group.place]
+        share = share_of(layer, pruned.model)
+        record, spent = learn(pruned, group, most_steps(pruned, share * len(groups)))
+        pruned.spent.tokens_seen += math.ceil(share * spent.tokens_seen)
+        pruned.spent.optimizer_steps += spent.optimizer_steps
+        pruned.spent.trainable_parameters = max(
+            pruned.spent.trainable_parameters, spent.trainable_parameters
+        )
+        layer_tokens += spent.tokens_seen
+        training += TRAINING * size(layer) * spent.tokens_seen
+        forward += FORWARD * passed(pruned, group) * pruned.blocks.numel()
+        shares.append(share)
+        records.append(record | {"steps": spent.optimizer_steps})
     return {
         "gaps": records,
         "tokens": pruned.blocks.numel(),
@@ -91,20 +101,37 @@ def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
     }
 
 
-def learn(pruned: Pruned[RefitSettings], group: Group) -> tuple[dict[str, Json], Spent]:
+def most_steps(pruned: Pruned[RefitSettings], share: float) -> int:
+    """Return the steps that a layer may take.
+
+    Args:
+        pruned: the model.
+        share: of a token's passage, of all layers that learn.
+    """
+    settings = pruned.settings
+    count = len(hold_out(pruned.blocks)[0])
+    steps = settings.epochs * count / settings.batch
+    if pruned.budget is not None:
+        tokens = settings.batch * pruned.blocks.shape[1]
+        steps = min(steps, settings.most * pruned.budget / (share * tokens))
+    return max(1, int(steps))
+
+
+def learn(
+    pruned: Pruned[RefitSettings], group: Group, steps: int
+) -> tuple[dict[str, Json], Spent]:
     """Train one kept layer, keep it if it meets the held-out blocks better, and say so."""
     entering, target, plain = collect(pruned, group)
     count = len(hold_out(pruned.blocks)[0])
+    device = device_of_model(pruned.model)
     layer = find_layers(pruned.model)[group.place]
     former = copy.deepcopy(layer.state_dict())
     before = plain[count:].mean().item()
+    with in_float32(layer), LoneLayer(pruned.model, group.place) as alone:
+        spent = fit(pruned, alone, entering[:count], target[:count], steps)
     with LoneLayer(pruned.model, group.place) as alone:
-        spent = fit(pruned, layer, alone, entering[:count], target[:count])
         errors = [
-            state_mismatch(
-                alone(one.to(device_of_model(pruned.model)).float()),
-                wanted.to(device_of_model(pruned.model)),
-            ).item()
+            state_mismatch(alone(one.to(device)), wanted.to(device)).item()
             for one, wanted in zip(
                 entering[count:].split(1), target[count:].split(1), strict=True
             )
@@ -128,24 +155,26 @@ def learn(pruned: Pruned[RefitSettings], group: Group) -> tuple[dict[str, Json],
 
 def fit(
     pruned: Pruned[RefitSettings],
-    layer: nn.Module,
     alone: LoneLayer,
     entering: Tensor,
     target: Tensor,
+    steps: int,
 ) -> Spent:
     """Train a layer, in place, to put out ``target`` where ``entering`` enters it, (blocks, tokens, hidden) both."""
-    settings = pruned.settings
+    settings, layer = pruned.settings, find_layers(pruned.model)[alone.index]
     device = device_of_model(pruned.model)
+    compute = torch.float32 if entering.dtype == torch.float32 else torch.bfloat16
     # the loop draws batches of rows: each row holds its own number, as often as it has tokens, so that they are counted
     numbers = torch.arange(len(entering))[:, None].expand(-1, entering.shape[1])
 
     def loss(rows: Tensor) -> Tensor:
         chosen = rows[:, 0]
-        leaving = alone(entering[chosen].to(device).float())
+        with mixed_precision(layer, compute):
+            leaving = alone(entering[chosen].to(device))
         return state_mismatch(leaving, target[chosen].to(device))
 
     schedule = Schedule(
-        steps=max(1, int(settings.epochs * len(entering) / settings.batch)),
+        steps=steps,
         batch=settings.batch,
         optimizer=settings.optimizer,
         lr=settings.lr,
@@ -154,7 +183,9 @@ def fit(
         weight_decay=0.0,
         seed=pruned.seed,
     )
-    run = TrainingRun(f"refit of layer {alone.index}", pruned.seed, torch.float32)
+    label = f"refit of layer {alone.index}"
+    at_once = MicroBatch(label, min(settings.batch, pruned.batch))
+    run = TrainingRun(label, pruned.seed, torch.float32, micro_batch=at_once)
     layer.requires_grad_(True)
     with torch.enable_grad():
         spent = train(pruned.model, numbers, loss, schedule, run)
@@ -181,19 +212,16 @@ def collect(pruned: Pruned[Any], group: Group) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Hold a model's weights in float32 for a while, frozen; buffers, such as those of positions, stay as they are."""
-    weights = list(model.parameters())
-    kept = [(weight.dtype, weight.requires_grad) for weight in weights]
+def in_float32(layer: nn.Module) -> Iterator[None]:
+    """Hold a layer's weights in float32 for a while; buffers, such as those of positions, stay as they are."""
+    kept = [(weight, weight.dtype) for weight in layer.parameters()]
     try:
-        for weight in weights:
-            weight.requires_grad_(False)
+        for weight, _ in kept:
             weight.data = weight.data.float()
         yield
     finally:
-        for weight, (dtype, trains) in zip(weights, kept, strict=True):
+        for weight, dtype in kept:
             weight.data = weight.data.to(dtype)
-            weight.requires_grad_(trains)
 
 
 def size(module: nn.Module) -> int:

@@ -14,7 +14,7 @@ def only_runs(settings: params.Params) -> bool:
     Raises:
         UserError: for an unknown method.
     """
-    return _who_looks(settings.select, settings.compensate.method) is None
+    return _who_looks(settings.select, settings.compensation) is None
 
 
 def refuse_offload(wanted: params.Select, compensation: str = NONE) -> None:

@@ -4,9 +4,11 @@
 a recovery brings its own settings along: `elder.params.catalogue`.
 """
 
+from elder.params.catalogue import AUTO, NONE
 from elder.params.inputs import Calibration, Model
 from elder.params.measure import Evaluate, Gate, Speed
 from elder.params.recipe import (
+    MENDING,
     Compensate,
     Recover,
     Regularise,
@@ -67,3 +69,18 @@ class Params(Section):
     signing: Signing = Signing()
     energy: Energy = Energy()
     launch: Launch = Launch()
+
+    @property
+    def compensation(self) -> str:
+        """Return the name of the compensation, or ``none``.
+
+        ``auto`` mends before a recovery by AdamW, or one that may yet choose it: Muon recovers as well without
+        (docs/recipe.md).
+        """
+        wanted = self.compensate.method
+        if wanted != AUTO:
+            return wanted
+        by_muon = self.recover.optimizer == "muon"
+        if self.recover.is_idle or by_muon or self.regularise.anneal:
+            return NONE
+        return MENDING

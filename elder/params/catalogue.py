@@ -7,7 +7,7 @@ is asked; until then nothing heavy is imported, so that help appears at once.
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,6 +38,7 @@ class Entry(Generic[F]):
         check: refuses a dense model that it can do nothing for, given it and one block of tokens (of a compensation).
         divided: it only runs the model, so that several processes can do it on one that is divided among them (of a
             selection); the others are left to the first process, which then holds all of it.
+        everywhere: it may change any weight, not only layers that stand for removed ones (of a compensation).
     """
 
     name: str
@@ -48,6 +49,16 @@ class Entry(Generic[F]):
     teacher: bool = False
     check: Check | None = None
     divided: bool = False
+    everywhere: bool = False
+
+
+class Traits(TypedDict, total=False):
+    """What not every entry says of itself; see `Entry`."""
+
+    teacher: bool
+    check: Check | None
+    divided: bool
+    everywhere: bool
 
 
 class Catalogue(Mapping[str, Entry[F]]):
@@ -56,11 +67,11 @@ class Catalogue(Mapping[str, Entry[F]]):
     Args:
         kind: what the entries are, for sentences: ``selection method``.
         package: importing it registers all entries.
-        nothing: a word that a user may write for no entry at all.
+        others: words that a user may write in place of an entry's name, such as one for no entry at all.
     """
 
-    def __init__(self, kind: str, package: str, nothing: str | None = None) -> None:
-        self.kind, self.package, self.nothing = kind, package, nothing
+    def __init__(self, kind: str, package: str, *others: str) -> None:
+        self.kind, self.package, self.others = kind, package, others
         self.entries: dict[str, Entry[F]] = {}
 
     def register(
@@ -69,9 +80,7 @@ class Catalogue(Mapping[str, Entry[F]]):
         settings: type[BaseModel] = NoSettings,
         recipe: Recipe | None = None,
         paper: str | None = None,
-        teacher: bool = False,
-        check: Check | None = None,
-        divided: bool = False,
+        **traits: Unpack[Traits],
     ) -> Callable[[F], F]:
         """Make the function below known by a name; see `Entry` for the arguments.
 
@@ -80,17 +89,10 @@ class Catalogue(Mapping[str, Entry[F]]):
         """
 
         def add(function: F) -> F:
-            if name in self.entries or name == self.nothing:
+            if name in self.entries or name in self.others:
                 raise ValueError(f"a {self.kind} named {name!r} is registered already")
             self.entries[name] = Entry(
-                name,
-                function,
-                settings,
-                recipe or {},
-                paper,
-                teacher,
-                check,
-                divided,
+                name, function, settings, recipe or {}, paper, **traits
             )
             return function
 
@@ -106,7 +108,7 @@ class Catalogue(Mapping[str, Entry[F]]):
         return self[name]
 
     def refuse_unknown(self, name: str) -> None:
-        """Refuse a name that is neither an entry's nor the word for nothing.
+        """Refuse a name that is neither an entry's nor another word.
 
         Raises:
             UserError: with the nearest valid name.
@@ -118,8 +120,8 @@ class Catalogue(Mapping[str, Entry[F]]):
 
     @property
     def words(self) -> list[str]:
-        """Return all that a user may write, the word for nothing included."""
-        return [*self, *([self.nothing] if self.nothing else [])]
+        """Return all that a user may write."""
+        return [*self, *self.others]
 
     def __getitem__(self, name: str) -> Entry[F]:
         self._fill()
@@ -137,7 +139,9 @@ class Catalogue(Mapping[str, Entry[F]]):
         importlib.import_module(self.package)
 
 
-NONE = "none"
+NONE, AUTO = "none", "auto"
 SELECTIONS: Catalogue[Any] = Catalogue("selection method", "elder.selection")
-COMPENSATIONS: Catalogue[Any] = Catalogue("compensation", "elder.compensation", NONE)
+COMPENSATIONS: Catalogue[Any] = Catalogue(
+    "compensation", "elder.compensation", NONE, AUTO
+)
 RECOVERIES: Catalogue[Any] = Catalogue("recovery", "elder.recovery", NONE)

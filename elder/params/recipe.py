@@ -4,9 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from elder.params.catalogue import COMPENSATIONS, NONE, RECOVERIES, SELECTIONS
+from elder.params.catalogue import AUTO, COMPENSATIONS, NONE, RECOVERIES, SELECTIONS
 from elder.params.section import Auto, Choice, Rate, Section, Strength
 
+MENDING = "refit"  # the compensation that ``auto`` stands for
 MOST_WRITTEN = 4  # blocks for each of calibration: more were never tried
 
 
@@ -98,9 +99,14 @@ class Compensate(Choice):
     catalogue = COMPENSATIONS
 
     method: str = Field(
-        NONE, description="none, or a compensation; an unknown name lists them all"
+        AUTO, description="none, or a compensation; auto: refit, where AdamW recovers"
     )
     batch: int = Field(8, ge=1, description="blocks in a batch")
+
+    @property
+    def entry(self) -> str | None:
+        """Return the name of the compensation whose settings count; None where there is none."""
+        return MENDING if self.method == AUTO else super().entry
 
 
 class Recover(Training, Choice):
@@ -115,9 +121,14 @@ class Recover(Training, Choice):
     epochs: float = Field(
         6.3,
         ge=0,
-        description="passes over the calibration blocks, the search for lr included",
+        description="passes over the calibration blocks, search for lr and training of compensate included",
     )
     batch: int = Field(4, ge=1, description="blocks in a batch")
+
+    @property
+    def is_idle(self) -> bool:
+        """Say whether nothing is recovered."""
+        return self.mode == NONE or not self.epochs
 
     @property
     def written(self) -> int:

@@ -90,6 +90,11 @@ class Choice(Section):
         name: str = getattr(self, self.chooser)
         return name
 
+    @property
+    def entry(self) -> str | None:
+        """Return the name of the entry whose settings count; None where there is none."""
+        return None if self.chosen in self.catalogue.others else self.chosen
+
     def settings_of(self, name: str) -> Any:
         """Return the settings of an entry, of the type that it is registered with.
 
@@ -101,11 +106,11 @@ class Choice(Section):
         return given if isinstance(given, wanted) else wanted.model_validate(given)
 
     def own(self) -> dict[str, Any]:
-        """Return all that the chosen entry depends on, as plain values: the shared keys, and its own settings."""
+        """Return all that the choice depends on, as plain values: the shared keys, and the settings of its entry."""
         shared = self.model_dump(
             mode="json", exclude=set(self.__pydantic_extra__ or {})
         )
-        if self.chosen == self.catalogue.nothing:
+        if self.entry is None:
             return shared
-        settings = self.settings_of(self.chosen).model_dump(mode="json")
-        return shared | ({self.chosen: settings} if settings else {})
+        settings = self.settings_of(self.entry).model_dump(mode="json")
+        return shared | ({self.entry: settings} if settings else {})

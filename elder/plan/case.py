@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from elder.compression.stages import layers_to_remove
+from elder.compression.layers import layers_to_remove
 from elder.model.layers import find_layers
 from elder.model.load import DTYPES, block_length, parameter_count
 from elder.model.removal import outline
 from elder.params import Params
+from elder.params.catalogue import COMPENSATIONS, NONE
 from elder.plan.simulate import Shape
 
 
@@ -93,6 +94,16 @@ class Case:
         """Return the bytes of the weights of the largest of its layers."""
         counts = [parameter_count(layer) for layer in find_layers(self.dense)]
         return max(counts) * self.dtype.itemsize
+
+    @property
+    def own_layers_bytes(self) -> int:
+        """Return the most bytes of the layers that a compensation changes, which no longer are the dense model's."""
+        method = self.settings.compensation
+        if method == NONE:
+            return 0
+        if COMPENSATIONS.find(method).everywhere:
+            return self.parameters_left * self.dtype.itemsize
+        return min(self.gone, self.left) * self.largest_layer_bytes
 
     @property
     def dense_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 Fewer blocks at once, then layers that lie on the CPU or the disk until they run, or are computed twice: the result
 stays. Then adapters in place of all weights, which learn something else. What fits first is taken, with as many blocks
-at once as fit.
+at once as fit. A compensation that does not fit is left out.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from elder import params
 from elder.compression.choice import only_runs
 from elder.errors import UserError
 from elder.model.published.quantised import quantisation_of
+from elder.params.catalogue import NONE
 from elder.plan.case import Case
 from elder.plan.estimate import Estimate
 from elder.plan.result import size
@@ -42,8 +43,16 @@ class Chosen:
     changes: dict[str, Json]
 
 
-def choose(case: Case, room: float | None, on_cpu: bool) -> Chosen:
+def choose(
+    case: Case, room: float | None, on_cpu: bool, alone: float | None = None
+) -> Chosen:
     """Work out all stages, and change them so that each takes at most ``room`` bytes; None: as they are.
+
+    Args:
+        case: the compression.
+        room: bytes.
+        on_cpu: the processor computes, in the machine's own memory.
+        alone: bytes for the compensation, where ``room`` is None: one of several processes does it for all.
 
     Raises:
         UserError: if one does not fit, whatever is changed; if the model's code cannot be planned.
@@ -60,13 +69,9 @@ def choose(case: Case, room: float | None, on_cpu: bool) -> Chosen:
     for name, plan in order:
         found = plan(case)
         more: Changes = {}
-        if found is not None and room is not None and found.memory(on_cpu) > room:
-            found, more = _smaller(
-                case,
-                name,
-                room,
-                on_cpu,
-            )
+        most = alone if room is None and name == "compensate" else room
+        if found is not None and most is not None and found.memory(on_cpu) > most:
+            found, more = _changed_to_fit(case, name, most, on_cpu)
         if found is not None:
             stages.append(found)
         changes |= more
@@ -100,6 +105,18 @@ def _first_choice(case: Case) -> Estimate:
         case.shape.seq_len,
     )
     return choosing(case, at_once.size)
+
+
+def _changed_to_fit(
+    case: Case, name: str, room: float, on_cpu: bool
+) -> tuple[Estimate | None, Changes]:
+    """Return what a stage takes once it fits, None where it is left out, and the changes."""
+    try:
+        return _smaller(case, name, room, on_cpu)
+    except UserError:
+        if name != "compensate":
+            raise
+        return None, {"compensate.method": NONE}
 
 
 def _smaller(

@@ -8,7 +8,8 @@ from elder.plan.simulate import Need, total
 
 # in the machine's memory, whatever the device
 COPIES, LYING = "copies for trials", "weights on the CPU"
-ON_HOST = (COPIES, LYING)
+STATES = "hidden states on the CPU"
+ON_HOST = (COPIES, LYING, STATES)
 
 
 @dataclass(frozen=True)

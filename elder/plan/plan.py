@@ -36,7 +36,9 @@ def make_plan(case: Case, machine: Machine, name: str) -> tuple[PlanResult, Para
         UserError: if it does not fit, or the model's code cannot be planned.
     """
     most = case.settings.model.max_memory
-    chosen = choose(case, machine.room(most), machine.on_cpu)
+    several = case.settings.launch.processes != 1
+    alone = float(machine.memory) if several else None
+    chosen = choose(case, machine.room(most), machine.on_cpu, alone)
     return _result(chosen, machine, name), chosen.case.settings
 
 

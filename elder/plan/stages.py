@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from elder.compensation.refit import RefitSettings
 from elder.params.catalogue import NONE
 from elder.plan import work
 from elder.plan.case import Case
-from elder.plan.estimate import LYING, Estimate, beside
+from elder.plan.estimate import LYING, STATES, Estimate, beside
 from elder.plan.live import WEIGHTS
 from elder.plan.simulate import Lab, simulate
 from elder.plan.training import Training
@@ -29,18 +30,44 @@ def removing(case: Case) -> Estimate:
 
 def compensating(case: Case) -> Estimate | None:
     """Return what a compensation takes; None where there is none. Both models look at each block once."""
-    wanted = case.settings.compensate
-    if wanted.method == NONE:
+    wanted, method = case.settings.compensate, case.settings.compensation
+    if method == NONE:
         return None
     need = simulate(case.shape, case.layers, work.look(case.dtype, wanted.batch))
-    weights = (case.parameters + case.parameters_left) * case.dtype.itemsize
-    return Estimate(
+    weights = float(case.dense_bytes + case.own_layers_bytes)
+    looks = Estimate(
         name="compensate",
-        mode=f"mended by {wanted.method}",
+        mode=f"mended by {method}",
         peaks=beside(weights, need),
         batch=wanted.batch,
         micro_batch=wanted.batch,
         flops=2 * need.flops / wanted.batch * case.samples,
+    )
+    own = wanted.settings_of(method)
+    return _refitting(case, looks, own) if isinstance(own, RefitSettings) else looks
+
+
+def _refitting(case: Case, looks: Estimate, own: RefitSettings) -> Estimate:
+    """Return a compensation and the training of single layers, at most one for each that goes.
+
+    What enters and leaves a layer lies on the CPU.
+    """
+    at_once = min(own.batch, case.settings.compensate.batch)
+    need = simulate(case.shape, 1, work.refit(case.compute, at_once, own.optimizer))
+    trained = case.largest_layer_bytes / case.dtype.itemsize * FLOAT.itemsize
+    (peak,) = beside(case.dense_bytes + case.own_layers_bytes + trained, need)
+    tokens = case.samples * case.shape.seq_len
+    states = {STATES: 2.0 * tokens * case.shape.text.hidden_size * case.dtype.itemsize}
+    groups = min(case.gone, case.left)
+    passes = own.epochs * groups
+    recover = case.settings.recover
+    if not recover.is_idle:
+        layers = case.parameters_left * case.dtype.itemsize / case.largest_layer_bytes
+        passes = min(passes, own.most * recover.epochs * layers)
+    return replace(
+        looks,
+        peaks=tuple(parts | states for parts in (*looks.peaks, peak)),
+        flops=groups * looks.flops + passes * case.samples / at_once * need.flops,
     )
 
 
@@ -64,7 +91,7 @@ def regularising(case: Case) -> Estimate | None:
 def recovering(case: Case) -> Estimate | None:
     """Return what the recovery takes; None where there is none."""
     wanted = case.settings.recover
-    if wanted.mode == NONE or not wanted.epochs:
+    if wanted.is_idle:
         return None
     entry = RECOVERIES.find(wanted.mode)
 
@@ -78,17 +105,23 @@ def recovering(case: Case) -> Estimate | None:
     weights = float(case.parameters_left * dtype.itemsize)
     if not entry.teacher:
         return training.estimate("recover", weights)
-    found = training.estimate("recover", _with_teacher(case, weights))
+    found = _beside_teacher(case, training, weights)
     return _with_writing(case, found) if wanted.written else found
 
 
-def _with_teacher(case: Case, student: float) -> float:
-    """Return the bytes of the weights of student and teacher; where adapters alone were trained, they share them."""
+def _beside_teacher(case: Case, training: Training, student: float) -> Estimate:
+    """Return a recovery beside the dense model; where adapters alone are trained, both share what is the same."""
     settings = case.settings
-    changed = settings.regularise.epochs or settings.compensate.method != NONE
-    if settings.recover.adapter_rank and not changed:
-        return case.dense_bytes
-    return student + case.dense_bytes
+    if not settings.recover.adapter_rank or settings.regularise.epochs:
+        return training.estimate("recover", student + case.dense_bytes)
+    found = training.estimate(
+        "recover", float(case.dense_bytes + case.own_layers_bytes)
+    )
+    if settings.compensation == NONE:
+        return found
+    # all of the student is read, on the CPU, to find what is its own
+    reading = {WEIGHTS: float(case.dense_bytes), LYING: student}
+    return replace(found, peaks=(*found.peaks, reading))
 
 
 def _with_writing(case: Case, found: Estimate) -> Estimate:

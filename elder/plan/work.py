@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elder import params
+from elder.compensation.states import states_at
 from elder.model.forward import block_losses, cache_bytes, next_token_losses, run_layers
 from elder.model.layers import LayerControl, find_layers
 from elder.model.offload import compute_twice
@@ -15,6 +16,7 @@ from elder.plan.live import ACTIVATIONS, GRADIENTS, OPTIMISER, WEIGHTS
 from elder.plan.simulate import Lab, Work
 from elder.training.checkpoint import trainable_weights
 from elder.training.loop import Batch, LossFunction, gradients
+from elder.training.losses import state_mismatch
 from elder.training.optim import Optimizer
 from elder.training.tune import checkpointing, trainable
 
@@ -136,6 +138,35 @@ def fit(
             step.prepare(optimizer, settings)
             step.take(settings, compute)
             trained.requires_grad_(False)
+
+    return work
+
+
+def refit(compute: torch.dtype, batch: int, optimizer: str) -> Work:
+    """Take one step in which a layer learns by itself to put out other states, its optimiser's state being there.
+
+    Args:
+        compute: dtype of the forward pass.
+        batch: blocks in the step.
+        optimizer: ``adamw`` or ``muon``.
+    """
+
+    def work(lab: Lab) -> None:
+        model = lab.model(torch.float32)
+        find_layers(model).requires_grad_(True)
+        settings = params.Training(batch=batch)
+
+        def loss(ids: Tensor) -> Tensor:
+            _, leaving = states_at(model, 0, ids)
+            wanted = torch.zeros_like(leaving)
+            return state_mismatch(
+                leaving,
+                wanted,
+            )
+
+        step = Step(lab, model, loss)
+        step.prepare(optimizer, settings)
+        step.take(settings, compute)
 
     return work
 

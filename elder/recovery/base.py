@@ -1,7 +1,7 @@
 """What a recovery is given and what it returns, the training that all share, and the catalogue by name."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from elder import params
@@ -9,7 +9,7 @@ from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
-from elder.training.tune import Objective, grids_of, tune
+from elder.training.tune import Mended, Objective, Weights, grids_of, tune
 
 S = TypeVar("S")  # the settings that a recovery is registered with
 
@@ -23,12 +23,16 @@ class Student(Generic[S]):
         dense: the model before, frozen; None for a recovery whose settings do not ask for it.
         removed: layers of the dense model that the shallower one lacks.
         settings: the recovery's own.
+        unmended: {weight of ``model`` that a compensation changed: what it was before}.
+        optional: what it changed is for AdamW: where Muon is chosen, it goes back to that.
     """
 
     model: Any
     dense: Any
     removed: tuple[int, ...]
     settings: S
+    unmended: Weights = field(default_factory=dict)
+    optional: bool = False
 
 
 Recovery = Callable[[Student[Any]], LossFunction]  # what is minimised on a batch
@@ -73,6 +77,13 @@ def recover(
     budget = settings.epochs * data.calibration_blocks
     stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
     objective = Objective(loss_with=lambda _: loss, grids=grids_of(settings))
-    spent = tune(student.model, data, stretched, objective, run)
+    spent = tune(
+        student.model,
+        data,
+        stretched,
+        objective,
+        run,
+        Mended(student.unmended, student.optional),
+    )
     spent.tokens_generated = data.tokens_written
     return spent

@@ -1,7 +1,7 @@
 """Automatic choices: hold out a slice of the calibration blocks, try a few values briefly, keep what loses least."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from elder.record import Spent, Trial
 HELD_OUT_SHARE = 0.125
 Values = dict[str, Any]  # {name: value to try, a number or a name}
 TryOut = Callable[[Values], tuple[float, Spent]]  # -> (held-out loss, what it took)
+# {index: loss} of what was tried, how many there are -> index
+Order = Callable[[Mapping[int, float], int], int | None]
 
 
 def hold_out(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,11 +25,43 @@ def hold_out(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks[:-held], blocks[-held:]
 
 
+def every(losses: Mapping[int, float], count: int) -> int | None:
+    """Return which of some candidates is tried next: one after the other."""
+    return len(losses) if len(losses) < count else None
+
+
+def downhill(losses: Mapping[int, float], count: int) -> int | None:
+    """Return which of some candidates in ascending order is tried next: from the middle on, to where less is lost.
+
+    Args:
+        losses: {index of one that was tried: its loss}.
+        count: of all.
+
+    Returns:
+        An index; None once both neighbours of the best lose more.
+    """
+    middle = (count - 1) // 2
+    if middle not in losses:
+        return middle
+    for step in (1, -1):
+        best = middle
+        while 0 <= best + step < count:
+            if best + step not in losses:
+                return best + step
+            if losses[best + step] >= losses[best]:
+                break
+            best += step
+        if best != middle:
+            return None
+    return None
+
+
 def search(
     stage: str,
-    candidates: Iterable[Values],
+    candidates: Sequence[Values],
     try_out: TryOut,
     then: Callable[[Values], Iterable[Values]] = lambda best: (),
+    order: Order = every,
 ) -> tuple[Values, Spent]:
     """Try each candidate and return the one with the lowest held-out loss, and what the whole search took.
 
@@ -38,6 +72,7 @@ def search(
         candidates: what is tried first.
         try_out: tries one.
         then: what is tried after that, given the best of the first.
+        order: which of the first is next.
 
     Raises:
         UserError: if no trial ends with a finite loss.
@@ -46,19 +81,22 @@ def search(
     total = Spent()
     trials: list[Trial] = []
 
-    def try_all(more: Iterable[Values]) -> int | None:
-        for values in more:
-            loss, spent = try_out(values)
-            tried.append(values)
-            total.tokens_seen += spent.tokens_seen
-            total.optimizer_steps += spent.optimizer_steps
-            trials.append(_trial(stage, values, loss, spent.tokens_seen))
-            say(f"{stage}: {in_words(values)} gives held-out loss {loss:.4f}")
-        return _lowest(trials)
+    def attempt(values: Values) -> float:
+        loss, spent = try_out(values)
+        tried.append(values)
+        total.tokens_seen += spent.tokens_seen
+        total.optimizer_steps += spent.optimizer_steps
+        trials.append(_trial(stage, values, loss, spent.tokens_seen))
+        say(f"{stage}: {in_words(values)} gives held-out loss {loss:.4f}")
+        return loss if math.isfinite(loss) else math.inf
 
-    best = try_all(candidates)
-    if best is not None:
-        best = try_all(then(tried[best]))
+    losses: dict[int, float] = {}
+    while (index := order(losses, len(candidates))) is not None:
+        losses[index] = attempt(candidates[index])
+    best = _lowest(trials)
+    for values in then(tried[best]) if best is not None else ():
+        attempt(values)
+    best = _lowest(trials)
     if best is None:
         names = ", ".join(tried[-1])
         raise UserError(

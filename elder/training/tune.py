@@ -1,15 +1,17 @@
 """Train a model with one section's settings: choose what is ``auto`` on held-out blocks, then run, within one budget.
 
 The budget is ``epochs`` passes over the calibration blocks. Where anything is ``auto``, a share of it goes to short
-trials, each from the same weights; the rest goes to the final run, on all blocks. With Muon, what is best for a short
-run is too much for a long one: a learning rate that was found is lowered by the known power of the steps. AdamW's is
-not, where the optimiser was chosen: there trials prefer too low a rate rather than too high a one (docs/recipe.md).
+trials, each from the same weights; the rest, what trials that were not needed left included, goes to the final run, on
+all blocks. With Muon, what is best for a short run is too much for a long one: a learning rate that was found is
+lowered by the known power of the steps. AdamW's is not, where the optimiser was chosen: there trials prefer too low a
+rate rather than too high a one (docs/recipe.md).
 
 Where the optimiser is ``auto``, all other values are tried with AdamW first, then Muon with those that won, which suit
 both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where a low rate won,
 Muon is not tried: at low rates short trials cannot tell the two apart, and Muon harms models that were trained with
 Adam (arXiv 2605.10468), as nearly all were. The final run goes on from the weights that the best trial ended with: what
-that trial learnt was paid for.
+that trial learnt was paid for. Where a compensation changed weights, trials begin with what these were before, and the
+final run with what they are; unless it is optional and Muon won, which recovers as well without.
 """
 
 import itertools
@@ -21,18 +23,27 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from elder import params
 from elder.errors import UserError
 from elder.model.forward import block_losses
 from elder.parallel.ranks import count
-from elder.parallel.shard import merge_adapters
+from elder.parallel.shard import merge_adapters, own_part
 from elder.record import Spent
 from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun, train
 from elder.training.micro_batch import MicroBatch
-from elder.training.search import Snapshot, Values, in_words, search
+from elder.training.search import (
+    Order,
+    Snapshot,
+    Values,
+    downhill,
+    every,
+    in_words,
+    search,
+)
 
 OPTIMIZER = "optimizer"
 OPTIMIZERS = ("adamw", "muon")
@@ -45,6 +56,7 @@ LR_GRID_OF_NAMED = (0.005, 0.01, 0.02)
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LONGER_RUN = 0.32  # the best learning rate of Muon falls with the steps to this power (arXiv 2409.19913)
+Weights = Mapping[nn.Parameter, torch.Tensor]
 Grids = Mapping[str, tuple[Any, ...]]  # {name of a value that is ``auto``: what to try}
 
 
@@ -77,9 +89,27 @@ class Objective:
             return []
         return [{**best, OPTIMIZER: other} for other in others]
 
+    @property
+    def order(self) -> Order:
+        """Return the order of the first: rates alone are tried from the middle on, to where less is lost."""
+        return downhill if set(self.grids) == {OPTIMIZER, "lr"} else every
+
     def trials(self) -> int:
-        """Return how many trials there will be at most."""
+        """Return how many trials share the part of the budget that is theirs; there may be fewer."""
         return len(self.first()) + len(self.grids.get(OPTIMIZER, ())[1:])
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a compensation changed before a training.
+
+    Attributes:
+        before: {weight that it changed: what that was}.
+        optional: it is for AdamW: where Muon is chosen, the training begins with what was before.
+    """
+
+    before: Weights = field(default_factory=dict)
+    optional: bool = False
 
 
 def tune(
@@ -88,6 +118,7 @@ def tune(
     settings: params.Training,
     objective: Objective,
     run: TrainingRun,
+    mended: Mended | None = None,
 ) -> Spent:
     """Train in place.
 
@@ -97,6 +128,7 @@ def tune(
         settings: epochs, batch, learning rate or ``auto``, and the rest.
         objective: what is minimised, and what is tried.
         run: what the final run runs with; trials keep no checkpoint.
+        mended: what a compensation changed.
 
     Returns:
         What was spent, search included.
@@ -109,7 +141,7 @@ def tune(
     at_once = run.micro_batch or micro_batch_of(settings, run.label)
     run = replace(run, micro_batch=at_once)
     with trainable(model, settings.adapter_rank, run.seed) as trained, thrifty:
-        trials = Trials(trained, data, settings, objective, run)
+        trials = Trials(trained, data, settings, objective, run, mended or Mended())
         chosen, schedule, searched = trials.choose()
         spent = train(trained, data.blocks, objective.loss_with(chosen), schedule, run)
         if not math.isfinite(spent.curve[-1].loss):
@@ -119,6 +151,7 @@ def tune(
     spent.tokens_seen += searched.tokens_seen
     spent.optimizer_steps += searched.optimizer_steps
     spent.search = searched.search
+    spent.took_back = searched.took_back
     return spent
 
 
@@ -132,6 +165,9 @@ class Trials:
         settings: of the stage.
         objective: what is minimised, and what is tried.
         run: what the final run runs with.
+        mended: what a compensation changed. Trials begin with what that was before: layers that have just learnt by
+            themselves are best left alone for some steps, so that from them the lowest rate would win, which is not the
+            best for a whole run.
     """
 
     model: Any
@@ -139,12 +175,14 @@ class Trials:
     settings: params.Training
     objective: Objective
     run: TrainingRun
+    mended: Mended = field(default_factory=Mended)
 
     def choose(self) -> tuple[Values, Schedule, Spent]:
         """Return the values that hold, the schedule of the final run, and what the trials took.
 
         The model's weights are those that the best trial ended with, where it chose the optimiser, too; but what they
-        were before where the training steers the model step by step, which begins anew.
+        were before where the training steers the model step by step, which begins anew, or what a compensation changed
+        stays.
         """
         first, trials = self.objective.first(), self.objective.trials()
         count = len(self.data.blocks)
@@ -152,6 +190,25 @@ class Trials:
             (chosen,) = first
             whole = self.schedule(chosen, self.settings.epochs, count)
             return chosen, whole, Spent()
+        chosen, searched = self._search(first, trials)
+        if OPTIMIZER in self.objective.grids:  # what the trials left
+            whole = self.schedule(chosen, self.settings.epochs, count)
+            left = max(1, whole.steps - searched.optimizer_steps)
+            longer = replace(whole, steps=left)
+        else:  # what was made before there was that choice can be made again
+            share = self.settings.epochs * (1 - SEARCH_SHARE)
+            longer = self.schedule(chosen, share, count)
+        tried = self.trial_schedule(chosen, trials)
+        if "lr" in chosen and chosen.get(OPTIMIZER) != "adamw":
+            rate = longer.lr * lowered(tried.steps, longer.steps)
+            longer = replace(longer, lr=rate)
+        return chosen, longer, searched
+
+    def _search(self, first: list[Values], trials: int) -> tuple[Values, Spent]:
+        """Return the values that won, and what all trials took; leaves the weights to go on from."""
+        before = self.mended.before
+        mended = {weight: own_part(weight.detach()).clone() for weight in before}
+        _copy(before)
         start = ahead = Snapshot(self.model)
         lowest = math.inf
         # what was made before there was this choice can be made again
@@ -165,14 +222,17 @@ class Trials:
                 ahead, lowest = Snapshot(self.model), loss
             return loss, spent
 
-        chosen, searched = search(self.run.label, first, try_out, self.objective.then)
-        ahead.restore(self.model)
-        longer = self.schedule(chosen, self.settings.epochs * (1 - SEARCH_SHARE), count)
-        tried = self.trial_schedule(chosen, trials)
-        if "lr" in chosen and chosen.get(OPTIMIZER) != "adamw":
-            rate = longer.lr * lowered(tried.steps, longer.steps)
-            longer = replace(longer, lr=rate)
-        return chosen, longer, searched
+        chosen, searched = search(
+            self.run.label, first, try_out, self.objective.then, self.objective.order
+        )
+        by_muon = chosen.get(OPTIMIZER) == "muon"
+        searched.took_back = bool(before) and self.mended.optional and by_muon
+        if not before or searched.took_back:
+            ahead.restore(self.model)
+        else:
+            start.restore(self.model)
+            _copy(mended)
+        return chosen, searched
 
     def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
         """Train briefly from the present weights; returns the held-out loss, and what it took."""
@@ -241,6 +301,12 @@ def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
     rates = LR_GRID if chosen else LR_GRID_OF_NAMED
     grid = {"lr": ADAPTER_LR_GRID if settings.adapter_rank else rates}
     return {OPTIMIZER: OPTIMIZERS} | grid if chosen else grid
+
+
+@torch.no_grad()
+def _copy(values: Weights) -> None:
+    for weight, value in values.items():
+        own_part(weight).copy_(value)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import torch
 
 from elder.compensation import COMPENSATIONS
 from elder.compression.choice import refuse_offload
+from elder.compression.layers import layers_to_keep
 from elder.compression.recipes import apply_method
-from elder.compression.stages import layers_to_keep
 from elder.device import device_of
 from elder.engines.llama_cpp import place
 from elder.errors import UserError
@@ -103,7 +103,7 @@ def methods(settings: Params, _: Path) -> str:
     get_method(settings.select.method)
     COMPENSATIONS.refuse_unknown(settings.compensate.method)
     RECOVERIES.refuse_unknown(settings.recover.mode)
-    refuse_offload(settings.select, settings.compensate.method)
+    refuse_offload(settings.select, settings.compensation)
     for name in settings.evaluate.baselines:
         refuse_offload(apply_method(settings, name).select)
         names.append(name)

@@ -1,13 +1,14 @@
 """Parameters: what may be set, how, and what a fault says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from elder.errors import UserError, nearest
 from elder.params import Params
-from elder.settings import load_params, read_params
+from elder.settings import load_params, read_params, validate
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,21 @@ def test_elder_set_lies_between_the_file_and_the_command(
     )
     # what a run has written down stays as it is
     assert load_params(path).store.url == "file"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "refit"),
+        ({"recover": {"optimizer": "adamw"}}, "refit"),
+        ({"recover": {"lr": 1e-3}}, "refit"),
+        ({"recover": {"optimizer": "muon"}}, "none"),
+        ({"recover": {"mode": "none"}}, "none"),
+        ({"recover": {"epochs": 0}}, "none"),
+        ({"regularise": {"epochs": 1, "anneal": 0.5}}, "none"),
+        ({"compensate": {"method": "ghost"}, "recover": {"mode": "none"}}, "ghost"),
+        ({"compensate": {"method": "none"}}, "none"),
+    ],
+)
+def test_auto_mends_where_adamw_may_recover(changes: dict[str, Any], name: str) -> None:
+    assert validate(changes).compensation == name

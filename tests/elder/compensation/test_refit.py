@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,7 @@ def test_the_budget_by_hand(trained: Any, text_blocks: torch.Tensor) -> None:
     # a layer of 32 x 32 twice, 16 x 32 twice, 48 x 32 three times and two norms of 32: 7744; the tied head: 257 x 32
     layer, head = 7744, 8224
     job = pruned(trained, (1, 3, 4), text_blocks[:16], "refit", epochs=2, batch=4)
+    job.model.requires_grad_(True)  # as a model comes from its folder
     record = compensate("refit", job)
     tokens = 7 * 4 * 48  # steps, blocks, tokens: for each of layers 0 and 2
     share = layer / (3 * layer + head)
@@ -78,6 +80,19 @@ def test_the_budget_by_hand(trained: Any, text_blocks: torch.Tensor) -> None:
     # layers passed, of the shallower and of the dense model: 1 and 2 for layer 0, 2 and 5 for layer 2
     forward = 2 * layer * 16 * 48 * ((1 + 2) + (2 + 5))
     assert record["flops"] == {"training": 6 * layer * 2 * tokens, "forward": forward}
+
+
+def test_before_a_recovery_it_takes_a_part_of_that_ones_budget(
+    trained: Any, text_blocks: torch.Tensor
+) -> None:
+    # two layers, 0.2465 of a token's passage each: 0.25 x 8000 tokens are 21 steps of 4 x 48 for both
+    job = pruned(trained, (1, 3, 4), text_blocks[:96], "refit", most=0.25)
+    record = compensate("refit", replace(job, budget=8000))
+    assert [gap["steps"] for gap in record["gaps"]] == [21, 21]
+    # and never more than its passes
+    free = pruned(trained, (1, 3, 4), text_blocks[:96], "refit", most=0.25, epochs=0.5)
+    record = compensate("refit", replace(free, budget=8000))
+    assert [gap["steps"] for gap in record["gaps"]] == [10, 10]  # 0.5 x 84 / 4
 
 
 def test_it_lowers_the_loss_on_text_that_it_has_not_seen(
@@ -104,3 +119,12 @@ def test_a_layer_that_learns_nothing_stays_as_it_was(
     assert not gap["kept"]
     assert weights_digest(job.model) == before
     assert job.spent.optimizer_steps == gap["steps"] > 0
+
+
+def test_a_16_bit_model_stays_one(trained: Any, text_blocks: torch.Tensor) -> None:
+    dense = copy.deepcopy(trained).to(torch.bfloat16)
+    job = pruned(dense, (3,), text_blocks[:32], "refit")
+    (gap,) = compensate("refit", job)["gaps"]
+    assert gap["kept"]
+    assert gap["held_out_error"]["after"] < gap["held_out_error"]["before"]
+    assert {weight.dtype for weight in job.model.parameters()} == {torch.bfloat16}

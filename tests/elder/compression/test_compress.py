@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import platform
 import re
 import subprocess
@@ -91,7 +92,7 @@ def test_a_ratio_says_how_many(elder: Elder) -> None:
 def test_compress_leaves_an_ordinary_model_with_its_record(
     elder: Elder, model_folder: Path, here: Path
 ) -> None:
-    done = elder("compress", "--json")
+    done = elder("compress", "--json", "--compensate", "none")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     out = here / "out"
@@ -120,13 +121,14 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
     )
     tried = [(trial["optimizer"], trial["lr"]) for trial in found["search"]]
     # layer weights: 0.3 passes over 16 blocks in two rounds, 2 steps of one block each. Recovery: two epochs of four
-    # blocks a step are 8 steps: trials of at least one step, and 0.8 x 8, rounded down
-    assert found["optimizer_steps"] == 2 * 2 + len(tried) + 6
-    assert found["tokens_seen"] == (2 * 2 + (len(tried) + 6) * 4) * 32
+    # blocks a step are 8 steps: trials of at least one step, and what they leave
+    assert found["optimizer_steps"] == 2 * 2 + 8
+    assert found["tokens_seen"] == (2 * 2 + 8 * 4) * 32
     # two passes see as many written blocks once as there are of calibration
     assert found["tokens_generated"] == 16 * 32
-    assert tried[:4] == [("adamw", lr) for lr in LR_GRID]
-    assert tried[4:] in ([], [("muon", 0.005)], [("muon", 0.01)])
+    assert tried[:2] == [("adamw", lr) for lr in LR_GRID[1:3]]
+    assert tried[2] in [("adamw", lr) for lr in (LR_GRID[0], LR_GRID[3])]
+    assert tried[3:] in ([], [("muon", 0.005)], [("muon", 0.01)])
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_hidden_layers == 4
     assert (
@@ -143,6 +145,32 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
         f"Layers {found['removed'][0]}, {found['removed'][1]} of the dense model went"
         in card
     )
+
+
+def test_what_refit_takes_is_part_of_the_budget(elder: Elder, here: Path) -> None:
+    done = elder("compress", "--json", "--set", "recover.lr=0.01")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    mended = found["compensation"]
+    assert mended["method"] == "refit"
+    # a sixteenth of two passes over 16 blocks of 32; each token of four blocks a step counts as the layer's share
+    steps = [gap["steps"] for gap in mended["gaps"]]
+    share = mended["share"]
+    most = max(1, int(2 * 16 * 32 / 16 / (len(steps) * share * 4 * 32)))
+    assert set(steps) == {most}
+    took = len(steps) * math.ceil(share * most * 4 * 32)
+    left = int((2 * 16 * 32 - took) / (4 * 32))
+    assert 0 < left < 8
+    assert found["optimizer_steps"] == 4 + sum(steps) + left
+    assert found["tokens_seen"] == 4 * 32 + took + left * 4 * 32
+
+
+def test_where_refit_takes_all_nothing_is_recovered(elder: Elder, here: Path) -> None:
+    done = elder("compress", "--set", "recover.epochs=0.01")
+    assert done.exit_code == 0, done.stderr
+    assert "nothing is left of recover.epochs 0.01 after refit" in done.stderr
+    record = json.loads((here / "out" / "elder.json").read_text())
+    assert {point["stage"] for point in record["curve"]} <= {"learn", "compensate"}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +203,7 @@ def test_the_largest_seed_leads_through_all_that_draws(elder: Elder) -> None:
 def test_without_recovery_the_kept_layers_are_untouched(
     elder: Elder, model_folder: Path, here: Path
 ) -> None:
-    done = elder("compress", "--recover", "none", "--json")
+    done = elder("compress", "--recover", "none", "--compensate", "none", "--json")
     found = json.loads(done.stdout)
     # what learning the layer weights took, and no more
     assert (
@@ -259,7 +287,8 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
     elder: Elder, here: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_EVERY", -1.0)
-    assert elder("compress", "--output", "whole").exit_code == 0
+    longer = ("--set", "recover.epochs=4")
+    assert elder("compress", "--output", "whole", *longer).exit_code == 0
     calls: list[int] = []
 
     def interrupted(*logits: torch.Tensor) -> torch.Tensor:
@@ -270,7 +299,7 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr("elder.recovery.distil.divergences", interrupted)
-        done = elder("compress", "--output", "again")
+        done = elder("compress", "--output", "again", *longer)
     assert done.exit_code not in (0, 1)
     assert "Traceback" not in done.stderr
     assert "interrupted" in done.stderr
@@ -281,7 +310,7 @@ def test_an_interrupted_compression_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         done_before = replace(STAGES[0], run=never)
         patch.setattr("elder.compression.compress.STAGES", (done_before, *STAGES[1:]))
-        done = elder("compress", "--output", "again")
+        done = elder("compress", "--output", "again", *longer)
     assert done.exit_code == 0, done.stderr
     assert bytes_of(here / "again") == bytes_of(here / "whole")
     assert sorted(path.name for path in here.iterdir()) == ["again", "whole"]
@@ -309,25 +338,32 @@ def test_work_of_other_parameters_is_not_taken_up(
     assert bytes_of(here / "again") == bytes_of(here / "whole")
 
 
+@pytest.mark.parametrize("method", ["none", "refit", "magnitude"])
 def test_with_adapters_the_dense_models_weights_are_there_once(
-    elder: Elder, here: Path, monkeypatch: pytest.MonkeyPatch
+    elder: Elder, here: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    asked = ("--set", "recover.adapter_rank=2", "--set", "recover.lr=0.01")
+    asked = ["--set", "recover.adapter_rank=2", "--set", "recover.lr=0.01"]
+    asked += ["--compensate", method]
     held: list[int] = []
 
     def seen(student: Student, *given: Any) -> Spent:
-        weights = [*student.model.parameters(), *student.dense.parameters()]
-        held.append(sum({one.data_ptr(): one.nbytes for one in weights}.values()))
-        held.append(sum(one.nbytes for one in student.dense.parameters()))
+        mine, its = list(student.model.parameters()), list(student.dense.parameters())
+        once = {one.data_ptr(): one.nbytes for one in (*mine, *its)}
+        held.append(sum(once.values()) - sum(one.nbytes for one in its))
         return recover(student, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr("elder.compression.stages.recover", seen)
-        done = elder("compress", "--output", "shared", *asked)
+        done = elder("compress", "--output", "shared", "--json", *asked)
     assert done.exit_code == 0, done.stderr
-    assert held[0] == held[1]
+    layer = 7744 * 4
+    if method == "magnitude":  # of layers after a gap alone, what writes to the stream
+        assert held[0] < 4 * layer
+    else:  # the layers that learnt by themselves
+        mended = json.loads(done.stdout)["compensation"] or {"gaps": []}
+        assert held[0] == sum(gap["kept"] for gap in mended["gaps"]) * layer
     # and what comes out is what two copies give
     with monkeypatch.context() as patch:
-        patch.setattr("elder.compression.stages.twin", copy.deepcopy)
+        patch.setattr("elder.compression.memory.twin", copy.deepcopy)
         assert elder("compress", "--output", "apart", *asked).exit_code == 0
     assert bytes_of(here / "shared") == bytes_of(here / "apart")

@@ -33,6 +33,7 @@ def settings(model_folder: Path) -> Params:
             "calibration": {"samples": 8, "seq_len": 32},
             "select": {"method": "shortgpt", "layers": 2},
             "regularise": {"epochs": 1, "lr": 1e-3, "lambda2": 0.1},
+            "compensate": {"method": "none"},
             "recover": {"epochs": 1, "lr": 1e-2, "distil": {"synthetic": 1}},
         }
     )
@@ -190,7 +191,8 @@ def test_what_does_not_count_changes_nothing(
 ) -> None:
     work = tmp_path / "work"
     shutil.copytree(done[0], work)
-    elsewhere = {"gate": {"mode": "off"}, "compensate": {"linear": {"ridge": 0.5}}}
+    idle = {"method": "none", "linear": {"ridge": 0.5}}
+    elsewhere = {"gate": {"mode": "off"}, "compensate": idle}
     with open_job(work, validate(settings.model_dump() | elsewhere), text_file, STAGES):
         assert (work / "recover.json").exists()
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from elder import params
-from elder.compression.stages import layers_to_keep, select_layers
+from elder.compression.layers import layers_to_keep, select_layers
 from elder.errors import UserError
 from elder.model.layers import (
     LayerControl,

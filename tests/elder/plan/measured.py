@@ -87,6 +87,7 @@ CASES: dict[str, tuple[str, str, Tree]] = {
         {"mode": "train", "gradient_checkpointing": True},
     ),
     "distil, adapters": ("opt", "recover", {"adapter_rank": 8}),
+    "single layers": ("neox", "compensate", {}),
     "layer weights": ("llama", "learn", {}),
     "layer weights, from disk": ("gemma", "learn", {"offload": "disk"}),
 }
@@ -104,6 +105,7 @@ def settings_of(case: str, folder: Path) -> Tree:
         "model": {"name": str(folder), "device": "cpu"},
         "calibration": {"samples": 4, "seq_len": 256},
         "select": select,
+        "compensate": {"method": "refit" if stage == "compensate" else "none"},
         "recover": recover,
     }
 
@@ -144,7 +146,7 @@ def measure(case: str) -> tuple[int, int]:
             folder / "work", settings, blocks(folder / "b.safetensors"), STAGES
         ) as job:
             for earlier in ("learn", "remove"):
-                if stage == "recover":
+                if stage != "learn":
                     job.run(earlier)
             gc.collect()
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

@@ -97,7 +97,7 @@ def test_what_is_planned_is_what_is_measured_within_15_percent() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 6
+    assert len(found) == 7
     ratios = {case: plan / taken for case, (taken, plan) in found.items()}
     assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
 
@@ -194,7 +194,12 @@ def test_the_command_says_it_and_a_compression_within_a_limit_does_it(
     done = elder("plan", "--json", "--flops", "1e12", "--set", "recover.lr=0.001")
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    assert [stage["name"] for stage in said["stages"]] == ["learn", "remove", "recover"]
+    assert [stage["name"] for stage in said["stages"]] == [
+        "learn",
+        "remove",
+        "compensate",
+        "recover",
+    ]
     keys = {"name", "memory_bytes", "seconds", "micro_batch", "mode"}
     assert all(keys <= stage.keys() for stage in said["stages"])
     limited = (
@@ -222,3 +227,41 @@ def test_work_that_needs_numbers_is_refused_in_a_sentence() -> None:
         match="what a Llama takes cannot be foretold: RuntimeError: no numbers here$",
     ):
         simulate(case({}).shape, 2, work)
+
+
+def mended(most: str | None = None, processes: int = 1) -> Case:
+    """Return a model that is compensated and not recovered."""
+    plain = case({"mode": "none"}, most)
+    settings = plain.settings
+    update = {
+        "compensate": settings.compensate.model_copy(update={"method": "refit"}),
+        "launch": settings.launch.model_copy(update={"processes": processes}),
+    }
+    return Case(settings.model_copy(update=update), plain.config)
+
+
+def test_a_compensation_that_does_not_fit_is_left_out() -> None:
+    most = make_plan(mended(), GPU, "model")[0].stages[-1]
+    assert (most.name, most.mode) == ("compensate", "mended by refit")
+    # the dense model, a copy of both layers that may stand for those that go, and the one that learns in float32
+    layer = LAYER // 4
+    dense = OUTSIDE // 4 + 4 * layer
+    assert most.parts["weights"] == 2 * (dense + 2 * layer) + 4 * layer
+    fits, _ = make_plan(mended(str(most.memory_bytes - 1)), GPU, "model")
+    assert list(fits.settings) == ["compensate.batch"]
+    assert fits.stages[-1].name == "compensate"
+    too_little = round(most.parts["weights"] + most.parts["optimiser"] / 2)
+    out, _ = make_plan(mended(str(too_little)), GPU, "model")
+    assert out.settings == {"compensate.method": "none"}
+    assert [stage.name for stage in out.stages] == ["learn", "remove"]
+
+
+def test_of_several_processes_one_must_hold_what_is_compensated() -> None:
+    small = replace(GPU, memory=1000)
+    for machine, processes, method in [
+        (small, 1, "refit"),
+        (GPU, 2, "refit"),
+        (small, 2, "none"),
+    ]:
+        _, settings = make_plan(mended(processes=processes), machine, "model")
+        assert settings.compensate.method == method

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from elder import params
+from elder.compression.layers import layers_to_remove
 from elder.compression.recipes import apply_method
-from elder.compression.stages import layers_to_remove
 from elder.errors import UserError
 from elder.fingerprint import recipe_of
 from elder.model.layers import find_layers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elder import params
-from elder.compression.stages import select_layers
+from elder.compression.layers import select_layers
 from elder.errors import UserError
 from elder.evaluation.perplexity import losses_of
 from elder.evaluation.tasks import run_tasks
