@@ -34,7 +34,7 @@ from tests.elder.parallel.scenes import (
 PROGRAM = Path(__file__).with_name("scenes.py")
 ROOT = Path(__file__).parents[3]
 CLOSE = 1e-4  # to weights whose root mean square is 0.06; training moves them by a hundred times as much
-DONE = 5  # steps of the final training, of which there are twelve
+DONE = 5  # steps of the final training, of which there are eleven: twelve less what refit took
 RECOVER = {"epochs": 3, "batch": 4, "lr": 1e-2, "optimizer": "adamw"}
 NAMES = "learn,regularise,remove,compensate,recover"
 
@@ -137,7 +137,7 @@ def test_a_killed_process_ends_the_stage_and_one_process_goes_on(
     assert len(list(left.glob("*.safetensors"))) == 2
     job = in_one(settings, text_file, work)
     assert not left.exists()
-    assert job.run("recover").spent.optimizer_steps == 12
+    assert job.run("recover").spent.optimizer_steps == 11
     assert apart(expected / "recover", work / "recover") < CLOSE
     assert apart(expected / "remove", work / "recover") > 100 * CLOSE
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from elder.compression import stages
+from elder.compression import layers
 from elder.model.forward import block_losses
 from elder.model.layers import LayerControl, find_layers, skipping
 from elder.record import Scores, plain
@@ -189,7 +189,7 @@ def test_a_race_on_a_model_chooses_the_same_layers_for_less(
     assert raced.removed == whole.removed
     assert not any(one.blocks for one in whole.rounds)
     assert any(one.blocks for one in raced.rounds)
-    told = plain(stages._scores(raced))["rounds"]
+    told = plain(layers._scores(raced))["rounds"]
     again = Scores.model_validate_json(json.dumps({"rounds": told}))
     assert [tuple(one.blocks) for one in again.rounds] == [
         one.blocks for one in raced.rounds
