@@ -4,6 +4,7 @@ A Prefect server takes slots back by itself when their lease runs out. The one t
 is no server, does not: the slot of a run that was killed would be held for ever. Here the runs do it for each other.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from uuid import UUID
@@ -24,7 +25,10 @@ from prefect.settings import get_current_settings
 from prefect.states import Crashed, State
 from prefect.utilities.asyncutils import run_coro_as_sync
 
+from elder.progress import say
+
 GPU = "gpu"
+LOGGER = "prefect._internal.concurrency"  # of the service that asks for slots
 # Seconds after which a killed run's slot is free again; the least that Prefect allows.
 LEASE = 60
 PATIENCE = (
@@ -97,7 +101,10 @@ def gpu_slot() -> Iterator[None]:
     holder = (
         ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
     )
+    # for good: another thread may log it after the wait
+    logging.getLogger(LOGGER).addFilter(_is_news)
     with ExitStack() as held:
+        waits = False
         while True:
             free_dead_slots()
             slot = concurrency(
@@ -113,8 +120,18 @@ def gpu_slot() -> Iterator[None]:
                 held.enter_context(slot)
                 break
             except TimeoutError:
-                continue
+                if not waits:
+                    say(
+                        f"waiting: other runs hold all slots of Prefect's limit {GPU!r}"
+                    )
+                waits = True
         yield
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Say whether Prefect logs something else than that no slot was free: it calls that an error each time."""
+    said = record.getMessage()
+    return not ("SlotAcquisition" in said and "TimeoutError" in said)
 
 
 def free_dead_slots() -> None:

@@ -193,6 +193,19 @@ def test_a_promoter_decides_on_it_and_an_auditor_looks(
     checks = {check["name"]: check for check in json.loads(audited.stdout)["checks"]}
     assert audited.returncode == 0, checks
     assert checks["signature"]["ok"] is True
+    # and MLflow alone finds the store, by what the role's environment says
+    fetched = subprocess.run(
+        [sys.executable, "-m", "mlflow", "artifacts", "download"]
+        + ["--artifact-uri", "models:/tiny@champion", "--dst-path", "copy"],
+        env=services.role("auditor"),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert fetched.returncode == 0, fetched.stderr
+    assert (project / "copy" / "model.sig").is_file()
+    shutil.rmtree(project / "copy")
 
 
 def test_postgresql_holds_the_registry(services: SimpleNamespace) -> None:

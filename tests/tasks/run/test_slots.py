@@ -1,5 +1,8 @@
 """What Prefect still takes for running after a power cut is marked as crashed, parents included."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -95,3 +98,39 @@ def test_many_runs_are_asked_for_in_portions(
         server.add(f"r{number}", StateType.RUNNING)
     crash_abandoned([f"r{number}" for number in range(5)])
     assert server.crashed == [f"r{number}" for number in range(5)]
+
+
+def test_a_run_that_waits_for_a_slot_says_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    logger = logging.getLogger(slots.LOGGER)
+    asked: list[float] = []
+
+    @contextmanager
+    def taken(*_: Any, timeout_seconds: float, **__: Any) -> Iterator[None]:
+        asked.append(timeout_seconds)
+        if len(asked) < 4:
+            item = "<Future state=finished raised TimeoutError>"
+            logger.error(
+                "Service %r failed to process item %s",
+                "ConcurrencySlotAcquisitionWithLeaseService",
+                item,
+            )
+            raise TimeoutError
+        logger.error("something else")
+        yield
+
+    monkeypatch.setattr(slots, "concurrency", taken)
+    monkeypatch.setattr(slots, "free_dead_slots", lambda: None)
+    with slots.gpu_slot():
+        pass
+    assert len(asked) == 4
+    said = capsys.readouterr().err
+    assert said.count("waiting: other runs hold all slots") == 1
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    logger.error("SlotAcquisition failed: TimeoutError")  # late, from another thread
+    assert len(caplog.records) == 1
+    logger.error("SlotAcquisition failed: out of luck")
+    assert len(caplog.records) == 2
