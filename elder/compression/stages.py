@@ -48,7 +48,7 @@ from elder.training.loop import TrainingRun
 from elder.training.micro_batch import MicroBatch
 from elder.training.regularise import regularise
 from elder.training.synthesis import synthetic_blocks
-from elder.training.tune import grids_of
+from elder.training.tune import Mended, grids_of
 
 SYNTHETIC = (
     "recover.synthetic.safetensors"  # what the dense model wrote, in the work folder
@@ -167,9 +167,9 @@ def _recover(job: Job) -> Trained:
     data = data or training_data(job.blocks(student))
     teacher = dense.model if dense else None
     learner = student_of(settings, student.model, teacher, job.learnt.removed)
-    unmended = _unmended(job, student.model)
     optional = job.settings.compensate.method == AUTO
-    learner = replace(learner, unmended=unmended, optional=optional)
+    mended = Mended(_unmended(job, student.model), optional)
+    learner = replace(learner, mended=mended)
     spent = recover(learner, data, settings, _training_run(job, "recover"))
     peak = peak_memory_bytes(student.model.device)
     job.keep("recover", student)

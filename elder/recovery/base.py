@@ -9,7 +9,7 @@ from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
-from elder.training.tune import Mended, Objective, Weights, grids_of, tune
+from elder.training.tune import Mended, Objective, grids_of, tune
 
 S = TypeVar("S")  # the settings that a recovery is registered with
 
@@ -23,16 +23,14 @@ class Student(Generic[S]):
         dense: the model before, frozen; None for a recovery whose settings do not ask for it.
         removed: layers of the dense model that the shallower one lacks.
         settings: the recovery's own.
-        unmended: {weight of ``model`` that a compensation changed: what it was before}.
-        optional: what it changed is for AdamW: where Muon is chosen, it goes back to that.
+        mended: what a compensation changed in ``model``.
     """
 
     model: Any
     dense: Any
     removed: tuple[int, ...]
     settings: S
-    unmended: Weights = field(default_factory=dict)
-    optional: bool = False
+    mended: Mended = field(default_factory=Mended)
 
 
 Recovery = Callable[[Student[Any]], LossFunction]  # what is minimised on a batch
@@ -83,7 +81,7 @@ def recover(
         stretched,
         objective,
         run,
-        Mended(student.unmended, student.optional),
+        student.mended,
     )
     spent.tokens_generated = data.tokens_written
     return spent

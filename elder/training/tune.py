@@ -213,6 +213,7 @@ class Trials:
         lowest = math.inf
         # what was made before there was this choice can be made again
         goes_on = OPTIMIZER in self.objective.grids and self.run.at_step is None
+        goes_on &= not before or self.mended.optional  # else what is mended stays
 
         def try_out(values: Values) -> tuple[float, Spent]:
             nonlocal ahead, lowest
