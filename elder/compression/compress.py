@@ -130,7 +130,7 @@ def describe(job: Job, method: str, model_name: str) -> CompressionRecord:
         kept=[index for index in layers if index not in learnt.removed],
         scores=learnt.scores,
         weights=learnt.scores if learnt.weights_learnt else None,
-        compensation=_compensation(compensated, results["recover"]),
+        compensation=compensated.compensation,
         tokens=learnt.tokens,
         parameters_before=learnt.parameters,
         parameters_after=removed.parameters,
@@ -168,13 +168,6 @@ def _lineage(job: Job, name: str) -> Lineage:
         blocks_sha256=learnt.blocks_sha256,
         params=wanted,
     )
-
-
-def _compensation(found: Compensated, recovered: StageResult) -> dict[str, Json] | None:
-    """Return the record of a compensation; it says so where the recovery took back what that had changed."""
-    if found.compensation is None or not recovered.spent.took_back:
-        return found.compensation
-    return found.compensation | {"taken_back": True}
 
 
 def _sums(results: dict[str, StageResult]) -> dict[str, Json]:

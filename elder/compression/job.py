@@ -153,10 +153,16 @@ class Job:
         """Return the model folder that a stage left, or None if it left the model as it was."""
         return self.work / name if self.run(name).files else None
 
-    def last_folder(self) -> Path:
-        """Return the model folder of the last stage that left one."""
-        folders = [self.folder(stage.name) for stage in self.stages]
-        return [folder for folder in folders if folder][-1]
+    def last_folder(self, before: str | None = None) -> Path:
+        """Return the model folder of the last stage that left one, of those before a stage or of all."""
+        found: list[Path] = []
+        for stage in self.stages:
+            if stage.name == before:
+                break
+            folder = self.folder(stage.name)
+            if folder:
+                found.append(folder)
+        return found[-1]
 
     def keep(self, name: str, loaded: Loaded) -> None:
         """Save the model that a stage made into its folder."""

@@ -76,6 +76,12 @@ class Removed(StageResult):
     num_layers: int
 
 
+class Tuned(StageResult):
+    """What the recovery's trials chose; ``values`` is empty where nothing was tried."""
+
+    values: dict[str, str | Number] = Field(default_factory=dict)
+
+
 class Compensated(StageResult):
     """What a compensation found, None where there was none; ``spent`` counts what it trained, as a share of a model."""
 

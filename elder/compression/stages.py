@@ -1,4 +1,4 @@
-"""The stages of one compression: learn, regularise, remove, compensate, recover. Each can be killed and run again.
+"""The stages of one compression, from the choice of layers to the recovery. Each can be killed and run again.
 
 A stage reads what the ones before it left in the work folder, and leaves its own result there: `elder.compression.job`.
 ``elder compress`` runs the stages in one process; a flow runs them in processes of their own. Both give the same bytes.
@@ -7,12 +7,11 @@ A stage reads what the ones before it left in the work folder, and leaves its ow
 """
 
 import hashlib
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from elder import params
 from elder.compensation import (
@@ -25,30 +24,23 @@ from elder.compensation import (
 from elder.compression.choice import only_runs, refuse_offload
 from elder.compression.job import Job, Stage
 from elder.compression.layers import select_layers
-from elder.compression.memory import (
-    differences,
-    sharing,
-    to_compensate,
-    without_layers,
-)
-from elder.compression.results import Compensated, Learnt, Removed, Trained
+from elder.compression.memory import sharing, to_compensate, without_layers
+from elder.compression.results import Compensated, Learnt, Removed, Trained, Tuned
 from elder.device import peak_memory_bytes
 from elder.errors import UserError
 from elder.files import file_digest
-from elder.model.layers import (
-    find_layers,
-    remove_layers,
-)
+from elder.model.layers import find_layers, remove_layers
 from elder.model.load import Loaded, parameter_count, weights_digest
 from elder.params.catalogue import AUTO
 from elder.progress import say
-from elder.recovery import RECOVERIES, recover, student_of
+from elder.recovery import RECOVERIES, recovering, student_of
 from elder.training.data import TrainingData, training_data
 from elder.training.loop import TrainingRun
 from elder.training.micro_batch import MicroBatch
 from elder.training.regularise import regularise
+from elder.training.search import Values
 from elder.training.synthesis import synthetic_blocks
-from elder.training.tune import Mended, grids_of
+from elder.training.tune import OPTIMIZER, Tried, Tuning, grids_of
 
 SYNTHETIC = (
     "recover.synthetic.safetensors"  # what the dense model wrote, in the work folder
@@ -112,18 +104,43 @@ def _remove(job: Job) -> Removed:
     )
 
 
+def _tune(job: Job) -> Tuned:
+    """Try out what the recovery leaves to trials; keep what the best of them learnt where nothing is mended."""
+    settings = job.settings.recover
+    if settings.is_idle or not grids_of(settings):
+        return Tuned()
+    student, recovery = _ready_to_recover(job, "tune")
+    with recovery as made:
+        tried = made.try_out()
+    peak = peak_memory_bytes(student.model.device)
+    unmended = mending(job.settings, tried.values) == NONE
+    # adapters begin anew, beside weights that are the dense model's
+    if tried.goes_on and unmended and not settings.adapter_rank:
+        job.keep("tune", student)
+    return Tuned(values=tried.values, spent=tried.spent, peak_memory_bytes=peak)
+
+
 def _compensate(job: Job) -> Compensated:
-    method = job.settings.compensation
+    method = mending(job.settings, _tried(job).values)
     if method == NONE:
         return Compensated(compensation=None)
     batch = job.settings.compensate.batch
     at_once = MicroBatch(f"compensation by {method}", batch)
-    return at_once.attempt(partial(_compensate_in_batches, job))
+    return at_once.attempt(partial(_compensate_in_batches, job, method))
 
 
-def _compensate_in_batches(job: Job, batch: int) -> Compensated:
+def mending(settings: params.Params, tried: Values) -> str:
+    """Return the compensation, or ``none``: where it was left open, a recovery by Muon does as well without."""
+    by_muon = tried.get(OPTIMIZER) == "muon"
+    return (
+        NONE
+        if by_muon and settings.compensate.method == AUTO
+        else settings.compensation
+    )
+
+
+def _compensate_in_batches(job: Job, method: str, batch: int) -> Compensated:
     """Compensate a model that is loaded anew, which an attempt that ran out of memory may have changed."""
-    method = job.settings.compensation
     # what the layers were taken out of
     before = job.load(job.folder("regularise"), _kept_dtype(job))
     removed = tuple(job.learnt.removed)
@@ -153,60 +170,57 @@ def _budget(job: Job) -> int | None:
 
 
 def _recover(job: Job) -> Trained:
-    if job.settings.recover.is_idle:
+    settings = job.settings.recover
+    if settings.is_idle:
         return Trained()
-    settings = _left_to_recover(job)
-    if not settings.epochs:
+    mended = job.run("compensate").spent.tokens_seen
+    if mended >= settings.epochs * job.learnt.tokens:
+        say(
+            f"nothing is left of recover.epochs {settings.epochs:g} after {job.settings.compensation}"
+        )
         return Trained()
-    recovery = RECOVERIES.find(settings.mode)
-    shallow = job.folder("compensate") or job.folder("remove")
-    dense = job.load() if recovery.teacher else None
-    # before the student takes its memory
-    data = _training_data(job, dense) if dense else None
-    student = _student(job, shallow, dense)
-    data = data or training_data(job.blocks(student))
-    teacher = dense.model if dense else None
-    learner = student_of(settings, student.model, teacher, job.learnt.removed)
-    optional = job.settings.compensate.method == AUTO
-    mended = Mended(_unmended(job, student.model), optional)
-    learner = replace(learner, mended=mended)
-    spent = recover(learner, data, settings, _training_run(job, "recover"))
+    student, recovery = _ready_to_recover(job, "recover")
+    with recovery as made:
+        spent = made.run_with(_tried(job), mended)
     peak = peak_memory_bytes(student.model.device)
     job.keep("recover", student)
     return Trained(spent=spent, peak_memory_bytes=peak)
 
 
-def _left_to_recover(job: Job) -> params.Recover:
-    """Return the section ``recover`` with the passes that the compensation's training left of its budget."""
+def _tried(job: Job) -> Tried:
+    """Return what the recovery's trials came to."""
+    found = job.run("tune")
+    assert isinstance(found, Tuned)
+    return Tried(found.values, found.spent)
+
+
+def _ready_to_recover(
+    job: Job, stage: str
+) -> tuple[Loaded, AbstractContextManager[Tuning]]:
+    """Return the model that the stages before one left, and its recovery, of which that stage does a part."""
     settings = job.settings.recover
-    mended = job.run("compensate").spent.tokens_seen
-    left = max(0.0, settings.epochs - mended / job.learnt.tokens)
-    if mended and not left:
-        say(
-            f"nothing is left of recover.epochs {settings.epochs:g} after {job.settings.compensation}"
-        )
-    return settings.model_copy(update={"epochs": left})
+    recovery = RECOVERIES.find(settings.mode)
+    dense = job.load() if recovery.teacher else None
+    # before the student takes its memory
+    data = _training_data(job, dense) if dense else None
+    student = _student(job, job.last_folder(stage), dense)
+    data = data or training_data(job.blocks(student))
+    teacher = dense.model if dense else None
+    learner = student_of(settings, student.model, teacher, job.learnt.removed)
+    return student, recovering(learner, data, settings, _training_run(job, "recover"))
 
 
-def _student(job: Job, shallow: Path | None, dense: Loaded | None) -> Loaded:
+def _student(job: Job, shallow: Path, dense: Loaded | None) -> Loaded:
     """Return the shallower model, ready to learn: in float32, or as it is where adapters alone change."""
     if not job.settings.recover.adapter_rank:
         return job.load(shallow, torch.float32)
     # stage 2 changed all weights, and a model that is divided has weights of its own
     if dense is None or job.folder("regularise") or dense.again:
         return job.load(shallow, _kept_dtype(job))
-    if not job.folder("compensate"):
+    if shallow == job.work / "remove":
         return without_layers(dense, job.learnt.removed)
     mended = job.load(shallow, device="cpu")
     return sharing(dense, mended.model, job.learnt.removed)
-
-
-def _unmended(job: Job, model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
-    """Return what the weights were that a compensation changed, where there will be trials."""
-    if not job.folder("compensate") or not grids_of(job.settings.recover):
-        return {}
-    before = job.load(job.folder("remove"), _kept_dtype(job), device="cpu")
-    return {mine: its for _, mine, its in differences(model, before.model)}
 
 
 def _training_data(job: Job, dense: Loaded) -> TrainingData:
@@ -252,6 +266,16 @@ STAGES: tuple[Stage, ...] = (
         divided=lambda _: True,
     ),
     Stage("remove", _remove, section=None, result=Removed, joins=lambda _: True),
+    Stage(
+        "tune",
+        _tune,
+        section="recover",
+        result=Tuned,
+        joins=lambda settings: (
+            settings.recover.is_idle or not grids_of(settings.recover)
+        ),
+        divided=lambda _: True,
+    ),
     Stage(
         "compensate",
         _compensate,

@@ -53,7 +53,6 @@ class Spent(BaseModel):
         tokens_generated: tokens that the dense model wrote, for the shallower one to learn from.
         curve: points of the run that was kept.
         search: one record for each trial of an automatic choice.
-        took_back: it began with what weights were before a compensation changed them.
     """
 
     tokens_seen: int = 0
@@ -62,7 +61,6 @@ class Spent(BaseModel):
     tokens_generated: int = 0
     curve: list["Point"] = Field(default_factory=list)
     search: list["Trial"] = Field(default_factory=list)
-    took_back: bool = False
 
 
 class Round(Plain):

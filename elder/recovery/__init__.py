@@ -2,6 +2,6 @@
 
 from elder.params.catalogue import NONE, RECOVERIES
 from elder.recovery import distil, train  # noqa: F401 (imported to register)
-from elder.recovery.base import Student, recover, student_of
+from elder.recovery.base import Student, recover, recovering, student_of
 
-__all__ = ["NONE", "RECOVERIES", "Student", "recover", "student_of"]
+__all__ = ["NONE", "RECOVERIES", "Student", "recover", "recovering", "student_of"]

@@ -1,7 +1,8 @@
 """What a recovery is given and what it returns, the training that all share, and the catalogue by name."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from elder import params
@@ -9,7 +10,7 @@ from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
-from elder.training.tune import Mended, Objective, grids_of, tune
+from elder.training.tune import Objective, Tuning, grids_of, tuning
 
 S = TypeVar("S")  # the settings that a recovery is registered with
 
@@ -23,14 +24,12 @@ class Student(Generic[S]):
         dense: the model before, frozen; None for a recovery whose settings do not ask for it.
         removed: layers of the dense model that the shallower one lacks.
         settings: the recovery's own.
-        mended: what a compensation changed in ``model``.
     """
 
     model: Any
     dense: Any
     removed: tuple[int, ...]
     settings: S
-    mended: Mended = field(default_factory=Mended)
 
 
 Recovery = Callable[[Student[Any]], LossFunction]  # what is minimised on a batch
@@ -56,7 +55,18 @@ def recover(
     settings: params.Recover,
     run: TrainingRun,
 ) -> Spent:
-    """Train the shallower model, in place.
+    """Train the shallower model, in place: trials, where anything is ``auto``, and the run; as `recovering`."""
+    with recovering(student, data, settings, run) as made:
+        return made.whole()
+
+
+def recovering(
+    student: Student[Any],
+    data: TrainingData,
+    settings: params.Recover,
+    run: TrainingRun,
+) -> AbstractContextManager[Tuning]:
+    """Make the shallower model ready to learn.
 
     Args:
         student: the model, and what it learns from.
@@ -65,23 +75,11 @@ def recover(
         settings: the section ``recover``; its ``mode`` says by which recovery.
         run: what it runs with.
 
-    Returns:
-        What was spent, search included.
-
     Raises:
-        UserError: for an unknown recovery, or a loss that does not stay finite.
+        UserError: for an unknown recovery, or one that this model cannot do.
     """
     loss = CATALOGUE.find(settings.mode).function(student)
     budget = settings.epochs * data.calibration_blocks
     stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
     objective = Objective(loss_with=lambda _: loss, grids=grids_of(settings))
-    spent = tune(
-        student.model,
-        data,
-        stretched,
-        objective,
-        run,
-        student.mended,
-    )
-    spent.tokens_generated = data.tokens_written
-    return spent
+    return tuning(student.model, data, stretched, objective, run)

@@ -10,26 +10,27 @@ Where the optimiser is ``auto``, all other values are tried with AdamW first, th
 both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where a low rate won,
 Muon is not tried: at low rates short trials cannot tell the two apart, and Muon harms models that were trained with
 Adam (arXiv 2605.10468), as nearly all were. The final run goes on from the weights that the best trial ended with: what
-that trial learnt was paid for. Where a compensation changed weights, trials begin with what these were before, and the
-final run with what they are; unless it is optional and Muon won, which recovers as well without.
+that trial learnt was paid for.
+
+`tune` does it all. `try_out` and `run_with` do the two halves, for what comes between: a compensation, which is worth
+its price only before a run with AdamW.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from elder import params
 from elder.errors import UserError
 from elder.model.forward import block_losses
 from elder.parallel.ranks import count
-from elder.parallel.shard import merge_adapters, own_part
+from elder.parallel.shard import merge_adapters
 from elder.record import Spent
 from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
@@ -56,7 +57,6 @@ LR_GRID_OF_NAMED = (0.005, 0.01, 0.02)
 ADAPTER_LR_GRID = (3e-4, 1e-3, 3e-3)
 SEARCH_SHARE = 0.2  # of the budget, for all trials together
 LONGER_RUN = 0.32  # the best learning rate of Muon falls with the steps to this power (arXiv 2409.19913)
-Weights = Mapping[nn.Parameter, torch.Tensor]
 Grids = Mapping[str, tuple[Any, ...]]  # {name of a value that is ``auto``: what to try}
 
 
@@ -100,16 +100,18 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Mended:
-    """What a compensation changed before a training.
+class Tried:
+    """What trials came to.
 
     Attributes:
-        before: {weight that it changed: what that was}.
-        optional: it is for AdamW: where Muon is chosen, the training begins with what was before.
+        values: that won; empty where nothing was tried.
+        spent: what all trials took.
+        goes_on: the model's weights are now those that the best trial ended with.
     """
 
-    before: Weights = field(default_factory=dict)
-    optional: bool = False
+    values: Values = field(default_factory=dict)
+    spent: Spent = field(default_factory=Spent)
+    goes_on: bool = False
 
 
 def tune(
@@ -118,7 +120,6 @@ def tune(
     settings: params.Training,
     objective: Objective,
     run: TrainingRun,
-    mended: Mended | None = None,
 ) -> Spent:
     """Train in place.
 
@@ -128,7 +129,6 @@ def tune(
         settings: epochs, batch, learning rate or ``auto``, and the rest.
         objective: what is minimised, and what is tried.
         run: what the final run runs with; trials keep no checkpoint.
-        mended: what a compensation changed.
 
     Returns:
         What was spent, search included.
@@ -136,28 +136,30 @@ def tune(
     Raises:
         UserError: if the loss does not stay finite, or the model cannot do what is asked.
     """
+    with tuning(model, data, settings, objective, run) as made:
+        return made.whole()
+
+
+@contextmanager
+def tuning(
+    model: Any,
+    data: TrainingData,
+    settings: params.Training,
+    objective: Objective,
+    run: TrainingRun,
+) -> Iterator["Tuning"]:
+    """Make a model ready to train, as `tune` has it; at the end adapters are part of its weights."""
     thrifty = checkpointing(model) if settings.gradient_checkpointing else nullcontext()
     # the trials' and the run's
     at_once = run.micro_batch or micro_batch_of(settings, run.label)
     run = replace(run, micro_batch=at_once)
     with trainable(model, settings.adapter_rank, run.seed) as trained, thrifty:
-        trials = Trials(trained, data, settings, objective, run, mended or Mended())
-        chosen, schedule, searched = trials.choose()
-        spent = train(trained, data.blocks, objective.loss_with(chosen), schedule, run)
-        if not math.isfinite(spent.curve[-1].loss):
-            raise UserError(
-                f"{run.label} diverged with a learning rate of {schedule.lr:g}: set {run.label}.lr lower"
-            )
-    spent.tokens_seen += searched.tokens_seen
-    spent.optimizer_steps += searched.optimizer_steps
-    spent.search = searched.search
-    spent.took_back = searched.took_back
-    return spent
+        yield Tuning(trained, data, settings, objective, run)
 
 
 @dataclass(frozen=True)
-class Trials:
-    """The short runs that choose what is ``auto``, and the schedule of the run that follows them.
+class Tuning:
+    """The short runs that choose what is ``auto``, and the run that follows them.
 
     Attributes:
         model: what trains, adapters included.
@@ -165,9 +167,6 @@ class Trials:
         settings: of the stage.
         objective: what is minimised, and what is tried.
         run: what the final run runs with.
-        mended: what a compensation changed. Trials begin with what that was before: layers that have just learnt by
-            themselves are best left alone for some steps, so that from them the lowest rate would win, which is not the
-            best for a whole run.
     """
 
     model: Any
@@ -175,47 +174,30 @@ class Trials:
     settings: params.Training
     objective: Objective
     run: TrainingRun
-    mended: Mended = field(default_factory=Mended)
 
-    def choose(self) -> tuple[Values, Schedule, Spent]:
-        """Return the values that hold, the schedule of the final run, and what the trials took.
+    def whole(self) -> Spent:
+        """Run the trials and what follows them; returns what both took."""
+        tried = self.try_out()
+        spent = self.run_with(tried)
+        spent.tokens_seen += tried.spent.tokens_seen
+        spent.optimizer_steps += tried.spent.optimizer_steps
+        spent.search = tried.spent.search
+        return spent
 
-        The model's weights are those that the best trial ended with, where it chose the optimiser, too; but what they
-        were before where the training steers the model step by step, which begins anew, or what a compensation changed
-        stays.
+    def try_out(self) -> Tried:
+        """Run the trials, if there are any.
+
+        The model's weights are then those that the best trial ended with, where it chose the optimiser, too; but what
+        they were before where the training steers the model step by step, which begins anew.
         """
         first, trials = self.objective.first(), self.objective.trials()
-        count = len(self.data.blocks)
         if trials == 1:
-            (chosen,) = first
-            whole = self.schedule(chosen, self.settings.epochs, count)
-            return chosen, whole, Spent()
-        chosen, searched = self._search(first, trials)
-        if OPTIMIZER in self.objective.grids:  # what the trials left
-            whole = self.schedule(chosen, self.settings.epochs, count)
-            left = max(1, whole.steps - searched.optimizer_steps)
-            longer = replace(whole, steps=left)
-        else:  # what was made before there was that choice can be made again
-            share = self.settings.epochs * (1 - SEARCH_SHARE)
-            longer = self.schedule(chosen, share, count)
-        tried = self.trial_schedule(chosen, trials)
-        if "lr" in chosen and chosen.get(OPTIMIZER) != "adamw":
-            rate = longer.lr * lowered(tried.steps, longer.steps)
-            longer = replace(longer, lr=rate)
-        return chosen, longer, searched
-
-    def _search(self, first: list[Values], trials: int) -> tuple[Values, Spent]:
-        """Return the values that won, and what all trials took; leaves the weights to go on from."""
-        before = self.mended.before
-        mended = {weight: own_part(weight.detach()).clone() for weight in before}
-        _copy(before)
+            return Tried(values=first[0])
         start = ahead = Snapshot(self.model)
         lowest = math.inf
-        # what was made before there was this choice can be made again
-        goes_on = OPTIMIZER in self.objective.grids and self.run.at_step is None
-        goes_on &= not before or self.mended.optional  # else what is mended stays
+        goes_on = self._optimizer_is_chosen and self.run.at_step is None
 
-        def try_out(values: Values) -> tuple[float, Spent]:
+        def try_one(values: Values) -> tuple[float, Spent]:
             nonlocal ahead, lowest
             start.restore(self.model)
             loss, spent = self.trial(values, trials)
@@ -223,17 +205,56 @@ class Trials:
                 ahead, lowest = Snapshot(self.model), loss
             return loss, spent
 
-        chosen, searched = search(
-            self.run.label, first, try_out, self.objective.then, self.objective.order
+        chosen, spent = search(
+            self.run.label, first, try_one, self.objective.then, self.objective.order
         )
-        by_muon = chosen.get(OPTIMIZER) == "muon"
-        searched.took_back = bool(before) and self.mended.optional and by_muon
-        if not before or searched.took_back:
-            ahead.restore(self.model)
-        else:
-            start.restore(self.model)
-            _copy(mended)
-        return chosen, searched
+        ahead.restore(self.model)
+        return Tried(chosen, spent, goes_on)
+
+    def run_with(self, tried: Tried, paid: int = 0) -> Spent:
+        """Train with what was chosen.
+
+        Args:
+            tried: what the trials came to.
+            paid: tokens of the budget that went elsewhere.
+
+        Returns:
+            What this run took.
+
+        Raises:
+            UserError: if the loss does not stay finite.
+        """
+        schedule = self.schedule_after(tried, paid)
+        loss = self.objective.loss_with(tried.values)
+        spent = train(self.model, self.data.blocks, loss, schedule, self.run)
+        if not math.isfinite(spent.curve[-1].loss):
+            raise UserError(
+                f"{self.run.label} diverged with a learning rate of {schedule.lr:g}: set {self.run.label}.lr lower"
+            )
+        spent.tokens_generated = self.data.tokens_written
+        return spent
+
+    def schedule_after(self, tried: Tried, paid: int = 0) -> Schedule:
+        """Return the schedule of the final run; the arguments are those of `run_with`."""
+        chosen, searched = tried.values, tried.spent.optimizer_steps
+        searched_lr = bool(searched) and "lr" in chosen
+        count, share = len(self.data.blocks), 1.0
+        if searched and not self._optimizer_is_chosen:
+            # what was made before there was that choice can be made again
+            share, searched = 1 - SEARCH_SHARE, 0
+        whole = self.schedule(chosen, self.settings.epochs * share, count)
+        elsewhere = math.ceil(paid / (whole.batch * self.data.blocks.shape[1]))
+        left = max(1, whole.steps - searched - elsewhere)
+        longer = replace(whole, steps=left)
+        if searched_lr and chosen.get(OPTIMIZER) != "adamw":
+            short = self.trial_schedule(chosen, self.objective.trials())
+            rate = longer.lr * lowered(short.steps, longer.steps)
+            longer = replace(longer, lr=rate)
+        return longer
+
+    @property
+    def _optimizer_is_chosen(self) -> bool:
+        return OPTIMIZER in self.objective.grids
 
     def trial(self, values: Values, trials: int) -> tuple[float, Spent]:
         """Train briefly from the present weights; returns the held-out loss, and what it took."""
@@ -302,12 +323,6 @@ def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
     rates = LR_GRID if chosen else LR_GRID_OF_NAMED
     grid = {"lr": ADAPTER_LR_GRID if settings.adapter_rank else rates}
     return {OPTIMIZER: OPTIMIZERS} | grid if chosen else grid
-
-
-@torch.no_grad()
-def _copy(values: Weights) -> None:
-    for weight, value in values.items():
-        own_part(weight).copy_(value)
 
 
 @contextmanager

@@ -24,8 +24,7 @@ from elder.compression.results import StageResult
 from elder.compression.stages import STAGES
 from elder.model.load import load_model, weights_digest
 from elder.params import Model
-from elder.record import Spent
-from elder.recovery import recover
+from elder.recovery import recovering
 from elder.recovery.base import Student
 from elder.training import checkpoint
 from elder.training.losses import divergences
@@ -166,7 +165,8 @@ def test_what_refit_takes_is_part_of_the_budget(elder: Elder, here: Path) -> Non
 
 
 def test_where_refit_takes_all_nothing_is_recovered(elder: Elder, here: Path) -> None:
-    done = elder("compress", "--set", "recover.epochs=0.01")
+    asked = ("--set", "recover.epochs=0.01", "--set", "recover.lr=0.01")
+    done = elder("compress", *asked)
     assert done.exit_code == 0, done.stderr
     assert "nothing is left of recover.epochs 0.01 after refit" in done.stderr
     record = json.loads((here / "out" / "elder.json").read_text())
@@ -346,14 +346,14 @@ def test_with_adapters_the_dense_models_weights_are_there_once(
     asked += ["--compensate", method]
     held: list[int] = []
 
-    def seen(student: Student, *given: Any) -> Spent:
+    def seen(student: Student, *given: Any) -> Any:
         mine, its = list(student.model.parameters()), list(student.dense.parameters())
         once = {one.data_ptr(): one.nbytes for one in (*mine, *its)}
         held.append(sum(once.values()) - sum(one.nbytes for one in its))
-        return recover(student, *given)
+        return recovering(student, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("elder.compression.stages.recover", seen)
+        patch.setattr("elder.compression.stages.recovering", seen)
         done = elder("compress", "--output", "shared", "--json", *asked)
     assert done.exit_code == 0, done.stderr
     layer = 7744 * 4

@@ -295,11 +295,13 @@ def test_the_stages_and_their_processes() -> None:
     def told(tree: dict[str, dict[str, object]]) -> list[str]:
         return processes(STAGES, validate(tree))
 
-    assert told({}) == ["learn,regularise,remove,compensate", "recover"]
-    trained = ["learn", "regularise,remove,compensate", "recover"]
-    assert told({"regularise": {"epochs": 1}}) == trained
+    assert told({}) == ["learn,regularise,remove", "tune,compensate", "recover"]
+    given = {"recover": {"lr": 1e-3}}
+    assert told(given) == ["learn,regularise,remove,tune,compensate", "recover"]
+    trained = ["learn", "regularise,remove,tune,compensate", "recover"]
+    assert told(given | {"regularise": {"epochs": 1}}) == trained
     idle = {"recover": {"mode": "none"}}
-    assert told(idle) == ["learn,regularise,remove,compensate,recover"]
+    assert told(idle) == ["learn,regularise,remove,tune,compensate,recover"]
     assert {stage.section for stage in STAGES if stage.section} == set(RECIPE)
     for stage in STAGES:
         assert issubclass(stage.result, StageResult)

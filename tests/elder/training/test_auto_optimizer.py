@@ -15,14 +15,13 @@ from elder.record import Spent, plain
 from elder.recovery import recover, student_of
 from elder.training import tune as tuning
 from elder.training.data import training_data
-from elder.training.loop import TrainingRun, train
+from elder.training.loop import TrainingRun
 from elder.training.optim import Optimizer
 from elder.training.search import Values, downhill
 from elder.training.tune import (
     ADAPTER_LR_GRID,
     LR_GRID,
     LR_GRID_OF_NAMED,
-    Mended,
     Objective,
     grids_of,
     lowered,
@@ -96,45 +95,6 @@ def test_where_a_low_rate_is_best_muon_is_not_tried(
 
 
 @pytest.mark.parametrize(
-    ("loser", "optional", "taken_back"),
-    [("muon", True, False), ("adamw", True, True), ("adamw", False, False)],
-)
-def test_trials_begin_with_what_was_before_a_compensation(
-    llama: Callable,
-    blocks: torch.Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-    loser: str,
-    optional: bool,
-    taken_back: bool,
-) -> None:
-    model = llama(2)
-    begun: list[tuple[str, str, torch.Tensor]] = []
-    weight = model.model.layers[0].mlp.up_proj.weight
-    before, mended = weight.detach().clone() + 1, weight.detach().clone()
-    digest = weights_digest(model)
-
-    def watched(*given: Any) -> Spent:
-        begun.append((given[4].label, weights_digest(model), weight.detach().clone()))
-        return train(*given)
-
-    monkeypatch.setattr(tuning, "train", watched)
-    data, objective = training_data(blocks.repeat(4, 1)), unlearning(model, loser)
-    changed = Mended({weight: before}, optional)
-    spent = tuning.tune(model, data, AUTO, objective, RUN, changed)
-    *trials, (label, last, value) = begun
-    assert len(trials) == 4
-    assert all("trying" in name for name, _, _ in trials)
-    assert all(value.equal(before) for _, _, value in trials)
-    # and the run with what it became, but where that is for AdamW and Muon won: it goes on from the trial's weights
-    assert label == "test"
-    assert spent.took_back is taken_back
-    assert (last == digest) is not taken_back
-    assert value.equal(mended) is not taken_back
-    if taken_back:
-        assert (value - before).abs().max() < 0.5
-
-
-@pytest.mark.parametrize(
     ("losses", "tried"),
     [
         ([4.0, 3.0, 2.0, 1.0], [1, 2, 3]),
@@ -195,8 +155,8 @@ def test_a_rate_that_was_given_is_for_adamw_and_nothing_is_tried() -> None:
     only = grids_of(params.Training(optimizer="muon"))
     assert only == {"lr": LR_GRID_OF_NAMED}
     steps = params.Training(epochs=1.0, lr=1e-3)
-    trials = tuning.Trials(None, None, steps, Objective(lambda _: None), RUN)  # type: ignore[arg-type, return-value]
-    assert trials.schedule({}, 1.0, 8).optimizer == "adamw"
+    made = tuning.Tuning(None, None, steps, Objective(lambda _: None), RUN)  # type: ignore[arg-type, return-value]
+    assert made.schedule({}, 1.0, 8).optimizer == "adamw"
 
 
 def test_adapters_are_tried_with_either_optimiser(
