@@ -182,6 +182,17 @@ def in_hub_blobs(folder: Path, path: Path) -> bool:
     return snapshots.name == "snapshots" and target.parent == blobs and target.is_file()
 
 
+def is_hub_blob(path: Path) -> bool:
+    """Say whether a path leads to a blob of the Hub's cache, as in a folder that huggingface_hub downloaded into."""
+    target = path.resolve()
+    owner = target.parent.parent.name
+    return (
+        target.parent.name == "blobs"
+        and owner.startswith("models--")
+        and target.is_file()
+    )
+
+
 def read_small(handle: Readable, what: str) -> bytes:
     """Return all bytes of a file that must fit into memory, such as a record, and read no more than those.
 

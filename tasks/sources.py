@@ -234,6 +234,8 @@ def _way_out(error: BaseException, calibration: Calibration) -> str:
         return "; convert it to UTF-8 first, for example with iconv"
     if "cast array" in str(error):
         return f"; a column changes its kind: copy column {calibration.column!r} alone into a file"
+    if "JSON parse error" in str(error):
+        return f"; each line must be a JSON object with the column {calibration.column!r} (calibration.column)"
     if "tokenizing" in str(error):
         return "; columns are separated by commas in .csv, by tabs in .tsv"
     if "::" in calibration.source or glob.has_magic(calibration.source):

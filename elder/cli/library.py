@@ -235,7 +235,7 @@ def evaluate(
     if tasks is not None:
         from elder.evaluation.tasks import run_tasks, try_tasks
 
-        try_tasks(loaded, tasks.names, tasks.folder, tasks.batch)
+        try_tasks(loaded, *tasks)
     if text is not None:
         values |= _perplexity(loaded, text, wanted.seq_len, given)
     if tasks is not None:

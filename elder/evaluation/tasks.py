@@ -72,10 +72,11 @@ def _scores(
     """Run tasks from the beginning; see `run_tasks`."""
     from lm_eval.evaluator import evaluate
 
-    scorer = _scorer(loaded, batch)
     results = {}
     with undisturbed(task_data):
         tasks = load_tasks(names, task_data)
+        _refuse_without_ends(loaded, tasks["tasks"])
+        scorer = _scorer(loaded, batch)
         refuse_long_answers(tasks["tasks"], scorer.max_length, scorer.max_gen_toks)
         with _plain_failures(names):
             told = evaluate(
@@ -88,14 +89,19 @@ def _scores(
 
 
 def try_tasks(
-    loaded: Loaded, names: Iterable[str], task_data: Path | None, batch: int
+    loaded: Loaded,
+    names: Iterable[str],
+    task_data: Path | None,
+    limit: int | None,
+    batch: int,
 ) -> None:
-    """Try one item of each task, so that what fails does so before the work, and not after it.
+    """Try one item of each task, and make the prompts of all: what fails does so before the work, and not after it.
 
     Args:
         loaded: the dense model.
         names: as in `run_tasks`.
         task_data: as in `run_tasks`.
+        limit: as in `run_tasks`.
         batch: sequences in a batch.
 
     Raises:
@@ -103,6 +109,38 @@ def try_tasks(
     """
     for name in dict.fromkeys(names):
         run_tasks(loaded, [name], task_data, limit=1, batch=batch)
+        with undisturbed(task_data), _plain_failures([name]):
+            for task in load_tasks([name], task_data)["tasks"].values():
+                _refuse_empty_items(task, limit)
+
+
+def _refuse_empty_items(task: Any, limit: int | None) -> None:
+    """Refuse a task with an item that asks the model nothing, on which its metrics would fail at the end."""
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    asked = {request.doc_id for request in task.instances}
+    for number, _ in task.doc_iterator(rank=0, limit=limit, world_size=1):
+        if number not in asked:
+            raise UserError(
+                f"item {number} of the task {task.config.task!r} has no answers to choose from; mend its data, or "
+                "leave it out of evaluate.tasks"
+            )
+
+
+def _refuse_without_ends(loaded: Loaded, tasks: Mapping[str, Any]) -> None:
+    """Refuse tasks that need tokens which this tokenizer does not have."""
+    tokenizer = loaded.tokenizer
+    if tokenizer.eos_token_id is not None:
+        return
+    writing = [
+        name
+        for name, task in tasks.items()
+        if task.get_config("output_type") == "generate_until"
+    ]
+    if writing or tokenizer.bos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {loaded.name!r} has no end-of-text token, which lm-eval needs for the tasks "
+            f"{', '.join(writing or tasks)}: name its eos_token in tokenizer_config.json, or leave out evaluate.tasks"
+        )
 
 
 def refuse_long_answers(tasks: Mapping[str, Any], context: int, default: int) -> None:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
 from elder.files import read_json, refuse_pointer
 from elder.model.hub import MODEL, Found, find, refusal
-from elder.model.layers import LAYER_LISTS
 from elder.model.published.adapter import Adapter, find_adapter, refuse_unasked
 from elder.model.published.gguf import read_gguf_config
 from elder.model.published.quantised import (
+    has_codes,
     quantisation_of,
     refuse_codes,
     refuse_quantised,
     tensor_types,
 )
+from elder.model.published.stored import refuse_more_layers
 from elder.model.published.text_part import text_config_of
-from elder.model.removal import BEYOND
 from elder.model.shards import (
     check_hub_index,
     check_indexes,
@@ -34,7 +34,7 @@ from elder.names import gguf_file, is_hub_id, split_revision
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-LAYER_OF_WEIGHT = re.compile(rf"\.(?:{'|'.join(LAYER_LISTS)})\.(\d+)\.")
+OF_GPT2 = {"vocab.json", "merges.txt"}  # a tokenizer, too, where both are there
 GENERATING = ("ForCausalLM", "LMHeadModel")  # how the names of such architectures end
 # What a configuration may ask for at most, by the names of its fields: building more would take hours or all memory.
 LIMITS = (
@@ -67,7 +67,8 @@ def check_model(source: str, wanted: params.Model) -> Any:
             return _check_base(adapter, wanted)
     fields = _hub_fields(source, found) if found else _folder_fields(folder)
     _refuse_absurd(source, fields)
-    refuse_quantised(source, fields)
+    if found or has_codes(_types(source)):
+        refuse_quantised(source, fields)
     needed = foreign_code(fields)
     if needed and not wanted.trust_remote_code:
         raise UserError(
@@ -113,10 +114,15 @@ def _folder_fields(folder: Path) -> dict[str, Any]:
     return read_config(folder)
 
 
+def _types(source: str) -> dict[str, str]:
+    """Return {name: type} of the tensors of a folder."""
+    with one_sentence(source, "model"):
+        return tensor_types(weight_files(source, "main"))
+
+
 def _check_weights(source: str, fields: Mapping[str, Any], config: Any) -> None:
     """Hold the headers of a folder's weights against its configuration, and name what is not read."""
-    with one_sentence(source, "model"):
-        types = tensor_types(weight_files(source, "main"))
+    types = _types(source)
     if quantisation_of(fields) is None:
         refuse_codes(source, types)
     refuse_more_layers(source, config, types)
@@ -185,31 +191,6 @@ def published_config(source: str, revision: str, trust_remote_code: bool) -> Any
     return config
 
 
-def refuse_more_layers(source: str, config: Any, names: Iterable[str]) -> None:
-    """Refuse a checkpoint with more layers than its configuration counts: they would be left out without a word.
-
-    Args:
-        source: its name.
-        config: of the model; one for images, too, counts in several places and is left to loading.
-        names: of its tensors.
-
-    Raises:
-        UserError: naming one of them.
-    """
-    count = getattr(config, "num_hidden_layers", None)
-    if count is None or any(getattr(config, field, None) for field in BEYOND):
-        return  # layers for speculation lie behind the last, and are not loaded
-    if config.get_text_config(decoder=True) is not config:
-        return
-    for name in sorted(names):
-        place = LAYER_OF_WEIGHT.search(name)
-        if place and int(place[1]) >= count:
-            raise UserError(
-                f"{source!r} has {count} layers by its configuration, and weights of more, such as {name}; "
-                "correct num_hidden_layers, or save it anew"
-            )
-
-
 @contextmanager
 def one_sentence(source: str, what: str) -> Iterator[None]:
     """Turn a failure of transformers, the Hub client or safetensors, which raise their own types, into a sentence."""
@@ -224,7 +205,7 @@ def one_sentence(source: str, what: str) -> Iterator[None]:
             sentence := refusal(error, source, None, MODEL)
         ):
             raise UserError(sentence) from None
-        first = str(error).strip().split("\n")[0][:200]
+        first = " ".join(str(error).split())[:300]
         if "custom code" in first:  # a tokenizer's; a model's is asked for before
             first = "it needs code that comes with it; if you trust that, add --set model.trust_remote_code=true"
         raise UserError(
@@ -236,11 +217,11 @@ def _refuse_other_kinds(source: str, config: Any, trust_remote_code: bool) -> No
     if _generates_text(config, trust_remote_code):
         return
     kind = (config.architectures or [config.model_type])[0]
-    way = (
-        "only models that generate text can be used"
-        if text_config_of(config) is None
-        else "add --set model.part=text to take the text model that is in it"
-    )
+    way = "only models that generate text can be used"
+    if text_config_of(config) is not None:
+        way = "add --set model.part=text to take the text model that is in it"
+    elif hasattr(config, "text_config"):
+        way = "and transformers has no causal language model of its text part's own configuration (docs/families.md)"
     raise UserError(f"{source!r} is a {kind}, not a causal language model; {way}")
 
 
@@ -289,7 +270,7 @@ def _check_files(model: str, names: Set[str]) -> None:
                 f"{model} has only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
             )
         raise UserError(f"{model} has no weights; it must hold *.safetensors")
-    if not names & set(TOKENIZERS):
+    if not names & set(TOKENIZERS) and not names >= OF_GPT2:
         raise UserError(
             f"{model} has no tokenizer; save one there with tokenizer.save_pretrained"
         )

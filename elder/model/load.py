@@ -19,7 +19,6 @@ from elder.model.check import (
     check_model,
     one_sentence,
     published_config,
-    refuse_more_layers,
 )
 from elder.model.finite import refuse_broken_weights
 from elder.model.layers import find_layers
@@ -38,9 +37,10 @@ from elder.model.published.quantised import (
     format_of,
     read_tensors,
     refuse_codes,
-    take_quantisation,
     tensor_types,
+    true_quantisation,
 )
+from elder.model.published.stored import refuse_amiss
 from elder.model.published.text_part import class_of, text_part
 from elder.model.removal import outline, text_config
 from elder.model.shards import find_file, folder_of, weight_files
@@ -206,7 +206,7 @@ def _model(
     """Load a causal language model, and say which number format its weights were dequantised from."""
     dtype, device = dtype or DTYPES.get(wanted.dtype), device_of(wanted.device)
     config, kind = _config_and_class(source, common["revision"], wanted, checked)
-    quantisation = take_quantisation(config)
+    quantisation = true_quantisation(source, config, common["revision"])
     plain = quantisation is None and find_adapter(source, common["revision"]) is None
     on_disk: dict[str, dict[str, str]] = {}
     if offload == "disk":
@@ -223,7 +223,7 @@ def _model(
             model, info = _built(source, config, kind, tensors, dtype, common)
         if config is not checked:
             model = text_part(model)
-    _check_weights(source, model, info)
+    refuse_amiss(source, model, info)
     with one_sentence(source, "model"):
         put(model, device, offload)
     return model, format_of(quantisation) if quantisation else None
@@ -256,6 +256,7 @@ def _stored(
         config=config,
         dtype=dtype or "auto",
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are refused by name
         output_loading_info=True,
         **common,
     )
@@ -295,6 +296,7 @@ def _built(
         config=config,
         state_dict=tensors,
         dtype=dtype or "auto",
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
     with suppress(OSError):  # few have none
@@ -313,10 +315,10 @@ def _merged(
     if offload != "none":
         raise needs_all(adapter.source, "an adapter is merged into them", "none")
     base = load_model(adapter.model(wanted), dtype, bos)
-    say(f"the adapter {adapter.source!r} is merged into {base.name!r}")
     source, revision = adapter.source, adapter.revision
     with one_sentence(source, "adapter"):
         model = merge_adapter(base.model, adapter)
+    say(f"the adapter {adapter.source!r} is merged into {base.name!r}")
     refuse_broken_weights(model, repr(source))
     merged = replace(base, model=model.eval(), name=wanted.name)
     files = [find_file(source, name, revision) for name in TOKENIZERS]
@@ -327,17 +329,6 @@ def _merged(
         first = first_tokens(own, bos, wanted.name)
         merged = replace(merged, tokenizer=own, folder=place, bos=first)
     return merged
-
-
-def _check_weights(source: str, model: nn.Module, info: dict[str, set[str]]) -> None:
-    """Refuse a checkpoint that is not the one its configuration speaks of."""
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would start these at random
-        raise UserError(
-            f"the weights of {source!r} lack {len(missing)} tensors, such as {missing[0]}; save it anew"
-        )
-    find_layers(model)  # refuses what has none
-    refuse_more_layers(source, model.config, info["unexpected_keys"])
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -52,6 +52,7 @@ def write_checkpoint(
     refuse_broken_weights(model, "the model that should be saved")
     try:
         model.save_pretrained(folder, safe_serialization=True)
+        _as_readable_as_others(folder)
         write_older_names(folder, source, _untied(model))
         write_tokenizer(tokenizer, folder, source)
     except (OSError, UserError):
@@ -59,6 +60,13 @@ def write_checkpoint(
     except Exception as error:  # safetensors wraps a full disk in a type of its own
         raise OSError(str(error)) from None
     return weights_file_digest(folder)
+
+
+def _as_readable_as_others(folder: Path) -> None:
+    """Give weights the permissions of the other files; safetensors writes them for their owner alone."""
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode & 0o777)
 
 
 def _untied(model: Any) -> bool:

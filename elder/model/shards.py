@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from elder.errors import UserError
-from elder.files import in_hub_blobs, read_json
+from elder.files import is_hub_blob, read_json
 from elder.names import path_faults, shown
 from elder.progress import say
 
@@ -24,7 +24,7 @@ def check_indexes(folder: Path) -> None:
         for name in sorted(read_index(path)):
             shard = folder / name
             own = shard.resolve().is_relative_to(folder.resolve())
-            if not own and not in_hub_blobs(folder, shard):
+            if not own and not is_hub_blob(shard):
                 raise UserError(
                     f"{str(path)!r} names {shown(name)}, a link that leads out of the model; put a copy in its place"
                 )
@@ -145,6 +145,10 @@ def read_index(path: Path) -> set[str]:
         isinstance(name, str) for name in weights.values()
     ):
         raise UserError(f"{str(path)!r} has no weight_map; save the model there again")
+    if "metadata" not in tree:
+        raise UserError(
+            f'{str(path)!r} has no metadata, which transformers reads: add "metadata": {{}}, or save it anew'
+        )
     names = set(weights.values())
     for name, fault in path_faults(names).items():
         raise UserError(

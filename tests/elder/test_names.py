@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from elder.cli.services import Services
+from elder.cli.services import LIBRARY, Services
 from elder.errors import UserError
 from elder.model.check import check_model
 from elder.names import (
@@ -194,3 +194,15 @@ def test_a_folder_is_no_gguf_file_whatever_it_is_called(tmp_path: Path) -> None:
     assert gguf_file(str(tmp_path)) is None
     (tmp_path / "tiny.gguf").touch()
     assert gguf_file(str(tmp_path)) == tmp_path / "tiny.gguf"
+
+
+def test_a_text_is_made_only_where_one_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.parquet").touch()
+    (tmp_path / "build").touch()
+    with pytest.raises(
+        UserError, match=r"'build/texts' below this folder, which .* write"
+    ):
+        LIBRARY.plain_text("rows.parquet", validate({}))

@@ -181,6 +181,11 @@ def test_a_chat_is_the_same_however_it_is_stored(
         ("a.txt", "x\0", "holds null characters"),
         ("a.csv", "text\n1,2\n1,2,3", "cannot be read.*separated by commas in .csv"),
         ("a.csv", b"text\n\xe9", "cannot be read.*convert it to UTF-8 first"),
+        (
+            "a.jsonl",
+            b'"one"\n"two"\n',
+            "each line must be a JSON object with the column 'text'",
+        ),
         ("a.jsonl", '{"body": "x", "n": 1}\n', "no column 'text'.*valid: body, n"),
         ("a.jsonl", '{"text": 3}\n', "holds int, not text or .* in row 1"),
         ("a.jsonl", '{"text": "x"}\n{oops\n', "cannot be read"),

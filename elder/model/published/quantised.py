@@ -14,6 +14,8 @@ import torch
 from safetensors import safe_open
 
 from elder.errors import UserError
+from elder.model.shards import weight_files
+from elder.progress import say
 
 MXFP4 = "mxfp4"
 DEQUANTISED = ("fp8", "mxfp8", MXFP4)
@@ -71,6 +73,11 @@ def refuse_quantised(source: str, fields: Mapping[str, Any]) -> None:
         )
 
 
+def has_codes(types: Mapping[str, str]) -> bool:
+    """Say whether tensors may be codes, by {name: type}; a configuration that speaks of some may be left over."""
+    return any(kind in SHORT_TYPES for kind in types.values())
+
+
 def take_quantisation(config: Any) -> Mapping[str, Any] | None:
     """Take out of a configuration what it says of quantisation, and return that."""
     taken = None
@@ -79,6 +86,26 @@ def take_quantisation(config: Any) -> Mapping[str, Any] | None:
             told = vars(part).pop(name, None)
             taken = taken or told
     return taken
+
+
+def true_quantisation(
+    source: str, config: Any, revision: str
+) -> Mapping[str, Any] | None:
+    """Take out of a configuration what it says of quantisation; return that, None where the weights are plain.
+
+    Args:
+        source: a folder or a Hub id; what is not in its cache is downloaded where something is said.
+        config: of the model.
+        revision: of a Hub id.
+    """
+    told = take_quantisation(config)
+    if told is None or has_codes(tensor_types(weight_files(source, revision))):
+        return told
+    say(
+        f"{source!r} says in config.json that it is quantised with {format_of(told)}, and its weights are plain: they "
+        "are used as they are"
+    )
+    return None
 
 
 def refuse_codes(source: str, types: Mapping[str, str]) -> None:

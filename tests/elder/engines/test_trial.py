@@ -1,5 +1,6 @@
 """Whether an engine says what transformers says: the numbers, worked by hand, and how the gate judges them."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from elder.engines.llama_cpp import Answer, Request, Said
+from elder.engines.llama_cpp import Answer, Request, Said, refuse_other_pattern
 from elder.engines.trial import compare, try_engines
+from elder.errors import UserError
 from elder.evaluation.gate import ENGINES_AGREE
 from elder.model.forward import logits_of
 from elder.model.load import Loaded, load_model
@@ -19,6 +21,7 @@ from tests.elder.evaluation.test_gate import DENSE, GOOD, SPEED, judge, rule_of
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "models" / "novels-llama"
 TEXT = ROOT / "data" / "held_out.txt"
+FULL, SLIDING = "full_attention", ["sliding_attention"]
 GOOD_TRIAL = {
     "engine": "llama.cpp",
     "format": "gguf bf16",
@@ -115,3 +118,27 @@ def test_llama_cpp_says_what_transformers_says(tmp_path: Path) -> None:
     (trial,) = try_engines(("llama.cpp",), loaded, MODEL, TEXT, tmp_path)
     assert trial.divergence is not None
     assert trial.divergence > ENGINES_AGREE
+
+
+@pytest.mark.parametrize(
+    ("fields", "layer"),
+    [
+        ({"model_type": "gemma3_text", "layer_types": [*SLIDING * 5, FULL] * 2}, None),
+        ({"model_type": "gemma3_text", "layer_types": [*SLIDING * 5, FULL, "s"]}, None),
+        ({"model_type": "gemma3_text", "layer_types": [*SLIDING * 4, FULL] * 2}, 4),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0]}, None),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 1, 0, 1]}, 2),
+        # kinds that are written into the file
+        ({"model_type": "olmo3", "layer_types": [FULL, *SLIDING]}, None),
+        ({"model_type": "llama"}, None),
+    ],
+)
+def test_layers_of_other_kinds_than_the_engines_code_has_are_refused(
+    tmp_path: Path, fields: dict[str, Any], layer: int | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    if layer is None:
+        refuse_other_pattern(tmp_path)
+        return
+    with pytest.raises(UserError, match=f"of layer {layer} that is not true any more"):
+        refuse_other_pattern(tmp_path)

@@ -13,16 +13,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
-from elder.cli.app import build_app
-from elder.cli.services import LIBRARY
 from elder.errors import UserError
 from elder.evaluation import perplexity as evaluation
 from elder.evaluation.evaluate import evaluate, task_mean
 from elder.evaluation.perplexity import perplexity, perplexity_of_text
 from elder.evaluation.protocol import protocol
-from elder.evaluation.tasks import headline, run_tasks, try_tasks
+from elder.evaluation.tasks import headline, run_tasks
 from elder.model.load import Loaded
 from elder.params import Evaluate
 from elder.record import Mean, Perplexity, TaskResult, plain
@@ -182,55 +179,6 @@ def test_a_built_in_task_reads_a_folder_named_like_its_dataset(
     # the labels alternate and the answers do not differ
     assert found["piqa"].value == 0.5
     assert no_network == []
-
-
-@pytest.fixture
-def own_tasks(tmp_path: Path) -> Path:
-    """Return a folder with a task that generates, one whose answers fill the context, one that fails when it is run."""
-    (tmp_path / "items.jsonl").write_text('{"text": "It was"}\n{"text": "She said"}\n')
-    for name, wanted in (
-        ("brief", "max_gen_toks: 8"),
-        ("long", "max_gen_toks: 128"),
-        ("broken", "max_gen_toks: 8, do_sample: true, temperature: -1"),
-    ):
-        definition = f"""
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{validation: items.jsonl}}}}
-validation_split: validation
-output_type: generate_until
-doc_to_text: "{{{{text}}}}"
-doc_to_target: "{{{{text}}}}"
-generation_kwargs: {{until: ["."], {wanted}}}
-metric_list: [{{metric: exact_match}}]
-"""
-        (tmp_path / f"{name}.yaml").write_text(definition)
-    return tmp_path
-
-
-def test_tasks_that_fail_are_named_before_any_is_run(
-    loaded: Loaded, own_tasks: Path
-) -> None:
-    assert run_tasks(loaded, ["brief"], own_tasks, None, 8)["brief"].value == 0
-    with pytest.raises(
-        UserError, match=r"'long' lets a model write 128 tokens .* context has 128:"
-    ):
-        try_tasks(loaded, ["brief", "long"], own_tasks, 8)
-    with pytest.raises(
-        UserError, match="the tasks broken cannot be run .* ValueError: "
-    ):
-        try_tasks(loaded, ["brief", "broken"], own_tasks, 8)
-
-
-def test_evaluate_tries_tasks_before_it_reads_the_text(
-    here: Path, model_folder: Path, own_tasks: Path
-) -> None:
-    given = f"evaluate {model_folder} --text missing.txt --tasks brief,long"
-    done = CliRunner().invoke(
-        build_app(LIBRARY), [*given.split(), "--task-data", str(own_tasks)]
-    )
-    assert done.exit_code == 2
-    assert "the task 'long' lets a model write 128 tokens" in done.output
 
 
 def test_unknown_tasks_name_the_nearest(loaded: Loaded) -> None:

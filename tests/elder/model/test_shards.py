@@ -127,3 +127,22 @@ def test_an_index_of_the_hub_that_leads_out_of_the_cache_is_refused(
         check=False,
     )
     assert "'../../../../outside.safetensors', which leads outside" in done.stderr
+
+
+def test_a_folder_that_was_downloaded_with_links_into_the_cache_is_loaded(
+    sharded: Path, tmp_path: Path
+) -> None:
+    blobs = tmp_path / "hub" / "models--owner--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(sharded.glob("*.safetensors"))):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert load(sharded).num_layers == 2
+
+
+def test_an_index_without_metadata_is_named(sharded: Path) -> None:
+    tree = json.loads((sharded / INDEX).read_text())
+    del tree["metadata"]
+    (sharded / INDEX).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="index.json' has no metadata"):
+        load(sharded)

@@ -197,7 +197,10 @@ def test_mxfp4_is_dequantised(model_folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_dequantised_is_refused_before_any_work(
     copy_of: Callable[..., Path], told: dict, name: str
 ) -> None:
-    folder = copy_of(quantization_config=told)
+    def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return tensors | {"model.layers.0.mlp.up_proj.qweight": torch.zeros(8).byte()}
+
+    folder = copy_of(packed, quantization_config=told)
     sentence = f"is quantised with {name}, whose codes cannot be turned back .* names as base_model"
     with pytest.raises(UserError, match=sentence):
         check_model(str(folder), Model(name=str(folder)))
