@@ -6,7 +6,8 @@
 #   parts       the default recipe without each of its parts, and the compensations, one seed
 #   families    two models of other families that nothing was tuned on, one seed
 #   texts       calibration and evaluation on other texts; WIKITEXT names a folder with valid.txt and test.txt
-# Each goes on where it was cut; give the same command twice at once to use two cores. Results: benchmarks/results/.
+# Each goes on where it was cut. Several rows at once, on Ray (docs/many-devices.md):
+# ELDER=.venv/bin/elder ELDER_SET=launch.ray=auto benchmarks/compare.sh PART. Results: benchmarks/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -21,7 +21,7 @@ from tasks.record import (
     with_outcome,
 )
 from tasks.rows import candidate_row, dense_fingerprint, dense_row
-from tasks.run.folder import close_run, unfinished_runs
+from tasks.run.folder import abandoned_runs, close_run
 from tasks.run.run import Run
 from tasks.run.slots import crash_abandoned, ensure_gpu_limit
 from tasks.stage import compression_stage, measure_speed, save, try_tasks
@@ -50,7 +50,7 @@ def do_all(run: Run) -> Record:
     """Do the steps of the flow, one after the other."""
     started, settings = time.monotonic(), run.settings
     ensure_gpu_limit()
-    crash_abandoned(unfinished_runs(run.root))
+    crash_abandoned([run.run_id, *abandoned_runs(run.root)])
     with Meter(run.energy, settings.energy) as meter:
         data = prepare_data(run)
         origin = start_from(run, data)

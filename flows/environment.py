@@ -11,6 +11,17 @@ from elder.errors import UserError
 from elder.process import prepare_libraries
 from elder.secrecy import hide_given_secrets
 
+DEFAULTS = {
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are said once, by this command
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "DVC_NO_ANALYTICS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
 
 def project_root() -> Path:
     """Return the folder of dvc.yaml: this one.
@@ -28,17 +39,7 @@ def project_root() -> Path:
 def prepare_environment() -> None:
     """Set what the libraries should do unless the user says otherwise: no telemetry, no chatter, results kept."""
     prepare_libraries()
-    defaults = {
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are said once, by this command
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "DVC_NO_ANALYTICS": "1",
-        "DO_NOT_TRACK": "1",
-    }
-    for name, value in defaults.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     logging.setLogRecordFactory(_record_without_secrets)
 

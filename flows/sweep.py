@@ -1,4 +1,4 @@
-"""A grid of runs: read the file, check every cell, run those that are not done, on this machine one after the other.
+"""A grid of runs: read the file, check every cell, run those that are not done: here one after the other, or on Ray.
 
 The file names values to combine; each combination is a cell, and one run of the main flow:
 
@@ -10,6 +10,7 @@ import itertools
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -26,8 +27,10 @@ from elder.record import Json, Record
 from elder.secrecy import without_secrets
 from elder.settings import DEFAULT
 from flows.checks.doctor import require
+from flows.cluster import refuse_cluster, spread
 from flows.environment import prepare_environment, project_root
 from flows.run import read_settings, run_compression, run_result, sentence
+from tasks.provenance.keys import signer_if_any
 from tasks.run.folder import finished_record
 from tasks.run.marks import read_mark
 
@@ -106,23 +109,42 @@ def run_sweep(
         UserError: for whatever is wrong with the file or any cell, before anything runs.
     """
     cells = read_cells(file, overrides)
-    _require_for_all(cells, params, root)
+    first = _require_for_all(cells, params, root)
     key = Fingerprint({"cells": [asdict(cell) for cell in cells]}).short
     mark = root / "runs" / f".sweep-{key}.json"
     since = _round(mark) if again else ""
-    rows = []
-    for number, cell in enumerate(cells, start=1):
-        say(f"cell {number} of {len(cells)}: {label(cell.values)}")
-        rows.append(run_cell(cell, params, root, since))
+    if first.launch.ray is None:
+        rows = []
+        for number, cell in enumerate(cells, start=1):
+            say(f"cell {number} of {len(cells)}: {label(cell.values)}")
+            rows.append(run_cell(cell, params, root, since))
+    else:
+        rows = _on_cluster(cells, params, root, since, first)
     mark.unlink(missing_ok=True)
     return rows
 
 
-def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> CellRow:
-    """Run one cell, unless a run of the same was made at ``since`` or later; returns its row.
+def _on_cluster(
+    cells: list[Cell], params: Path | None, root: Path, since: str, settings: Params
+) -> list[CellRow]:
+    """Run the cells on a Ray cluster; returns their rows, in order."""
+    # one key, which whoever came first would make
+    signer_if_any(settings.signing, root)
+    rows: list[CellRow | None] = [None] * len(cells)
 
-    All that a sweep on other machines would have to send there.
-    """
+    def told(cell: Cell, row: CellRow | UserError) -> None:
+        if isinstance(row, UserError):
+            row = _failed_row(cell, str(row))
+        rows[cells.index(cell)] = row
+        say(f"{label(cell.values)}: {row['error'] or 'run ' + str(row['run_id'])}")
+
+    function = partial(run_cell, params=params, root=root, since=since)
+    spread(function, cells, told, settings, root)
+    return [row for row in rows if row is not None]
+
+
+def run_cell(cell: Cell, params: Path | None, root: Path, since: str = "") -> CellRow:
+    """Run one cell, unless a run of the same was made at ``since`` or later; returns its row."""
     try:
         settings = read_settings(params, list(cell.overrides), cell.method)
         method = cell.method or DEFAULT
@@ -160,14 +182,20 @@ def _finished_row(cell: Cell, record: Record) -> CellRow:
     }
 
 
-def _require_for_all(cells: list[Cell], params: Path | None, root: Path) -> None:
-    """Refuse the sweep if any cell could not run."""
+def _require_for_all(cells: list[Cell], params: Path | None, root: Path) -> Params:
+    """Refuse the sweep if any cell could not run; returns the parameters of the first."""
+    found: list[Params] = []
     for number, cell in enumerate(cells, start=1):
         try:
-            require(read_settings(params, list(cell.overrides), cell.method), root)
+            settings = read_settings(params, list(cell.overrides), cell.method)
+            require(settings, root)
+            if settings.launch.ray is not None:
+                refuse_cluster(settings)
+            found.append(settings)
         except UserError as error:
             place = f"cell {number} of {len(cells)} ({label(cell.values)})"
             raise UserError(f"{place} cannot run: {error}") from None
+    return found[0]
 
 
 def read_cells(file: Path, overrides: list[str] | None) -> list[Cell]:

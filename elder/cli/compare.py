@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def compare(ctx: typer.Context, options: CompareOptions, common: CommonOptions) -> None:
-    """Compare methods at equal budget: a table and charts. Goes on where it was cut; may run several times at once."""
+    """Compare methods at equal budget: a table and charts. Goes on where it was cut."""
     prepare_libraries()
     asked = read_comparison(options, common)
     from elder.compare.plan import plan
@@ -44,7 +44,7 @@ def compare(ctx: typer.Context, options: CompareOptions, common: CommonOptions) 
     def write() -> "list[Section]":
         return write_table(measurements, output, budget, base)
 
-    failures = run_all(measurements, output, write)
+    failures = run_all(measurements, output, write, services.measuring(base))
     sections = write()
     draw_charts(sections, output)
     failed = failures_by_name(failures)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +11,9 @@ from elder.errors import INSTALL, UserError
 from elder.model.hub import MODEL, find
 from elder.names import format_of, is_hub_id, refuse_revision, split_revision
 from elder.params import Params
+
+if TYPE_CHECKING:
+    from elder.compare.run import Measuring
 
 TEXTS = Path("build/texts")  # where plain texts are made of others
 # how a model's name begins that only the pipeline can bring here
@@ -24,10 +28,12 @@ class Services:
         local_model: turns a model's name into a local folder, or hands on a folder or a Hub id as it is; the
             parameters say where store and registry are.
         text_of_dataset: turns the name of a dataset, or of a file with rows, into a text file below a folder.
+        measuring: gives what makes the measurements of a comparison: here, or on the machines of ``launch.ray``.
     """
 
     local_model: Callable[[str, Params], str]
     text_of_dataset: Callable[[Params, str, Path], Path]
+    measuring: Callable[[Params], "Measuring"]
 
     def with_local_model(self, settings: Params) -> Params:
         """Return parameters whose ``model.name`` needs no service any more; a model of the Hub gets its commit."""
@@ -77,7 +83,17 @@ def _no_datasets(_: Params, name: str, __: Path) -> Path:
     )
 
 
-LIBRARY = Services(_only_local_models, _no_datasets)
+def _only_here(settings: Params) -> "Measuring":
+    if settings.launch.ray is not None:
+        raise UserError(
+            f"launch.ray is {settings.launch.ray!r}, which needs the pipeline's packages; install them with: {INSTALL}"
+        )
+    from elder.compare.run import one_by_one
+
+    return one_by_one
+
+
+LIBRARY = Services(_only_local_models, _no_datasets, _only_here)
 
 
 def services_of(context: typer.Context) -> Services:

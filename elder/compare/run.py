@@ -1,12 +1,12 @@
 """Measure the rows of a comparison: each is compressed, evaluated, written down and deleted, in a process of its own.
 
-A folder holds the work of any number of processes at once:
+A folder holds the work:
 
     rows/NAME.json         what was measured; its presence is the mark of completion
     rows/NAME.npz          the loss of each evaluation block, for paired tests
     shared/DIGEST.*        layers that were chosen and text that the dense model wrote, for rows that need the same
     work/NAME/             stages of a row that is under way; gone when it is measured
-    locks/NAME             held by the process that measures the row; the kernel frees it however that process ends
+    lock                   held by the command that is at work here; the kernel frees it however that ends
 
 NAME ends in a digest of all that the numbers depend on, so that a change of parameters, model, texts or version is
 measured anew, what was measured before is found again, and two rows that mean the same are measured once.
@@ -15,9 +15,8 @@ measured anew, what was measured before is found again, and two rows that mean t
 import os
 import signal
 import threading
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,14 +28,17 @@ from elder.compare.plan import DENSE, Measurement
 from elder.compare.result import read_result, value_of
 from elder.device import is_out_of_memory, out_of_memory
 from elder.errors import UserError
-from elder.locks import Busy, hold
+from elder.locks import hold
 from elder.progress import say
 from elder.record import DOMAINS
 
-FOLDERS = ("rows", "locks", "work", "shared")
-BUSY = "another process measures it"
+FOLDERS = ("rows", "work", "shared")
+LOCK = "lock"
 KILLED = "the process that measured it was killed; was there enough memory?"
-POLL = 2.0  # seconds between looks at rows that other processes measure
+# called with a measurement and why it could not be made, None where it was
+Told = Callable[[Measurement, str | None], object]
+# makes measurements in the folder of a comparison, and tells of each
+Measuring = Callable[[Sequence[Measurement], Path, Told], None]
 
 
 @dataclass(frozen=True)
@@ -51,46 +53,53 @@ def run_all(
     measurements: list[Measurement],
     folder: Path,
     after: Callable[[], object],
-    isolate: bool = True,
+    measuring: Measuring,
 ) -> list[Failure]:
-    """Measure what is not measured yet; rows that another process has in hand are waited for.
+    """Measure what is not measured yet.
 
     Args:
         measurements: from `elder.compare.plan.plan`; the first is the dense model.
         folder: of the comparison.
         after: called whenever something new was measured.
-        isolate: measure each in a new process, so that its peak memory is its own.
+        measuring: makes the measurements: `one_by_one`, or on other machines.
 
     Returns:
         Those that could not be measured; the others are not held up by them.
 
     Raises:
-        UserError: if the dense model cannot be measured.
+        UserError: if the dense model cannot be measured, or another command is at work in the folder.
     """
     for name in FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    attempt = _in_own_process if isolate else _attempt
-    waiting = [one for one in measurements if not one.path(folder).exists()]
-    done = len(measurements) - len(waiting)
+    wanted: dict[str, Measurement] = {}
+    for one in measurements:  # rows that mean the same have one result
+        wanted.setdefault(one.slug, one)
+    waiting = [one for one in wanted.values() if not one.path(folder).exists()]
     failures: list[Failure] = []
-    while waiting:
-        busy: list[Measurement] = []
-        for one in waiting:
-            try:
-                reason = attempt(one, folder)
-            except Busy:
-                busy.append(one)
-                continue
-            if reason is not None:
-                failures.append(_failure(one, reason))
-                continue
-            done += 1
-            say(f"{done}/{len(measurements)} {one.title}: {_news(one, folder)}")
-            after()
-        if len(busy) == len(waiting):
-            time.sleep(POLL)
-        waiting = busy
+    done = len(wanted) - len(waiting)
+
+    def told(one: Measurement, reason: str | None) -> None:
+        nonlocal done
+        if reason is not None:
+            failures.append(_failure(one, reason))
+            return
+        done += 1
+        say(f"{done}/{len(wanted)} {one.title}: {_news(one, folder)}")
+        after()
+
+    refusal = (
+        f"another comparison is at work in {str(folder)!r}: wait for its end, or name another output; to measure "
+        "several rows at once, set launch.ray"
+    )
+    with hold(folder / LOCK, refusal):
+        measuring(waiting, folder, told)
     return failures
+
+
+def one_by_one(measurements: Sequence[Measurement], folder: Path, told: Told) -> None:
+    """Measure here, each in a new process, so that its peak memory is its own."""
+    for one in measurements:
+        told(one, _in_own_process(one, folder))
 
 
 def _failure(one: Measurement, reason: str) -> Failure:
@@ -120,34 +129,23 @@ def _news(one: Measurement, folder: Path) -> str:
     return ", ".join(shown)
 
 
-def _attempt(one: Measurement, folder: Path) -> str | None:
-    """Measure unless it is done; returns None, or why it could not be measured.
-
-    Raises:
-        Busy: it is in other hands.
-    """
-    with hold(folder / "locks" / one.slug, BUSY):
-        if one.path(folder).exists():
-            return None
-        try:
-            measure(one, folder)
-        except UserError as error:
-            return str(error)
-        except Exception as error:
-            # one broken row must not cost the hours of the others
-            if is_out_of_memory(error):
-                return str(out_of_memory(error, f"the row {one.row}"))
-            traceback.print_exc()
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def attempt(one: Measurement, folder: Path) -> str | None:
+    """Measure in this process; returns None, or why it could not be measured."""
+    try:
+        measure(one, folder)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        # one broken row must not cost the hours of the others
+        if is_out_of_memory(error):
+            return str(out_of_memory(error, f"the row {one.row}"))
+        traceback.print_exc()
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 
 
 def _in_own_process(one: Measurement, folder: Path) -> str | None:
-    """Do as `_attempt`, in a new process."""
-    if one.path(folder).exists():
-        return None
-    with hold(folder / "locks" / one.slug, BUSY):
-        pass  # a look before the cost of a process
+    """Do as `attempt`, in a new process."""
     pool = ProcessPoolExecutor(
         max_workers=1,
         mp_context=get_context("spawn"),
@@ -156,7 +154,7 @@ def _in_own_process(one: Measurement, folder: Path) -> str | None:
     )
     with pool:
         try:
-            return pool.submit(_attempt, one, folder).result()
+            return pool.submit(attempt, one, folder).result()
         except BrokenProcessPool:
             return KILLED
         except BaseException:

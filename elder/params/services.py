@@ -97,10 +97,22 @@ class Signing(Section):
 
 
 class Launch(Section):
-    """How many processes do a stage together; it changes no number beyond rounding."""
+    """Which processes and machines do the work; it changes no number beyond rounding."""
 
     processes: Annotated[int, Field(ge=1)] | Auto = Field(
         1, description="processes of a stage, a GPU for each; auto: all GPUs"
+    )
+    ray: str | None = Field(
+        None,
+        min_length=1,
+        description="Ray cluster for sweep and compare: auto, or HOST:6379; null: here, one after the other",
+    )
+    cpus: Annotated[int, Field(ge=1)] = Field(
+        1, description="cores that Ray keeps for a cell or row"
+    )
+    gpus: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto",
+        description="GPUs that Ray keeps for a cell or row; auto: one a process, where the cluster has any",
     )
 
 

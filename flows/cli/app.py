@@ -1,15 +1,19 @@
 """The whole command line: the library's commands with the pipeline's store and datasets, and the pipeline's own."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from elder.cli.app import build_app as build_library
 from elder.cli.options import with_options
-from elder.cli.services import Services
+from elder.cli.services import LIBRARY, Services
 from elder.params import Params
 from flows.cli import audit, keys, registry, run, serve, sweep
 from flows.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from elder.compare.run import Measuring
 
 COMMANDS = (
     audit.audit,
@@ -38,7 +42,16 @@ def _text_of_dataset(settings: Params, name: str, folder: Path) -> Path:
     return text_of_dataset(settings, name, folder)
 
 
-SERVICES = Services(_local_model, _text_of_dataset)
+def _measuring(settings: Params) -> "Measuring":
+    if settings.launch.ray is None:
+        return LIBRARY.measuring(settings)
+    prepare_environment()
+    from flows.compare import measuring
+
+    return measuring(settings)
+
+
+SERVICES = Services(_local_model, _text_of_dataset, _measuring)
 
 
 def build_app() -> typer.Typer:

@@ -1,6 +1,10 @@
-"""One run at a time in a project: whoever comes later, by hand or on schedule, waits and is told for whom."""
+"""One run at a time in a project: whoever comes later, by hand or on schedule, waits and is told for whom.
+
+On a Ray cluster several are at work at once: Ray says who has which cores and GPUs.
+"""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -17,7 +21,9 @@ LOCK, HOLDER = (".turn", ".turn.json")
 
 @contextmanager
 def exclusive(root: Path) -> Iterator[Callable[[str], None]]:
-    """Be the only run at work in a project, waiting as long as it takes. It is free again when this process ends.
+    """Be the only run at work in a project, waiting as long as it takes; not so where Ray placed this process.
+
+    It is free again when this process ends.
 
     Args:
         root: the project's folder.
@@ -25,6 +31,9 @@ def exclusive(root: Path) -> Iterator[Callable[[str], None]]:
     Yields:
         A function that takes the id of the run at work, which those who wait are told.
     """
+    if on_ray():
+        yield lambda run_id: None
+        return
     runs = root / "runs"
     with ExitStack() as held:
         try:
@@ -36,6 +45,12 @@ def exclusive(root: Path) -> Iterator[Callable[[str], None]]:
             held.enter_context(hold(runs / LOCK, "", patience=FOR_EVER))
         _write_holder(runs, None)
         yield lambda run_id: _write_holder(runs, run_id)
+
+
+def on_ray() -> bool:
+    """Say whether Ray placed this process, on cores and GPUs that are its own for the while."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _write_holder(runs: Path, run_id: str | None) -> None:

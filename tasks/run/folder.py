@@ -25,6 +25,7 @@ RECORD = "record.json"
 OPENED = {LOCK, PARAMS, START, "data", INPUTS, "energy.json", "stages.yaml"}
 # sections that change nothing of what a run makes, or no more than rounding
 BESIDE_THE_POINT = ("notify", "energy", "launch")
+PATIENCE = 1.0  # seconds for a folder that may be free
 KEY = 8  # characters of the key in a run's id
 # of the record: known after the model was published
 LATER = ("artifact", "model_version", "report")
@@ -62,8 +63,9 @@ def run_in_folder(
     for folder in [*unfinished, runs / new_run_id(key)]:
         with ExitStack() as held:
             try:
+                # others look for a moment whether it is free
                 held.enter_context(
-                    hold(folder / LOCK, "another process holds this run")
+                    hold(folder / LOCK, "another process holds this run", PATIENCE)
                 )
             except Busy:
                 continue
@@ -85,10 +87,18 @@ def folders_of(runs: Path, key: str) -> list[Path]:
     return [path for path in sorted(runs.glob(f"*-{key}-*")) if path.is_dir()]
 
 
-def unfinished_runs(root: Path) -> list[str]:
-    """Return the ids of a project's runs that did not come to their end."""
-    folders = sorted((root / "runs").glob(f"*/{START}"))
-    return [path.parent.name for path in folders if not is_finished(path.parent)]
+def abandoned_runs(root: Path) -> list[str]:
+    """Return the ids of a project's runs that did not come to their end, and that no process holds."""
+    folders = sorted(path.parent for path in (root / "runs").glob(f"*/{START}"))
+    return [one.name for one in folders if not is_finished(one) and _is_free(one)]
+
+
+def _is_free(folder: Path) -> bool:
+    try:
+        with hold(folder / LOCK, ""):
+            return True
+    except Busy:
+        return False
 
 
 def finished_record(

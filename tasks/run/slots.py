@@ -26,6 +26,7 @@ from prefect.states import Crashed, State
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from elder.progress import say
+from tasks.run.exclusive import on_ray
 
 GPU = "gpu"
 LOGGER = "prefect._internal.concurrency"  # of the service that asks for slots
@@ -97,7 +98,10 @@ def _ancestors(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
 
 @contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Hold a slot of the ``gpu`` limit, waiting for one as long as it takes."""
+    """Hold a slot of the ``gpu`` limit, waiting for one as long as it takes; Ray keeps GPUs for what it placed."""
+    if on_ray():
+        yield
+        return
     holder = (
         ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
     )

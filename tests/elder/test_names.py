@@ -95,7 +95,7 @@ def test_only_a_model_of_the_hub_has_a_revision(tmp_path: Path) -> None:
         split_revision("own@main")
     with pytest.raises(UserError, match="'@main' names a revision of no model"):
         split_revision("@main")
-    services = Services(lambda name, _: name, lambda *_: tmp_path)
+    services = Services(lambda name, _: name, lambda *_: tmp_path, LIBRARY.measuring)
     wanted = validate({"model": {"name": "own", "revision": "main"}})
     with pytest.raises(UserError, match="'own' is on this machine and has no revision"):
         services.with_local_model(wanted)

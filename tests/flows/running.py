@@ -2,12 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
+
+from tests.flows.waiting import free_port, wait_for
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
 PATIENCE = 600  # seconds that a run may take on a machine with much else to do
@@ -97,3 +102,32 @@ def processes_of_session(session: int) -> list[str]:
         if int(number) == session and state != "Z":
             lines.append(line)
     return lines
+
+
+@contextmanager
+def prefect_server(project: Path, log: Path) -> Iterator[str]:
+    """Run a Prefect server; gives the address of its API."""
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=project,
+            env=os.environ | {"PREFECT_API_URL": api},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def health() -> bool:
+        try:
+            return urlopen(f"{api}/health", timeout=5).status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_for(health, "Prefect server", PATIENCE)
+        yield api
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from tests.flows.waiting import wait_for
+from tests.flows.waiting import free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900  # seconds that anything here may take on a machine with much else to do
@@ -28,12 +27,6 @@ LITTLE = [
 ]
 LITTLE += ["recover.mode=none", "energy.measure=false", "signing.private_key=null"]
 LIMIT = "gate.max_perplexity_ratio_out_of_domain=0.5"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def stop(process: subprocess.Popen) -> int:

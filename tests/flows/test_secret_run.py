@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from socket import socket
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -18,7 +17,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from tests.flows.running import COMMAND, PATIENCE
-from tests.flows.waiting import wait_for
+from tests.flows.waiting import free_port, wait_for
 
 pytestmark = pytest.mark.slow
 MARK = "Zq7x"  # in every secret
@@ -51,12 +50,6 @@ class Receiver(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

@@ -1,5 +1,6 @@
-"""Waiting for what another process does."""
+"""Waiting for what another process does, and a port for it."""
 
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,3 +24,11 @@ def wait_for_none(look: Callable[[], list[Any]], patience: float) -> list[Any]:
             return []
         time.sleep(0.2)
     return look()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody uses."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port

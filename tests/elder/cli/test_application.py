@@ -5,13 +5,14 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from elder.cli.app import build_app
-from elder.cli.services import LIBRARY, Services
+from elder.cli.services import LIBRARY
 from elder.params import Params
 from elder.progress import one_line
 from elder.record import Perplexity, TaskResult
@@ -28,7 +29,7 @@ def test_a_stored_model_is_looked_up_once_and_keeps_its_name_in_the_record(
         asked.append((name, settings.registry.name))
         return str(model_folder)
 
-    app = build_app(Services(local_model, LIBRARY.text_of_dataset))
+    app = build_app(replace(LIBRARY, local_model=local_model))
     command = ["compress", STORED, "--output", "out", "--layers", "2", "--json"]
     command += ["--calibration", str(text_file), "--samples", "8", "--seq-len", "32"]
     command += ["--method", "last", "--recover", "none", "--set", "registry.name=mine"]
@@ -72,7 +73,7 @@ def test_an_ascii_terminal_gets_escapes_and_no_traceback(here: Path) -> None:
     code = (
         "from elder.cli.app import build_app; from elder.cli.services import Services\n"
         "def fail(*_): print('1.5 ± 0.1'); raise SystemExit(0)\n"
-        "build_app(Services(fail, fail))(['select', 'x', '--layers', '2'])"
+        "build_app(Services(fail, fail, fail))(['select', 'x', '--layers', '2'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

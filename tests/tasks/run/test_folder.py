@@ -18,6 +18,7 @@ from elder.record import Record
 from elder.settings import validate
 from tasks.run import folder as module
 from tasks.run.folder import (
+    abandoned_runs,
     close_run,
     finished_record,
     is_finished,
@@ -25,7 +26,6 @@ from tasks.run.folder import (
     run_in_folder,
     run_key,
     start_over_unless_same,
-    unfinished_runs,
 )
 from tasks.run.run import Run, write_stage_params
 from tests.elder.records import make_record
@@ -61,12 +61,12 @@ def test_an_unfinished_run_is_gone_on_with_until_it_is_closed(tmp_path: Path) ->
     assert interrupted(tmp_path) == first
     with in_folder(tmp_path, method="sleb") as other:
         assert other.folder != first
-    assert unfinished_runs(tmp_path) == [first.name]
+    assert abandoned_runs(tmp_path) == [first.name]
     with in_folder(tmp_path) as again:
         assert again.folder == first
         close_run(first, record_of(again))
     assert is_finished(first)
-    assert unfinished_runs(tmp_path) == []
+    assert abandoned_runs(tmp_path) == []
 
 
 def test_what_bears_on_no_result_starts_no_other_run() -> None:
