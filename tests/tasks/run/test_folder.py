@@ -69,6 +69,13 @@ def test_an_unfinished_run_is_gone_on_with_until_it_is_closed(tmp_path: Path) ->
     assert abandoned_runs(tmp_path) == []
 
 
+def test_a_run_that_is_at_work_is_not_abandoned(tmp_path: Path) -> None:
+    left = interrupted(tmp_path)
+    with in_folder(tmp_path, method="sleb") as at_work:
+        assert abandoned_runs(tmp_path) == [left.name]
+        assert not is_finished(at_work.folder)
+
+
 def test_what_bears_on_no_result_starts_no_other_run() -> None:
     key = run_key(validate({}), "default")
     beside = {
