@@ -76,7 +76,7 @@ def test_a_sweep_survives_a_machine_that_dies(
     runs = project / "runs"
 
     def at_work() -> bool:
-        return len(list(runs.glob("*/work/learn.json"))) == 2
+        return len(list(runs.glob("*/candidate.json"))) == 2
 
     wait_for(at_work, "two cells at once", PATIENCE)
     begun = {path.parent.name for path in runs.glob("*/start.json")}

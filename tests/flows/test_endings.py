@@ -193,7 +193,8 @@ def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
         told.extend(run_ids)
         raise KeyboardInterrupt  # what follows is the run itself
 
-    opened = SimpleNamespace(settings=Params(), root=tmp_path)
+    own = "20261124-020002-abcdef12-000000"
+    opened = SimpleNamespace(settings=Params(), root=tmp_path, run_id=own)
     monkeypatch.setattr("flows.compress.ensure_gpu_limit", lambda: None)
     monkeypatch.setattr("flows.compress.crash_abandoned", stand_in)
     for name in ("20261124-020000-abcdef12-000000", "20261124-020001-abcdef12-000000"):
@@ -202,7 +203,7 @@ def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
     (tmp_path / "runs" / name / FINISHED).write_text("{}")
     with pytest.raises(KeyboardInterrupt):
         do_all(cast("Run", opened))
-    assert told == ["20261124-020000-abcdef12-000000"]
+    assert told == [own, "20261124-020000-abcdef12-000000"]
 
 
 def test_an_interruption_is_no_failure(
