@@ -3,6 +3,7 @@
 import getpass
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -28,6 +29,8 @@ CPU_SETTINGS = KEEP_MEMORY | SPIN_BRIEFLY
 
 HOME = Path("build") / "home"  # in the working folder
 
+_told: list[int] = []  # signals that asked this process to end
+
 
 def end_with_stdin() -> None:
     """End this process once its stdin ends, which the process that started it holds open; later in the background.
@@ -43,6 +46,24 @@ def end_with_stdin() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def end_when_told() -> None:
+    """Let SIGTERM close what is open, as Ctrl-C does; what fails after either is part of that end, and no fault."""
+
+    def end(number: int, _: object) -> None:
+        _told.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    # a shell has its background jobs ignore it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+
+
+def was_told_to_end() -> bool:
+    """Say whether `end_when_told` was followed by such a signal."""
+    return bool(_told)
 
 
 def prepare_libraries() -> None:

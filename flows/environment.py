@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -68,8 +67,3 @@ def _without_secrets(value: object) -> object:
     text = str(value)
     hidden = hide_given_secrets(text)
     return value if hidden == text else hidden
-
-
-def end_as_after_ctrl_c() -> None:
-    """Let SIGTERM close what is open, as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -136,6 +136,8 @@ def _start_server() -> None:
 
 def _run_flow(run: Run) -> Record:
     """Run the flow; where it fails, close what it left open in the registry."""
+    from httpx import TransportError
+
     from flows.compress import compress_and_register
 
     try:
@@ -145,4 +147,9 @@ def _run_flow(run: Run) -> Record:
         # the first failure is the one to tell, and soon
         with suppress(UserError), little_patience():
             Registry(run.settings.registry).end_failed(run.run_id, status)
+        if isinstance(error, TransportError):  # the one server that is asked by httpx
+            raise UserError(
+                f"the Prefect server of run {run.run_id} answers no more ({type(error).__name__}), as where it was "
+                "killed or told to end: what is finished is kept; the same command goes on from it"
+            ) from None
         raise

@@ -18,6 +18,7 @@ from elder.errors import CRASHED, Crash, UserError
 from elder.names import shown
 from elder.parallel.launch import SECONDS_TO_SPEAK
 from elder.parallel.ranks import was_started_as_rank
+from elder.process import was_told_to_end
 from elder.secrecy import hide_given_secrets
 
 INTERRUPTED = "interrupted: nothing was left half-written; the same command goes on from where it was"
@@ -52,6 +53,9 @@ class PlainErrors(TyperGroup):
         except Crash as error:
             refuse(f"error: {error}", CRASHED)
         except Exception as error:
+            # as of a server that was told the same
+            if was_told_to_end():
+                refuse(INTERRUPTED, 2)
             # a wrong command line: its sentence repeats what was given
             if hasattr(error, "exit_code") and hasattr(error, "message"):
                 error.message = hide_given_secrets(error.message)

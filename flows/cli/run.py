@@ -7,9 +7,10 @@ import typer
 
 from elder.cli.options import AsJson, CommonOptions, ParameterOptions
 from elder.cli.output import show
+from elder.process import end_when_told
 from elder.record import Record, Row
 from elder.settings import DEFAULT
-from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
+from flows.environment import prepare_environment, project_root
 
 Checks = list[dict[str, Any]]
 
@@ -28,7 +29,7 @@ def run(
     prepare_environment()
     from flows.run import run_compression, run_result
 
-    end_as_after_ctrl_c()
+    end_when_told()
     record = run_compression(settings, root, method or DEFAULT)
     show(
         run_result(record), as_json, lambda: _run_lines(record, settings.registry.name)

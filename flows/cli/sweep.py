@@ -8,7 +8,8 @@ import typer
 
 from elder.cli.options import AsJson, ParameterOptions
 from elder.cli.output import show
-from flows.environment import end_as_after_ctrl_c, prepare_environment, project_root
+from elder.process import end_when_told
+from flows.environment import prepare_environment, project_root
 
 if TYPE_CHECKING:
     from flows.sweep import CellRow
@@ -37,7 +38,7 @@ def sweep(
     prepare_environment()
     from flows.sweep import run_sweep
 
-    end_as_after_ctrl_c()
+    end_when_told()
     rows = run_sweep(file, parameters.params, parameters.overrides, root, again)
     show({"runs": rows}, as_json, lambda: table(rows))
     if any(row["error"] for row in rows):

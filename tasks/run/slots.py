@@ -133,9 +133,13 @@ def gpu_slot() -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Say whether Prefect logs something else than that no slot was free: it calls that an error each time."""
+    """Say whether Prefect logs something else than that no slot was free, or that a server which is gone hears nothing.
+
+    It calls the former an error each time; the latter ends the command, which says so.
+    """
     said = record.getMessage()
-    return not ("SlotAcquisition" in said and "TimeoutError" in said)
+    no_slot = "SlotAcquisition" in said and "TimeoutError" in said
+    return not no_slot and "EventsWorker" not in said
 
 
 def free_dead_slots() -> None:

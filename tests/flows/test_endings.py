@@ -1,13 +1,16 @@
 """How a run's end is told: to the webhook, and as the state of a scheduled run."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock, Timeout
-from httpx import ReadTimeout
+from httpx import ConnectError, ReadTimeout
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.states import State
 
@@ -204,6 +207,42 @@ def test_a_run_first_marks_what_was_killed_before_it_as_crashed(
     with pytest.raises(KeyboardInterrupt):
         do_all(cast("Run", opened))
     assert told == [own, "20261124-020000-abcdef12-000000"]
+
+
+def test_a_server_that_is_gone_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(_: Run) -> None:
+        raise ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr("flows.compress.compress_and_register", gone)
+    monkeypatch.setattr("flows.run.Registry", Mock())
+    with pytest.raises(UserError, match=r"run r1 answers no more \(ConnectError\)"):
+        run._run_flow(cast("Run", SimpleNamespace(settings=Params(), run_id="r1")))
+
+
+def test_what_fails_after_the_order_to_end_is_no_fault(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from elder.cli.app import build_app
+from elder.cli.services import Services
+from elder.process import end_when_told
+
+def ends(*_):
+    end_when_told()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise RuntimeError("a server that ended first") from None
+
+build_app(Services(ends, ends, ends))(["select", "x", "--layers", "2"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("interrupted: nothing was left")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_interruption_is_no_failure(
