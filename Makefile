@@ -24,7 +24,7 @@ $(REAL): presets/smollm2.txt | $(STAMP)
 
 # Hundreds of processes import the project: each would compile it where the environment forbids to keep bytecode.
 test: $(STAMP)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder --durations 40
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

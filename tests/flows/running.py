@@ -111,7 +111,7 @@ def prefect_server(project: Path, log: Path) -> Iterator[str]:
     api = f"http://127.0.0.1:{port}/api"
     with log.open("w") as output:
         process = subprocess.Popen(
-            ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
             cwd=project,
             env=os.environ | {"PREFECT_API_URL": api},
             stdout=output,
