@@ -23,7 +23,7 @@ from elder.settings import validate
 
 PAGE = Path(__file__).parents[1] / "docs" / "sizes.md"
 # 35 % of an H100's 989 TFLOP/s in bf16; stages reached 17 to 47 % on an H200 (benchmarks/results/gpu-h200.md)
-GPU = Machine("one H100", False, 80 * 10**9, 0, 3.5e14, 3e12)
+GPU = Machine("one H100", False, 80 * 10**9, 0, 3.5e14, 3e12, 10**12, 2e10)
 SHAPES = {  # published model: vocabulary, hidden, inner, layers, heads, key/value heads
     "Llama 3.2 1B": (128_256, 2048, 8192, 16, 32, 8),
     "Llama 2 7B": (32_000, 4096, 11_008, 32, 32, 32),
@@ -93,17 +93,17 @@ def case_of(shape: str, way: dict[str, object]) -> Case:
 def rows(shape: str) -> list[str]:
     """Return the rows of one model."""
     choice = choosing(case_of(shape, {}), at_once=1)
-    learn = choice.entry(False, GPU.seconds(choice.flops, choice.moved))
+    learn = choice.entry(False, GPU.seconds(choice))
     mending = compensating(case_of(shape, {}))
     assert mending is not None
-    mend = mending.entry(False, GPU.seconds(mending.flops, mending.moved))
+    mend = mending.entry(False, GPU.seconds(mending))
     first = f"**{shape}** | {size(learn.memory_bytes)} | {duration(learn.seconds or 0)}"
     first += f" | {size(mend.memory_bytes)} | {duration(mend.seconds or 0)}"
     lines = []
     for number, (way, changes) in enumerate(WAYS.items()):
         found = recovering(case_of(shape, changes))
         assert found is not None
-        recover = found.entry(False, GPU.seconds(found.flops, found.moved))
+        recover = found.entry(False, GPU.seconds(found))
         cells = [
             " | | | | " if number else first,
             way,

@@ -15,7 +15,7 @@ from elder.errors import UserError
 from elder.model.published.quantised import quantisation_of
 from elder.params.catalogue import NONE
 from elder.plan.case import Case
-from elder.plan.estimate import Estimate
+from elder.plan.estimate import Estimate, Room
 from elder.plan.result import size
 from elder.plan.selection import choosing
 from elder.plan.stages import compensating, recovering, regularising, removing
@@ -43,16 +43,13 @@ class Chosen:
     changes: dict[str, Json]
 
 
-def choose(
-    case: Case, room: float | None, on_cpu: bool, alone: float | None = None
-) -> Chosen:
-    """Work out all stages, and change them so that each takes at most ``room`` bytes; None: as they are.
+def choose(case: Case, room: Room, alone: Room | None = None) -> Chosen:
+    """Work out all stages, and change those that ``room`` does not hold.
 
     Args:
         case: the compression.
-        room: bytes.
-        on_cpu: the processor computes, in the machine's own memory.
-        alone: bytes for the compensation, where ``room`` is None: one of several processes does it for all.
+        room: what each may take.
+        alone: what the compensation may take, where ``room`` has no limit: one of several processes does it for all.
 
     Raises:
         UserError: if one does not fit, whatever is changed; if the model's code cannot be planned.
@@ -69,9 +66,11 @@ def choose(
     for name, plan in order:
         found = plan(case)
         more: Changes = {}
-        most = alone if room is None and name == "compensate" else room
-        if found is not None and most is not None and found.memory(on_cpu) > most:
-            found, more = _changed_to_fit(case, name, most, on_cpu)
+        here = room
+        if alone is not None and room.device is None and name == "compensate":
+            here = alone
+        if found is not None and not here.holds(found):
+            found, more = _changed_to_fit(case, name, here)
         if found is not None:
             stages.append(found)
         changes |= more
@@ -108,24 +107,22 @@ def _first_choice(case: Case) -> Estimate:
 
 
 def _changed_to_fit(
-    case: Case, name: str, room: float, on_cpu: bool
+    case: Case, name: str, room: Room
 ) -> tuple[Estimate | None, Changes]:
     """Return what a stage takes once it fits, None where it is left out, and the changes."""
     try:
-        return _smaller(case, name, room, on_cpu)
+        return _smaller(case, name, room)
     except UserError:
         if name != "compensate":
             raise
         return None, {"compensate.method": NONE}
 
 
-def _smaller(
-    case: Case, name: str, room: float, on_cpu: bool
-) -> tuple[Estimate, Changes]:
+def _smaller(case: Case, name: str, room: Room) -> tuple[Estimate, Changes]:
     """Return what a stage takes once it is changed so that it fits, and the changes."""
     plans = {"learn": _first_choice, "compensate": compensating, **TRAININGS}
     least: Estimate | None = None
-    for way, sizes in _ways(case, name, on_cpu):
+    for way, sizes in _ways(case, name, room.on_cpu):
         *more, fewest = sizes
         try:
             found = plans[name](changed(case, way | fewest))
@@ -134,13 +131,13 @@ def _smaller(
                 continue
             raise
         assert found is not None
-        if least is None or found.memory(on_cpu) < least.memory(on_cpu):
+        if least is None or found.memory(room.on_cpu) < least.memory(room.on_cpu):
             least = found
-        if found.memory(on_cpu) > room:
+        if not room.holds(found):
             continue  # no more blocks fit, then
         for count in more:
             larger = plans[name](changed(case, way | count))
-            if larger is not None and larger.memory(on_cpu) <= room:
+            if larger is not None and room.holds(larger):
                 return larger, way | count
         return found, way | fewest
     raise UserError(
@@ -149,7 +146,6 @@ def _smaller(
             name,
             room,
             least,
-            on_cpu,
         )
     )
 
@@ -162,8 +158,8 @@ def _ways(
     if name == "learn":
         sizes = _halved("select.forward_batch", settings.select.forward_batch)
         yield {}, sizes
-        if _can_lie_elsewhere(case, on_cpu):
-            yield {"select.offload": "disk" if on_cpu else "cpu"}, sizes
+        for place in _elsewhere(case, on_cpu):
+            yield {"select.offload": place}, sizes
     elif name == "compensate":
         yield {}, _halved("compensate.batch", settings.compensate.batch)
     elif name in TRAININGS:
@@ -173,18 +169,19 @@ def _ways(
             yield way, sizes
 
 
-def _can_lie_elsewhere(case: Case, on_cpu: bool) -> bool:
-    """Say whether layers may lie on the CPU, or on the disk for a CPU, until they run; the rest is seen in loading."""
+def _elsewhere(case: Case, on_cpu: bool) -> list[str]:
+    """Return where layers may lie until they run, the faster place first; the rest is seen in loading."""
     settings, wanted = case.settings, case.settings.model
-    as_stored = wanted.part == "whole" and not quantisation_of(case.config.to_dict())
-    return (
+    can = (
         settings.select.offload == "none"
         and settings.launch.processes == 1
         and wanted.adapter != "merge"
-        and (as_stored or not on_cpu)
         and only_runs(settings)
         and find_spec("accelerate") is not None
     )
+    as_stored = wanted.part == "whole" and not quantisation_of(case.config.to_dict())
+    places = {"cpu": not on_cpu, "disk": as_stored}
+    return [place for place, fits in places.items() if can and fits]
 
 
 def _trainings(name: str, wanted: params.Training) -> Iterator[Changes]:
@@ -211,17 +208,21 @@ def _halved(key: str, count: int) -> list[Changes]:
     return sizes
 
 
-def _too_large(
-    case: Case, name: str, room: float, least: Estimate | None, on_cpu: bool
-) -> str:
+def _too_large(case: Case, name: str, room: Room, least: Estimate | None) -> str:
     """Say that a stage does not fit, and what may help."""
-    needed = case.dense_bytes if least is None else least.memory(on_cpu)
-    how = (
-        ""
-        if least is None
-        else f", with {least.mode} and {least.micro_batch} blocks at once"
-    )
+    assert room.device is not None
+    help_ = "use shorter blocks (calibration.seq_len), or leave the stage out"
+    needed, how = float(case.dense_bytes), ""
+    if least is not None:
+        needed = least.memory(room.on_cpu)
+        how = f", with {least.mode} and {least.micro_batch} blocks at once"
+        if needed <= room.device:
+            return (
+                f"{name} takes {size(least.beside)} of the machine's own memory{how}, which has {size(room.host)}: "
+                f"{help_}"
+            )
+    left = size(max(room.device, 0))
     return (
-        f"{name} takes at least {size(needed)}{how}, and model.max_memory leaves {size(max(room, 0))}: give it more, "
-        "use shorter blocks (calibration.seq_len), or leave the stage out"
+        f"{name} takes at least {size(needed)}{how}, and model.max_memory leaves {left}: give it more, "
+        f"{help_}"
     )

@@ -24,6 +24,7 @@ class Estimate:
         micro_batch: blocks that go through it at once.
         flops: floating-point operations.
         moved: bytes that go between processor and memory where that takes the time.
+        brought: bytes of layers that come to the device each time that they run.
         computes: whether it does more than read and write.
     """
 
@@ -34,6 +35,7 @@ class Estimate:
     micro_batch: int | None = None
     flops: float = 0.0
     moved: float = 0.0
+    brought: float = 0.0
     computes: bool = True
 
     def parts(self, on_cpu: bool) -> Parts:
@@ -45,22 +47,50 @@ class Estimate:
         """Return the bytes at that moment."""
         return total(self.parts(on_cpu))
 
+    @property
+    def beside(self) -> float:
+        """Return the bytes that lie in the machine's memory beside a GPU."""
+        return max(
+            sum(parts.get(kind, 0.0) for kind in ON_HOST) for parts in self.peaks
+        )
+
     def entry(self, on_cpu: bool, seconds: float) -> StagePlan:
         """Return the entry of a plan."""
         parts = {kind: round(count) for kind, count in self.parts(on_cpu).items()}
-        beside = max(
-            sum(parts.get(kind, 0.0) for kind in ON_HOST) for parts in self.peaks
-        )
         return StagePlan(
             name=self.name,
             mode=self.mode,
             memory_bytes=sum(parts.values()),
-            host_bytes=0 if on_cpu else round(beside),
+            host_bytes=0 if on_cpu else round(self.beside),
             parts=parts,
             micro_batch=self.micro_batch,
             batch=self.batch,
             seconds=round(seconds, 1) if self.computes else None,
         )
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a stage may take.
+
+    Attributes:
+        device: bytes that tensors may take there; None: no limit is set.
+        host: bytes of the machine's own memory.
+        on_cpu: the processor computes, in the machine's own memory.
+    """
+
+    device: float | None
+    host: float
+    on_cpu: bool
+
+    def holds(self, stage: Estimate) -> bool:
+        """Say whether a stage fits."""
+        if self.device is None:
+            return True
+        # what only reads and writes maps files
+        counts = stage.computes and not self.on_cpu
+        fits_beside = not counts or stage.beside <= self.host
+        return stage.memory(self.on_cpu) <= self.device and fits_beside
 
 
 def _here(parts: Parts, on_cpu: bool) -> Parts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from elder.device import peak_memory_bytes
+from elder.plan.estimate import Estimate, Room
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 COPIED = 2**26  # bytes
@@ -26,6 +27,8 @@ class Machine:
         process: bytes that Python and its libraries take of the machine's memory.
         flops: floating-point operations that a model's passes do in a second.
         moved: bytes that are read or written in a second.
+        host: bytes of the machine's own memory.
+        brought: bytes that come to the device in a second from where layers lie; what no memory keeps comes slower.
     """
 
     name: str
@@ -34,16 +37,19 @@ class Machine:
     process: int
     flops: float
     moved: float
+    host: int
+    brought: float
 
-    def seconds(self, flops: float, moved: float) -> float:
-        """Return the time that some work takes."""
-        return flops / self.flops + moved / self.moved
+    def seconds(self, stage: Estimate) -> float:
+        """Return the time that a stage takes."""
+        reading = stage.moved / self.moved + stage.brought / self.brought
+        return stage.flops / self.flops + reading
 
-    def room(self, most: int | None) -> float | None:
-        """Return the bytes that tensors may take of ``most``; None where there is no limit."""
-        if most is None:
-            return None
-        return most - self.process if self.on_cpu else most
+    def room(self, most: int | None) -> Room:
+        """Return what there is where at most ``most`` bytes of the device are to be taken; None: no limit."""
+        if most is not None and self.on_cpu:
+            most -= self.process
+        return Room(most, self.host, self.on_cpu)
 
 
 def machine_here(
@@ -57,7 +63,7 @@ def machine_here(
         flops: that are stated, in place of those that are measured.
     """
     on_cpu = device.type == "cpu"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     name = "cpu"
     if not on_cpu:
         told = torch.cuda.get_device_properties(device)
@@ -69,7 +75,9 @@ def machine_here(
         memory,
         process,
         flops or 1.0,
-        _copies(device),
+        _copies(device, device),
+        host,
+        _copies(torch.device("cpu"), device),
     )
     if flops is not None:
         return here
@@ -86,14 +94,14 @@ def _products(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / _shortest(lambda: one @ one, device)
 
 
-def _copies(device: torch.device) -> float:
-    """Return the bytes that a large copy reads and writes in a second."""
+def _copies(start: torch.device, device: torch.device) -> float:
+    """Return the bytes that a large copy from one device to another reads and writes in a second."""
     source = torch.ones(
         COPIED,
         dtype=torch.uint8,
-        device=device,
+        device=start,
     )
-    target = torch.empty_like(source)
+    target = torch.empty_like(source, device=device)
     return 2 * COPIED / _shortest(lambda: target.copy_(source), device)
 
 

@@ -37,8 +37,8 @@ def make_plan(case: Case, machine: Machine, name: str) -> tuple[PlanResult, Para
     """
     most = case.settings.model.max_memory
     several = case.settings.launch.processes != 1
-    alone = float(machine.memory) if several else None
-    chosen = choose(case, machine.room(most), machine.on_cpu, alone)
+    alone = machine.room(machine.memory) if several else None
+    chosen = choose(case, machine.room(most), alone)
     return _result(chosen, machine, name), chosen.case.settings
 
 
@@ -67,8 +67,7 @@ def fitted(settings: Params) -> Params:
 def _result(chosen: Chosen, machine: Machine, name: str) -> PlanResult:
     case = chosen.case
     stages = [
-        stage.entry(machine.on_cpu, machine.seconds(stage.flops, stage.moved))
-        for stage in chosen.stages
+        stage.entry(machine.on_cpu, machine.seconds(stage)) for stage in chosen.stages
     ]
     return PlanResult(
         model=name,

@@ -8,7 +8,8 @@ from elder.plan.estimate import LYING, Estimate, beside
 from elder.plan.live import ACTIVATIONS, Parts
 from elder.plan.simulate import Need, simulate
 
-Needs = tuple[tuple[Need, ...], float]  # of each kind of work, and all FLOPs
+# of each kind of work, all FLOPs, and how often all layers are read
+Needs = tuple[tuple[Need, ...], float, float]
 Choice = Callable[[Case, int], Needs]  # of blocks at once
 FROM = {  # where layers lie
     "none": "",
@@ -20,8 +21,9 @@ FROM = {  # where layers lie
 def choosing(case: Case, at_once: int) -> Estimate:
     """Return what the choice of layers takes with ``at_once`` blocks at once."""
     method = case.settings.select.method
-    needs, flops = CHOICES.get(method, _looking)(case, at_once)
+    needs, flops, readings = CHOICES.get(method, _looking)(case, at_once)
     offload = case.settings.select.offload
+    brought = 0.0 if offload == "none" else readings * case.layers_bytes
     return Estimate(
         name="learn",
         mode=f"layers chosen by {method}{FROM[offload]}",
@@ -29,6 +31,7 @@ def choosing(case: Case, at_once: int) -> Estimate:
         batch=case.settings.select.forward_batch,
         micro_batch=at_once,
         flops=flops,
+        brought=brought,
     )
 
 
@@ -52,18 +55,20 @@ def _need(case: Case, one: work.Work) -> Need:
 
 def _looking(case: Case, at_once: int) -> Needs:
     need = _need(case, work.look(case.dtype, at_once))
-    return (need,), need.flops / at_once * case.samples
+    passes = case.samples / at_once
+    return (need,), need.flops * passes, passes
 
 
 def _nothing(case: Case, at_once: int) -> Needs:
-    return (Need(),), 0.0
+    return (Need(),), 0.0, 0.0
 
 
 def _each_candidate(case: Case, rounds: int, at_once: int) -> Needs:
     """Judge each layer that is left, from the state before it on: half a pass a layer."""
     need = _need(case, work.judge(case.dtype, at_once, keep=True))
-    passes = sum(1 + (case.layers - gone) / 2 for gone in range(rounds))
-    return (need,), need.flops / at_once * case.samples * passes
+    each = sum(1 + (case.layers - gone) / 2 for gone in range(rounds))
+    passes = each * case.samples / at_once
+    return (need,), need.flops * passes, passes
 
 
 def _sleb(case: Case, at_once: int) -> Needs:
@@ -77,7 +82,8 @@ def _perplexity(case: Case, at_once: int) -> Needs:
 def _taylor(case: Case, at_once: int) -> Needs:
     batch = min(at_once, case.settings.select.settings_of("shortened-taylor").batch)
     need = _need(case, work.differentiate(case.dtype, batch))
-    return (need,), need.flops / batch * case.samples
+    steps = case.samples / batch
+    return (need,), need.flops * steps, 2 * steps
 
 
 def _layer_weights(case: Case, at_once: int) -> Needs:
@@ -86,18 +92,19 @@ def _layer_weights(case: Case, at_once: int) -> Needs:
     batch = min(at_once, own.batch)
     twice = case.settings.select.offload != "none"
     weighing = _need(case, work.weigh(case.dtype, batch, twice))
-    flops = weighing.flops / batch * own.epochs * case.samples
+    steps = own.epochs * case.samples / batch
+    flops = weighing.flops * steps
     if not own.iterative or own.shortlist == 1:
-        return (weighing,), flops
+        return (weighing,), flops, 2 * steps
     judging = _need(case, work.judge(case.dtype, at_once))
-    passes = case.gone * (1 + own.shortlist / 2)
-    flops += judging.flops / at_once * case.samples * passes
+    passes = case.gone * (1 + own.shortlist / 2) * case.samples / at_once
+    flops += judging.flops * passes
     state = (
         at_once * case.shape.seq_len * case.shape.text.hidden_size * case.dtype.itemsize
     )
     kept = judging.peak.get(ACTIVATIONS, 0.0) + own.shortlist * state
     judging = Need({"": judging.peak | {ACTIVATIONS: kept}})
-    return (weighing, judging), flops
+    return (weighing, judging), flops, 2 * steps + passes
 
 
 CHOICES: dict[str, Choice] = {

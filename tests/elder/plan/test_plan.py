@@ -23,7 +23,7 @@ from elder.plan.result import PlanResult
 from elder.plan.simulate import simulate
 from elder.settings import validate
 
-GPU = Machine("a GPU", False, 80 * 10**9, 0, 4e14, 3e12)
+GPU = Machine("a GPU", False, 80 * 10**9, 0, 4e14, 3e12, 10**12, 2e10)
 CPU = replace(GPU, name="a CPU", on_cpu=True)
 ROOT = Path(__file__).parents[3]
 
@@ -150,6 +150,33 @@ def test_layers_lie_on_the_cpu_or_the_disk_where_fewer_blocks_do_not_do() -> Non
     assert changes == {"select.offload": "disk", "select.forward_batch": 1}
     assert on_cpu.mode == "layers chosen by elder, layer by layer from disk"
     assert on_cpu.parts == on_gpu.parts
+    # layers that the machine's own memory does not hold beside the GPU stay on the disk
+    little = replace(GPU, host=8 * LAYER - 1)
+    _, changes = chosen_by("elder", little, most)
+    assert changes == {"select.offload": "disk", "select.forward_batch": 1}
+
+
+def test_the_time_in_which_layers_are_brought_is_counted() -> None:
+    whole, _ = chosen_by("shortgpt", GPU, None)
+    slow = replace(GPU, brought=1e6)
+    most = whole.memory_bytes - 1
+    found, _ = chosen_by("shortgpt", slow, most)
+    # 16 blocks, one at once: each brings all layers
+    assert found.seconds == pytest.approx(16 * 8 * LAYER / 1e6, rel=0.01)
+
+
+def test_copies_of_trained_weights_must_fit_beside_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = case({"lr": "auto"}, "1GB")
+    copies = make_plan(wanted, GPU, "model")[0].stages[-1].host_bytes
+    assert copies > 0
+    # where they do not, adapters, whose copies are small, take the place of all weights
+    found, _ = make_plan(wanted, replace(GPU, host=copies - 1), "model")
+    assert "recover.adapter_rank" in found.settings
+    monkeypatch.setattr("elder.plan.choose.find_spec", lambda _: None)  # no peft
+    with pytest.raises(UserError, match="of the machine's own memory"):
+        make_plan(wanted, replace(GPU, host=copies - 1), "model")
 
 
 def test_layers_that_are_looked_into_lie_nowhere_else() -> None:
