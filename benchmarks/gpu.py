@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from gpu_report import TRAINED, Results, flops_per_token
 from gpu_stages import ROOT, WEIGHTS, Bench, Shape, shape_of, stages_of
+from real_size import measure, seconds_of
 from transformers import LlamaConfig
 
 from elder.device import device_of, is_out_of_memory
@@ -95,6 +96,15 @@ def train_sister(
     }
 
 
+def run_default(part: str) -> dict[str, Any]:
+    """Run the whole default recipe on a part of `real_size.py`, to its end."""
+    found = measure(part)
+    told = ", ".join(
+        f"{row['stage']} {row['seconds']:.0f} s" for row in found["stages"]
+    )
+    return {"seconds": seconds_of(found), "note": told, **found}
+
+
 def run_stage(stage: Stage) -> dict[str, Any]:
     """Run one stage; what the card cannot do is a result, too."""
     try:
@@ -123,6 +133,9 @@ def run_part(args: argparse.Namespace, shape: Shape, device: torch.device) -> No
         stages: dict[str, Stage] = {
             "train": partial(train_sister, bench, args.text, args.work, earlier)
         }
+    elif args.part == "default":
+        part = "tiny" if args.shape == "tiny" else "smollm2-long"
+        stages = {f"default, {part}": partial(run_default, part)}
     else:
         stages = stages_of(args.part, bench)
     waiting = {name: stage for name, stage in stages.items() if not results.done(name)}
@@ -143,7 +156,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "part", choices=["select", "regularise", "recover", "speed", "train"]
+        "part",
+        choices=["select", "regularise", "recover", "speed", "default", "train"],
     )
     parser.add_argument(
         "--out",

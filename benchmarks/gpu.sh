@@ -3,12 +3,12 @@
 #
 #   benchmarks/gpu.sh PART [--out FOLDER] [--text BOOKS] [--shape 7b|tiny] ...
 #
-# PART: select, regularise, recover, speed, train, or all. Each part is a process of its own: only its end surely frees
+# PART: select, regularise, recover, speed, default, train, or all. Each part is a process of its own: only its end surely frees
 # the GPU's memory. What is measured already is not measured again, so a part that was cut goes on.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-parts=(select regularise recover speed train)
+parts=(select regularise recover speed default train)
 export GPU_COMMAND="benchmarks/gpu.sh $*"
 
 part=${1:-}

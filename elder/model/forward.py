@@ -1,8 +1,8 @@
 """Running a model on blocks of tokens: losses, mixed precision, sampling and determinism, in one place."""
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -125,10 +125,13 @@ def continue_texts(
     """
     from transformers import GenerationConfig
 
-    prompts = prompts.to(device_of_model(model))
+    device = device_of_model(model)
+    prompts = prompts.to(device)
     more = length - prompts.shape[1]
+    on_cpu = device.type == "cpu"
+    draws = [Draw(temperature)] if on_cpu and temperature else []
     plain = GenerationConfig(
-        do_sample=temperature > 0,
+        do_sample=temperature > 0 and not draws,
         temperature=temperature or 1.0,
         top_k=0,
         top_p=1.0,
@@ -137,11 +140,66 @@ def continue_texts(
         min_new_tokens=more,
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=0,
-        remove_invalid_values=True,  # sampling from a model that is broken would otherwise end a GPU's process
+        remove_invalid_values=not on_cpu,  # sampling from a model that is broken would end a GPU's process
     )
-    return model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), generation_config=plain
-    ).cpu()
+    with packed_queries() if on_cpu else nullcontext():
+        return model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            generation_config=plain,
+            logits_processor=draws,
+        ).cpu()
+
+
+class Draw:
+    """Draws each row's next token, and leaves greedy decoding no other; in place of ``torch.multinomial``.
+
+    On a CPU that one takes a random number for each token of the vocabulary, which costs more than all of the logits;
+    here one for each row says where in the sums of all shares its token lies.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return (rows, vocabulary): 1 for the token that was drawn, 0 for all others."""
+        shares = (scores.float() / self.temperature).softmax(dim=-1)
+        sums = shares.cumsum(dim=-1)
+        places = torch.rand(len(sums), 1) * sums[:, -1:]
+        drawn = torch.searchsorted(sums, places, right=True)
+        drawn.clamp_(max=sums.shape[-1] - 1)  # where a model is broken
+        return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
+
+
+@contextmanager
+def packed_queries() -> Iterator[None]:
+    """Let the query heads that share keys attend together, for a while, where one token is looked at.
+
+    So transformers does by itself where there is a mask; without one torch's kernel for CPUs takes several times as
+    long. A mask that masks nothing makes it do so.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **more: Any,
+    ) -> Any:
+        shared = getattr(module, "num_key_value_groups", 1) > 1
+        if attention_mask is None and shared and query.shape[2] == 1:
+            attention_mask = query.new_zeros(1, 1, 1, key.shape[2])
+        return plain(module, query, key, value, attention_mask, **more)
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
 class _ReachedError(Exception):

@@ -1,6 +1,6 @@
 """What is planned: a model's shape, the parameters, and what follows from both without any model being run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +23,18 @@ class Case:
     Attributes:
         settings: all parameters.
         config: the model's configuration.
+        on_cpu: a processor computes.
     """
 
     settings: Params
     config: Any
+    on_cpu: bool = False
+
+    def but(self, **changes: Any) -> "Case":
+        """Return the case with other values of some attributes, of the same model."""
+        found = replace(self, **changes)
+        vars(found)["dense"] = self.dense  # which takes a while to build
+        return found
 
     @cached_property
     def dense(self) -> nn.Module:

@@ -6,7 +6,7 @@ at once as fit. A compensation that does not fit is left out.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from elder import params
@@ -89,11 +89,7 @@ def changed(case: Case, changes: dict[str, Json]) -> Case:
         section, key = name.split(".")
         part = getattr(settings, section).model_copy(update={key: value})
         settings = settings.model_copy(update={section: part})
-    if not changes:
-        return case
-    found = replace(case, settings=settings)
-    vars(found)["dense"] = case.dense  # which takes a while to build
-    return found
+    return case.but(settings=settings) if changes else case
 
 
 def _first_choice(case: Case) -> Estimate:

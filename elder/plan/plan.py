@@ -35,6 +35,7 @@ def make_plan(case: Case, machine: Machine, name: str) -> tuple[PlanResult, Para
     Raises:
         UserError: if it does not fit, or the model's code cannot be planned.
     """
+    case = case.but(on_cpu=machine.on_cpu)
     most = case.settings.model.max_memory
     several = case.settings.launch.processes != 1
     alone = machine.room(machine.memory) if several else None

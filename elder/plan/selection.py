@@ -11,6 +11,7 @@ from elder.plan.simulate import Need, simulate
 # of each kind of work, all FLOPs, and how often all layers are read
 Needs = tuple[tuple[Need, ...], float, float]
 Choice = Callable[[Case, int], Needs]  # of blocks at once
+RACED = 0.4  # of what all blocks would take: 33 to 44 % was measured (docs/recipe.md)
 FROM = {  # where layers lie
     "none": "",
     "cpu": ", layer by layer from the CPU",
@@ -98,6 +99,8 @@ def _layer_weights(case: Case, at_once: int) -> Needs:
         return (weighing,), flops, 2 * steps
     judging = _need(case, work.judge(case.dtype, at_once))
     passes = case.gone * (1 + own.shortlist / 2) * case.samples / at_once
+    if own.racing:
+        passes *= RACED
     flops += judging.flops * passes
     state = (
         at_once * case.shape.seq_len * case.shape.text.hidden_size * case.dtype.itemsize

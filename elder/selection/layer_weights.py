@@ -67,7 +67,7 @@ class LayerWeightSettings(Section):
         description="lightest layers of which the least missed goes; 1: the lightest",
     )
     racing: float | None = Field(
-        None,
+        0.95,
         ge=0.5,
         lt=1,
         description="of these, one leaves once it loses with this confidence; null: all see all blocks",

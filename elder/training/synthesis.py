@@ -23,7 +23,7 @@ from elder.progress import meter
 from elder.training.micro_batch import MicroBatch
 
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
-TOKENS_AT_ONCE = 32_768  # in one batch of generation
+TOKENS_ON_CPU = 32_768  # in one batch there: more are written no faster
 CACHE_AT_ONCE = (
     4 * 2**30
 )  # bytes of keys and values; a 7B holds four texts of 2,048 tokens in them
@@ -56,7 +56,9 @@ def synthetic_blocks(
     if known is not None:
         return known
     prompts = choose_prompts(blocks, count, seed, first)
-    rows = rows_at_once(seq_len, _cache_of_text(dense, prompts[:1], seq_len))
+    on_cpu = device_of_model(dense).type == "cpu"
+    cache = _cache_of_text(dense, prompts[:1], seq_len)
+    rows = rows_at_once(seq_len, cache, on_cpu)
     at_once = MicroBatch("the dense model's writing", rows)
     if ranks.count() > 1:
         rows = at_once.size  # each takes the model equally often
@@ -76,10 +78,18 @@ def synthetic_blocks(
     return ids
 
 
-def rows_at_once(seq_len: int, cache: float) -> int:
-    """Return how many texts are written at once, by their length and the bytes of keys and values of each."""
-    by_cache = int(CACHE_AT_ONCE / max(1, cache))
-    return max(1, min(TOKENS_AT_ONCE // seq_len, by_cache))
+def rows_at_once(seq_len: int, cache: float, on_cpu: bool) -> int:
+    """Return how many texts are written at once: as many as their cache allows, on a CPU by their tokens, too.
+
+    Args:
+        seq_len: tokens of each.
+        cache: bytes of the keys and values of each.
+        on_cpu: where a GPU would still wait for work, a CPU has enough.
+    """
+    rows = int(CACHE_AT_ONCE / max(1, cache))
+    if on_cpu:
+        rows = min(rows, TOKENS_ON_CPU // seq_len)
+    return max(1, rows)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ STAGES = {
     "regularise": ["regularise, adapters", "regularise, all weights"],
     "recover": ["remove", "recover, adapters", "recover, all weights"],
     "speed": ["speed, 25%", "speed, 50%"],
+    "default": ["default, tiny"],
     "train": ["train"],
 }
 
@@ -330,7 +331,7 @@ def test_all_is_one_process_a_part(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == "error: there is no part 'rest'; valid: select regularise recover speed train all\n"
+        == "error: there is no part 'rest'; valid: select regularise recover speed default train all\n"
     )
 
 

@@ -76,7 +76,7 @@ def test_a_sweep_survives_a_machine_that_dies(
     runs = project / "runs"
 
     def at_work() -> bool:
-        return len(list(runs.glob("*/candidate.json"))) == 2
+        return len(list(runs.glob("*/work/learn.json"))) == 2
 
     wait_for(at_work, "two cells at once", PATIENCE)
     begun = {path.parent.name for path in runs.glob("*/start.json")}
@@ -94,6 +94,7 @@ def test_a_sweep_survives_a_machine_that_dies(
     assert sorted(row["version"] for row in rows) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_comparison_measures_its_rows_on_the_cluster(
     project: Path, cluster: Any, api: str
 ) -> None:
