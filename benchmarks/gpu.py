@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from gpu_report import TRAINED, Results, flops_per_token
 from gpu_stages import ROOT, WEIGHTS, Bench, Shape, shape_of, stages_of
-from real_size import measure, seconds_of
+from real_size import measure, peak_memory, seconds_of
 from transformers import LlamaConfig
 
 from elder.device import device_of, is_out_of_memory
@@ -102,7 +102,12 @@ def run_default(part: str) -> dict[str, Any]:
     told = ", ".join(
         f"{row['stage']} {row['seconds']:.0f} s" for row in found["stages"]
     )
-    return {"seconds": seconds_of(found), "note": told, **found}
+    return {
+        "seconds": seconds_of(found),
+        "peak_memory_bytes": peak_memory(found),
+        "note": told,
+        **found,
+    }
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from torch import nn
 from elder import params
 from elder.compression.job import Job
 from elder.compression.stages import STAGES
-from elder.device import device_of, peak_memory_bytes
+from elder.device import device_of
 from elder.environment import environment
 from elder.process import CPU_SETTINGS, prepare_libraries
 from elder.settings import validate
@@ -99,8 +99,8 @@ Two processes of `pair` at the same time take {both:.0f} s, {ratio:.2f} times as
 
 The model's own: forward passes, losses and backward passes; the share is of the time that loading and saving leave.
 
-| part | stage | seconds | loading, saving | model's own | optimiser | share |
-| --- | --- | ---: | ---: | ---: | ---: | ---: |"""
+| part | stage | peak memory | seconds | loading, saving | model's own | optimiser | share |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
 ON_A_CPU = ["smollm2", "gemma-shortgpt", "gemma", "llama-1b", "pair"]
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma": {
@@ -237,17 +237,39 @@ def measure(part: str) -> dict[str, Any]:
     work = Path("build/real-size") / f"{part}-{os.getpid()}.work"
     with watched() as clock, open_job(work, settings, text, STAGES) as job:
         for stage in STAGES:
+            forget_peak(device)
             started = time.perf_counter()
             job.run(stage.name)
             seconds = time.perf_counter() - started
-            row: dict[str, Any] = {"stage": stage.name, "seconds": round(seconds, 1)}
+            row: dict[str, Any] = {
+                "stage": stage.name,
+                "seconds": round(seconds, 1),
+                "peak_memory_bytes": peak_of(device),
+            }
             kinds = clock.take()
             if device.type == "cpu":  # a GPU works on after a call has returned
                 row |= {kind: round(value, 1) for kind, value in kinds.items()}
             rows.append(row)
             print(row, file=sys.stderr, flush=True)
         remove_work(job)
-    return {"stages": rows, "peak_memory_bytes": peak_memory_bytes(device)}
+    return {"stages": rows}
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin anew to look for the most memory that is taken."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_of(device: torch.device) -> int:
+    """Return the most memory since then: of tensors on a GPU, else all that this process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    told = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (one for one in told.splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def at_once(part: str, processes: int) -> list[dict[str, Any]]:
@@ -266,6 +288,11 @@ def at_once(part: str, processes: int) -> list[dict[str, Any]]:
 def seconds_of(found: dict[str, Any]) -> float:
     """Return the seconds of all stages."""
     return sum(row["seconds"] for row in found["stages"])
+
+
+def peak_memory(found: dict[str, Any]) -> int:
+    """Return the peak memory of the stage that took most."""
+    return max(row["peak_memory_bytes"] for row in found["stages"])
 
 
 def weights_bytes(part: str) -> int:
@@ -289,8 +316,7 @@ def page(found: dict[str, Any]) -> str:
     """Return what was measured as Markdown."""
     lines = [HEAD.format(**found)]
     for part, one in found["parts"].items():
-        weights, peak = one["weights_bytes"], one["peak_memory_bytes"]
-        seconds = seconds_of(one)
+        seconds, weights, peak = seconds_of(one), one["weights_bytes"], peak_memory(one)
         lines.append(
             f"| {part} | {seconds:.0f} | {weights / 1e9:.2f} GB | {peak / 1e9:.2f} GB |"
         )
@@ -305,7 +331,8 @@ def page(found: dict[str, Any]) -> str:
             working = row["seconds"] - files
             if own >= 1:  # something ran
                 lines.append(
-                    f"| {part} | {row['stage']} | {row['seconds']:.0f} | {files:.0f} | {own:.0f} | "
+                    f"| {part} | {row['stage']} | {row['peak_memory_bytes'] / 1e9:.2f} GB | {row['seconds']:.0f} | "
+                    f"{files:.0f} | {own:.0f} | "
                     f"{row.get('optimiser', 0.0):.0f} | {own / working:.0%} |"
                 )
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ A marker is written last, and says the digest of each file of the model folder t
 be read, or whose model folder is not what it was, is none: the stage runs again, and ends with the same bytes.
 """
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ from elder.parallel.ranks import by_first, count, gather, is_first, told
 from elder.progress import say
 from elder.training.checkpoint import remove_checkpoint
 
+# seconds; a model that took as long is large, and what is left of it in circles of references would lie beside the next
+LONG = 1.0
 KEY = "key.json"
 LOCK = "lock"
 
@@ -240,6 +243,8 @@ class Job:
         together = count() == 1 or stage.divided(self.settings)
         result = work() if together else by_first(work)
         seconds = round(time.monotonic() - started, 3)
+        if seconds > LONG:
+            gc.collect()
         files = self._kept.pop(stage.name, {})
         more = {"seconds": seconds, "files": files}
         result = told(result.model_copy(update=more))

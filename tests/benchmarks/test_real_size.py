@@ -38,7 +38,7 @@ def test_each_stage_has_its_seconds_and_what_they_went_to(
     layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24 + 2 * 16
     exact = 2 * (2 * 4096 * 16 + 6 * layer + 16)
     assert exact <= found["weights_bytes"] < exact + 10_000
-    assert found["peak_memory_bytes"] > 10**8
+    assert real_size.peak_memory(found) > 10**8
     about = {"date": "today", "command": "it", "device": "cpu", "processors": 2}
     parts = {"tiny": found, "pair": found | {"seconds_of_two": 1.0}}
     page = real_size.page({**about, "torch": "2", "parts": parts})

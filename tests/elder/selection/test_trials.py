@@ -184,7 +184,7 @@ def test_a_race_on_a_model_chooses_the_same_layers_for_less(
     )
     ask: Callable = get_method(method)
     blocks = text_blocks[:64, :24]
-    whole = ask(problem(trained, blocks, 2, method=method, **quick))
+    whole = ask(problem(trained, blocks, 2, method=method, racing=None, **quick))
     raced = ask(problem(trained, blocks, 2, method=method, racing=0.95, **quick))
     assert raced.removed == whole.removed
     assert not any(one.blocks for one in whole.rounds)
