@@ -15,6 +15,7 @@ from elder.training.tune import OPTIMIZER, Grids, Objective
 
 # that AdamW reads and writes for each weight in a step: weight, gradient and two moments
 OPTIMISER_BYTES = 28
+FLOAT = 4  # bytes of a weight that trains
 NEWTON_SCHULZ = 5  # iterations of Muon
 FORWARD_SHARE = 1 / 3  # of a step's operations
 
@@ -53,8 +54,11 @@ class Training:
         (peak,) = beside(weights, need)
         moving = 0 if settings.adapter_rank else self._weights()
         if trials:
-            goes_on = OPTIMIZER in self.grids and name != "regularise"
-            peak[COPIES] = 4.0 * moving * (2 if goes_on else 1)
+            first = name == "regularise" or not self.case.settings.regularise.epochs
+            size = self.case.dtype.itemsize if first else FLOAT
+            if OPTIMIZER in self.grids and name != "regularise":
+                size += FLOAT  # the best so far
+            peak[COPIES] = float(size * moving)
         return Estimate(
             name=name,
             mode=self._mode(),

@@ -140,13 +140,19 @@ def _lowest(trials: list[Trial]) -> int | None:
 
 
 class Snapshot:
-    """A copy of the trainable weights on the CPU, or of this process's part of them, to start each trial from."""
+    """A copy of the trainable weights on the CPU, or of this process's part of them, to start each trial from.
+
+    Weights that came from a 16-bit checkpoint, and have not moved yet, take 16 bits here, too.
+    """
 
     def __init__(self, model: Any) -> None:
         self.weights = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                self.weights[name] = own_part(parameter.detach()).cpu().clone()
+                whole = own_part(parameter.detach()).cpu()
+                half = whole.bfloat16()
+                exact = torch.equal(half.to(whole.dtype), whole)
+                self.weights[name] = half if exact else whole.clone()
 
     @torch.no_grad()
     def restore(self, model: Any) -> None:

@@ -202,6 +202,7 @@ class Tuning:
             start.restore(self.model)
             loss, spent = self.trial(values, trials)
             if goes_on and math.isfinite(loss) and loss < lowest:
+                ahead = start  # the copy that was best so far need not stay for the next one
                 ahead, lowest = Snapshot(self.model), loss
             return loss, spent
 

@@ -283,6 +283,10 @@ def test_a_snapshot_brings_the_weights_back(llama: Callable) -> None:
     assert weights_digest(model) != before
     start.restore(model)
     assert weights_digest(model) == before
+    # what 16 bits hold exactly, as where a checkpoint was in bfloat16, takes no more
+    model.bfloat16().float()
+    assert {kept.dtype for kept in Snapshot(model).weights.values()} == {torch.bfloat16}
+    assert torch.float32 in {kept.dtype for kept in start.weights.values()}
 
 
 @pytest.mark.parametrize("epochs", [2.0, 3.0, 4.5])
