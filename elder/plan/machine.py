@@ -75,7 +75,7 @@ def machine_here(
         memory,
         process,
         flops or 1.0,
-        _copies(device, device),
+        2 * _copies(device, device),  # read, and written
         host,
         _copies(torch.device("cpu"), device),
     )
@@ -95,14 +95,14 @@ def _products(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _copies(start: torch.device, device: torch.device) -> float:
-    """Return the bytes that a large copy from one device to another reads and writes in a second."""
+    """Return the bytes of a large copy that come from one device to another in a second."""
     source = torch.ones(
         COPIED,
         dtype=torch.uint8,
         device=start,
     )
     target = torch.empty_like(source, device=device)
-    return 2 * COPIED / _shortest(lambda: target.copy_(source), device)
+    return COPIED / _shortest(lambda: target.copy_(source), device)
 
 
 def _shortest(run: Callable[[], object], device: torch.device) -> float:
