@@ -47,7 +47,7 @@ class Training(Section):
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="blocks at once, for the same batch; null: all of it, or as many as fit",
+        description="blocks at once, for the same batch; null: all of it, on a CPU 2,048 tokens, or as many as fit",
     )
     optimizer: Literal["auto", "adamw", "muon"] = Field(
         "auto",

@@ -20,7 +20,7 @@ from elder.plan.result import size
 from elder.plan.selection import choosing
 from elder.plan.stages import compensating, recovering, regularising, removing
 from elder.record import Json
-from elder.training.micro_batch import MicroBatch
+from elder.training.micro_batch import MicroBatch, blocks_to_learn
 
 RANK = 16  # of adapters, where they are chosen
 Plan = Callable[[Case], Estimate | None]
@@ -160,7 +160,8 @@ def _ways(
         yield {}, _halved("compensate.batch", settings.compensate.batch)
     elif name in TRAININGS:
         wanted: params.Training = getattr(settings, name)
-        sizes = _halved(f"{name}.micro_batch", wanted.micro_batch or wanted.batch)
+        most = blocks_to_learn(wanted, case.shape.seq_len, on_cpu)
+        sizes = _halved(f"{name}.micro_batch", most)
         for way in _trainings(name, wanted):
             yield way, sizes
 

@@ -9,6 +9,7 @@ from elder.plan import work
 from elder.plan.case import Case
 from elder.plan.estimate import COPIES, Estimate, beside
 from elder.plan.simulate import Need, simulate
+from elder.training.micro_batch import blocks_to_learn
 from elder.training.optim import layer_matrices
 from elder.training.search import HELD_OUT_SHARE
 from elder.training.tune import OPTIMIZER, Grids, Objective
@@ -77,10 +78,11 @@ class Training:
     def _step(self) -> Need:
         """Return what one step takes; where Muon may be chosen, with its operations."""
         dtypes = self.dtype, self.case.compute
+        piece = {"micro_batch": self._at_once()}
         named = self._optimizer()
         chosen = "muon" if named == "muon" else "adamw"
         one = work.fit(
-            self.settings,
+            self.settings.model_copy(update=piece),
             self.make_loss,
             dtypes,
             chosen,
@@ -113,8 +115,9 @@ class Training:
         return case.parameters if self.layers == case.layers else case.parameters_left
 
     def _at_once(self) -> int:
-        settings = self.settings
-        return min(settings.micro_batch or settings.batch, settings.batch)
+        case, settings = self.case, self.settings
+        wanted = blocks_to_learn(settings, case.shape.seq_len, case.on_cpu)
+        return min(wanted, settings.batch)
 
     def _mode(self) -> str:
         settings = self.settings

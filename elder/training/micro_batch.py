@@ -9,6 +9,7 @@ import torch
 
 from elder.device import is_out_of_memory, out_of_memory
 from elder.parallel.ranks import count
+from elder.params import Training
 from elder.progress import say
 
 # in the environment of a stage that was killed, as the system does where memory runs out: how often all is halved
@@ -16,6 +17,7 @@ SMALLER = "ELDER_SMALLER"
 MOST_TOKENS = (
     4096  # at once where nothing is learnt: more are no faster, and take memory
 )
+MOST_LEARNT = 2048  # tokens at once where a CPU learns, for the same reason
 T = TypeVar("T")
 
 
@@ -65,6 +67,14 @@ class MicroBatch:
             out_of_memory(error, f"{self.work} with {before} blocks at once")
         ).partition(";")[0]
         say(f"{reason}: it goes on with {self.size} at once, and the same batch")
+
+
+def blocks_to_learn(settings: Training, seq_len: int, on_cpu: bool) -> int:
+    """Return how many blocks of a length a training begins with at once: the batch, on a CPU fewer of long ones."""
+    whole = settings.micro_batch or settings.batch
+    if settings.micro_batch is None and on_cpu:
+        return min(whole, max(1, MOST_LEARNT // seq_len))
+    return whole
 
 
 def _blocks(size: int) -> str:

@@ -64,7 +64,7 @@ def regularise(
         strength = values["lambda2"] if settings.lambda2 == "auto" else settings.lambda2
         return Regularised(model, removed, settings, strength, turn)
 
-    at_once = micro_batch_of(settings, run.label)
+    at_once = micro_batch_of(model, data, settings, run.label)
 
     def loss_without_layers(held_out: Tensor) -> float:
         with skipping(model, removed):

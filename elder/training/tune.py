@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from elder import params
+from elder.device import device_of_model
 from elder.errors import UserError
 from elder.model.forward import block_losses
 from elder.parallel.ranks import count
@@ -35,7 +36,7 @@ from elder.record import Spent
 from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun, train
-from elder.training.micro_batch import MicroBatch
+from elder.training.micro_batch import MicroBatch, blocks_to_learn
 from elder.training.search import (
     Order,
     Snapshot,
@@ -151,7 +152,7 @@ def tuning(
     """Make a model ready to train, as `tune` has it; at the end adapters are part of its weights."""
     thrifty = checkpointing(model) if settings.gradient_checkpointing else nullcontext()
     # the trials' and the run's
-    at_once = run.micro_batch or micro_batch_of(settings, run.label)
+    at_once = run.micro_batch or micro_batch_of(model, data, settings, run.label)
     run = replace(run, micro_batch=at_once)
     with trainable(model, settings.adapter_rank, run.seed) as trained, thrifty:
         yield Tuning(trained, data, settings, objective, run)
@@ -274,7 +275,8 @@ class Tuning:
         held = self.data.held_out
         if self.objective.judge:
             return self.objective.judge(held)
-        at_once = self.run.micro_batch or micro_batch_of(self.settings, self.run.label)
+        at_once = self.run.micro_batch
+        assert at_once is not None  # as `tuning` leaves it
         losses = at_once.attempt(
             partial(block_losses, self.model, held, compute=self.run.compute)
         )
@@ -306,9 +308,13 @@ class Tuning:
         )
 
 
-def micro_batch_of(settings: params.Training, label: str) -> MicroBatch:
+def micro_batch_of(
+    model: Any, data: TrainingData, settings: params.Training, label: str
+) -> MicroBatch:
     """Return how many blocks a stage's training begins with at once."""
-    return MicroBatch(label, settings.micro_batch or settings.batch)
+    on_cpu = device_of_model(model).type == "cpu"
+    size = blocks_to_learn(settings, data.blocks.shape[1], on_cpu)
+    return MicroBatch(label, size)
 
 
 def lowered(trial: int, steps: int) -> float:

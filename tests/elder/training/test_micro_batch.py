@@ -23,7 +23,7 @@ from elder.settings import validate
 from elder.training import micro_batch, synthesis
 from elder.training.checkpoint import Schedule
 from elder.training.loop import Batch, TrainingRun, gradients, train
-from elder.training.micro_batch import SMALLER, MicroBatch
+from elder.training.micro_batch import SMALLER, MicroBatch, blocks_to_learn
 from elder.training.regularise import Regularised, Turn
 from elder.training.synthesis import synthetic_blocks
 from tests.elder.selection.problems import problem
@@ -211,6 +211,18 @@ def test_of_long_blocks_fewer_go_through_a_model_at_once(
     seq_len: int, size: int
 ) -> None:
     assert MicroBatch.of_blocks("selection", 8, seq_len).size == size
+
+
+@pytest.mark.parametrize(
+    ("own", "seq_len", "on_cpu", "size"),
+    [(None, 256, True, 4), (None, 1024, True, 2), (None, 9000, True, 1)]
+    + [(None, 9000, False, 4), (3, 9000, True, 3)],
+)
+def test_of_long_blocks_fewer_are_learnt_from_at_once_on_a_cpu(
+    own: int | None, seq_len: int, on_cpu: bool, size: int
+) -> None:
+    settings = params.Recover(batch=4, micro_batch=own)
+    assert blocks_to_learn(settings, seq_len, on_cpu) == size
 
 
 def test_as_many_texts_are_written_at_once_as_their_cache_allows(
