@@ -33,6 +33,7 @@ from elder.compression.job import Job
 from elder.compression.stages import STAGES
 from elder.device import device_of
 from elder.environment import environment
+from elder.plan.plan import fitted
 from elder.process import CPU_SETTINGS, prepare_libraries
 from elder.settings import validate
 
@@ -54,6 +55,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "gemma": {
         "calibration": LONG,
+        "model": {"max_memory": "6GB"},
         "select": {"layers": 4},
         "recover": {"epochs": 1},
     },
@@ -84,7 +86,7 @@ default recipe, or where its name says so the choice of layers by shortgpt alone
 
 - smollm2: 8 of 30 layers of SmolLM2-135M-Instruct, 128 blocks of 256 tokens of WikiText-2.
 - gemma: Gemma 3 270M's shape with random weights (a vocabulary of 262,144), 4 of 18 layers, 8 blocks of 2,048 tokens,
-  one pass of recovery, since memory does not depend on passes.
+  `model.max_memory` 6GB, by which the plan takes adapters; one pass of recovery: memory does not depend on passes.
 - llama-1b: a Llama of one billion random weights, 4 of 20 layers, 8 blocks of 2,048 tokens.
 - pair: the bundled model, 3 of 12 layers, 32 blocks of 256 tokens.
 
@@ -222,9 +224,10 @@ def settings_of(part: str) -> tuple[params.Params, Path]:
     """Return all parameters of a part, and its calibration text."""
     tree = dict(PARTS[part])
     text = WIKITEXT if part == "smollm2" else NOVELS
-    if "model" not in tree:
-        tree["model"] = {"name": shape_of(part)}
-    return validate(tree), Path(text)
+    model = tree.get("model", {})
+    if "name" not in model:
+        tree["model"] = {"name": shape_of(part), **model}
+    return fitted(validate(tree)), Path(text)
 
 
 def measure(part: str) -> dict[str, Any]:
