@@ -20,6 +20,12 @@ def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     for name in ("WIKITEXT", "NOVELS", "TOKENIZER"):
         monkeypatch.setattr(real_size, name, ROOT / getattr(real_size, name))
     monkeypatch.setattr(real_size, "prepare_libraries", lambda: None)
+    texts = {
+        "in_domain": str(ROOT / "data/in_domain.txt"),
+        "out_of_domain": str(ROOT / "data/held_out.txt"),
+    }
+    part = {"evaluate": {**texts, "max_tokens": 256, "tasks": []}}
+    monkeypatch.setitem(real_size.PARTS, "tiny", real_size.PARTS["tiny"] | part)
     monkeypatch.chdir(tmp_path)
     measured = real_size.measure("tiny")
     assert not list((tmp_path / "build/real-size").glob("*.work"))
@@ -43,4 +49,8 @@ def test_each_stage_has_its_seconds_and_what_they_went_to(
     parts = {"tiny": found, "pair": found | {"seconds_of_two": 1.0}}
     page = real_size.page({**about, "torch": "2", "parts": parts})
     assert "| tiny | " in page
+    quality = found["quality"]
+    assert len(quality["removed"]) == 2
+    assert quality["in_domain"] > 1
+    assert f"{quality['out_of_domain']:.1f}\non a novel" in page
     assert "at the same time take 1 s" in page
