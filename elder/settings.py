@@ -78,7 +78,11 @@ MOVED = {
 }
 
 # {key that version 0.1 had not: what it did all the same}
-BEFORE = {"calibration.bos": False}
+BEFORE: dict[str, Json] = {
+    "calibration.bos": False,
+    "select.elder.racing": None,
+    "recover.distil.drawing": "multinomial",
+}
 
 _short = Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
@@ -158,11 +162,11 @@ def params_of_record(tree: Mapping[str, Json]) -> Params:
             value = present[section].pop(key)
             for place in places:
                 lay_override(present, place, value)
+    whole: dict[str, Json] = {}
     for key, value in BEFORE.items():
-        section, name = key.split(".")
-        if isinstance(present.setdefault(section, {}), dict):
-            present[section].setdefault(name, value)
-    return validate(present)
+        lay_override(whole, key, value)
+    _merge(whole, present)
+    return validate(whole)
 
 
 def machine_overrides() -> list[str]:

@@ -231,7 +231,8 @@ def _training_data(job: Job, dense: Loaded) -> TrainingData:
         return training_data(blocks)
     seed = job.settings.calibration.seed
     kept, first = job.work / SYNTHETIC, len(dense.bos)
-    written = synthetic_blocks(dense.model, blocks, count, seed, kept, first)
+    by_sums = job.settings.recover.drawn_by_sums
+    written = synthetic_blocks(dense.model, blocks, count, seed, kept, first, by_sums)
     return training_data(blocks, written)
 
 

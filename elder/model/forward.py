@@ -110,7 +110,11 @@ def block_losses(
 
 @torch.no_grad()
 def continue_texts(
-    model: Any, prompts: torch.Tensor, length: int, temperature: float
+    model: Any,
+    prompts: torch.Tensor,
+    length: int,
+    temperature: float,
+    by_sums: bool = True,
 ) -> torch.Tensor:
     """Write on from the whole vocabulary until each row has ``length`` tokens; no text ends before.
 
@@ -119,6 +123,7 @@ def continue_texts(
         prompts: (rows, tokens) int64, all of one length.
         length: tokens of each row afterwards.
         temperature: of sampling; 0: always the likeliest token.
+        by_sums: a CPU draws as `Draw` does; False: as ``torch.multinomial``.
 
     Returns:
         (rows, length) int64 on the CPU, the prompts included.
@@ -128,8 +133,8 @@ def continue_texts(
     device = device_of_model(model)
     prompts = prompts.to(device)
     more = length - prompts.shape[1]
-    on_cpu = device.type == "cpu"
-    draws = [Draw(temperature)] if on_cpu and temperature else []
+    fast = device.type == "cpu" and by_sums
+    draws = [Draw(temperature)] if fast and temperature else []
     plain = GenerationConfig(
         do_sample=temperature > 0 and not draws,
         temperature=temperature or 1.0,
@@ -140,9 +145,9 @@ def continue_texts(
         min_new_tokens=more,
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=0,
-        remove_invalid_values=not on_cpu,  # sampling from a model that is broken would end a GPU's process
+        remove_invalid_values=not draws,  # sampling from a model that is broken would end a GPU's process
     )
-    with packed_queries() if on_cpu else nullcontext():
+    with packed_queries() if fast else nullcontext():
         return model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),

@@ -142,3 +142,8 @@ class Recover(Training, Choice):
         if wanted == "auto":
             return min(MOST_WRITTEN, max(0, int(self.epochs) - 1))
         return int(wanted)
+
+    @property
+    def drawn_by_sums(self) -> bool:
+        """Say whether a CPU draws their tokens by the sums of all shares."""
+        return getattr(self.settings_of(self.mode), "drawing", "sums") == "sums"

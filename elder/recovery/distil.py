@@ -8,7 +8,7 @@ hidden states t after the kept layers, whose own are s:
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +35,10 @@ class DistilSettings(Section):
     synthetic: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto",
         description="blocks that the dense model writes for each of calibration; auto: 4 at most, none seen twice",
+    )
+    drawing: Literal["sums", "multinomial"] = Field(
+        "sums",
+        description="how a CPU draws their tokens; multinomial: as before there was a choice, and slower",
     )
 
 

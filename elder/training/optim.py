@@ -63,7 +63,7 @@ class Optimizer:
                 adamw.append(group)
         self.parts: list[torch.optim.Optimizer] = []
         if adamw:
-            self.parts.append(torch.optim.AdamW(adamw, betas=BETAS, fused=True))
+            self.parts.append(torch.optim.AdamW(adamw, betas=BETAS))
         if muon:
             kind_of_muon = DividedMuon if count() > 1 else torch.optim.Muon
             self.parts.append(kind_of_muon(muon, adjust_lr_fn="match_rms_adamw"))

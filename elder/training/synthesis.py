@@ -36,6 +36,7 @@ def synthetic_blocks(
     seed: int,
     kept: Path | None = None,
     first: int = 0,
+    by_sums: bool = True,
 ) -> Tensor:
     """Let the dense model write blocks.
 
@@ -47,6 +48,7 @@ def synthetic_blocks(
         kept: file that they are kept in, so that a killed run need not write them again; one that cannot be read or
             holds something else is written anew.
         first: tokens that each block begins with, and each new one will, before its text: see `elder.model.tokens`.
+        by_sums: as `elder.model.forward.continue_texts`.
 
     Returns:
         (count, seq_len) int64 on the CPU.
@@ -66,8 +68,8 @@ def synthetic_blocks(
 
         def write(batch: tuple[int, Tensor]) -> Tensor:
             number, beginnings = batch
-            seed_of_batch = nth_seed(seed, number)
-            texts = partial(_written, dense, beginnings, seq_len, seed_of_batch)
+            draws = nth_seed(seed, number), by_sums
+            texts = partial(_written, dense, beginnings, seq_len, draws)
             written = at_once.attempt(texts)
             step(steps=ranks.count() * len(beginnings))
             return written
@@ -101,12 +103,13 @@ def _cache_of_text(dense: Any, prompt: Tensor, seq_len: int) -> int:
 
 
 def _written(
-    dense: Any, prompts: Tensor, seq_len: int, seed: int, at_once: int
+    dense: Any, prompts: Tensor, seq_len: int, draws: tuple[int, bool], at_once: int
 ) -> Tensor:
     """Return texts that begin with prompts, (rows, seq_len); fewer at once are other texts: sampling draws anew."""
+    seed, by_sums = draws
     torch.manual_seed(seed)
     pieces = [
-        continue_texts(dense, piece, seq_len, temperature=1.0)
+        continue_texts(dense, piece, seq_len, temperature=1.0, by_sums=by_sums)
         for piece in prompts.split(at_once)
     ]
     return torch.cat(pieces)

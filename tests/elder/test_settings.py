@@ -211,6 +211,9 @@ def test_a_record_of_an_older_version_means_what_it_meant() -> None:
                 place
             )
     assert params_of_record(made.model_dump(mode="json")) == made
+    # what it had no choice of
+    assert made.select.elder.racing is None
+    assert made.recover.distil.drawing == "multinomial"
 
 
 def test_faults_in_sections_and_in_settings_are_listed_together() -> None:

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import GenerationConfig
 
 from elder.model.forward import Draw, continue_texts, packed_queries
 
@@ -43,6 +44,20 @@ def test_a_seed_writes_one_text(llama: Callable) -> None:
     assert torch.equal(texts[0][:, :2], prompts)
     assert torch.equal(texts[0], texts[1])
     assert not torch.equal(texts[0], texts[2])
+    # as versions before did
+    torch.manual_seed(0)
+    former = continue_texts(model, prompts, 12, 1.0, by_sums=False)
+    torch.manual_seed(0)
+    plain = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=10,
+        min_new_tokens=10,
+        pad_token_id=0,
+        eos_token_id=model.generation_config.eos_token_id,
+    )
+    asked = {"attention_mask": torch.ones_like(prompts), "generation_config": plain}
+    assert torch.equal(former, model.generate(prompts, **asked))
 
 
 def test_queries_that_share_keys_attend_together_and_see_the_same(
