@@ -33,7 +33,7 @@ def found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_each_stage_has_its_seconds_and_what_they_went_to(
-    found: dict[str, Any],
+    found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = {row["stage"]: row for row in found["stages"]}
     assert list(rows) == STAGES
@@ -47,6 +47,7 @@ def test_each_stage_has_its_seconds_and_what_they_went_to(
     assert real_size.peak_memory(found) > 10**8
     about = {"date": "today", "command": "it", "device": "cpu", "processors": 2}
     parts = {"tiny": found, "pair": found | {"seconds_of_two": 1.0}}
+    monkeypatch.setitem(real_size.TOLD, "tiny", "- tiny: it")
     page = real_size.page({**about, "torch": "2", "parts": parts})
     assert "| tiny | " in page
     quality = found["quality"]
