@@ -136,14 +136,7 @@ def _smaller(case: Case, name: str, room: Room) -> tuple[Estimate, Changes]:
             if larger is not None and room.holds(larger):
                 return larger, way | count
         return found, way | fewest
-    raise UserError(
-        _too_large(
-            case,
-            name,
-            room,
-            least,
-        )
-    )
+    raise UserError(_too_large(case, name, room, least))
 
 
 def _ways(

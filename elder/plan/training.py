@@ -16,7 +16,7 @@ from elder.training.tune import OPTIMIZER, Grids, Objective
 
 # that AdamW reads and writes for each weight in a step: weight, gradient and two moments
 OPTIMISER_BYTES = 28
-FLOAT = 4  # bytes of a weight that trains
+LEARNT = torch.float32.itemsize  # bytes of a weight that trains
 NEWTON_SCHULZ = 5  # iterations of Muon
 FORWARD_SHARE = 1 / 3  # of a step's operations
 
@@ -56,9 +56,9 @@ class Training:
         moving = 0 if settings.adapter_rank else self._weights()
         if trials:
             first = name == "regularise" or not self.case.settings.regularise.epochs
-            size = self.case.dtype.itemsize if first else FLOAT
+            size = self.case.dtype.itemsize if first else LEARNT
             if OPTIMIZER in self.grids and name != "regularise":
-                size += FLOAT  # the best so far
+                size += LEARNT  # the best so far
             peak[COPIES] = float(size * moving)
         return Estimate(
             name=name,

@@ -17,7 +17,7 @@ SMALLER = "ELDER_SMALLER"
 MOST_TOKENS = (
     4096  # at once where nothing is learnt: more are no faster, and take memory
 )
-MOST_LEARNT = 2048  # tokens at once where a CPU learns, for the same reason
+MOST_LEARNT = 2048  # tokens at once where a CPU learns: more take memory
 T = TypeVar("T")
 
 
