@@ -226,7 +226,7 @@ def settings_of(part: str) -> tuple[params.Params, Path]:
 
 
 def measure(part: str) -> dict[str, Any]:
-    """Run the stages of a part in this process; returns {stages, peak_memory_bytes}."""
+    """Run the stages of a part in this process; returns {stages}, and {quality} where it is evaluated."""
     from elder.compression.job import open_job, remove_work
 
     settings, text = settings_of(part)
