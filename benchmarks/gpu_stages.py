@@ -27,15 +27,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from elder import params
 from elder.compression.layers import select_layers
-from elder.device import peak_memory_bytes
+from elder.device import memory_of, peak_memory_bytes
 from elder.environment import environment
 from elder.evaluation.speed import measure_side_by_side
 from elder.model.layers import remove_layers, twin
 from elder.model.load import Loaded, parameter_count
+from elder.plan.case import Case
+from elder.plan.machine import machine_here
+from elder.plan.plan import make_plan
 from elder.progress import say
 from elder.record import plain
 from elder.recovery import recover, student_of
 from elder.selection.layer_weights import LayerWeightSettings
+from elder.settings import validate
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.regularise import regularise
@@ -86,7 +90,7 @@ def shape_of(name: str) -> Shape:
         batch=64,
         generate_prompt=64,
         new_tokens=128,
-        generate_iterations=10,
+        generate_iterations=3,  # published: 10
     )
     if name == "7b":
         config = LlamaConfig(
@@ -168,19 +172,24 @@ class Bench:
         return 1.2 * FULL_BYTES * trained <= memory
 
     def measure(
-        self, run: Callable[[torch.Tensor], float], unit: int
+        self,
+        run: Callable[[torch.Tensor], float],
+        unit: int,
+        compile: bool = False,
     ) -> dict[str, Any]:
         """Time a stage that takes so much for each block.
 
         Args:
             run: does the stage on blocks of (n, seq_len), and returns its model FLOPs.
             unit: n is a multiple of it.
+            compile: the first run compiles, and says nothing about the time.
         """
         shape = self.shape
         generator = torch.Generator().manual_seed(SEED)
         blocks = torch.randint(
             shape.config.vocab_size, (shape.samples, shape.seq_len), generator=generator
         )
+        compiling = self._timed(run, blocks[:unit])[0] if compile else None
         per_block = self._timed(run, blocks[:unit])[0] / unit
         left = 0.9 * (self.ends - time.monotonic()) / self.stages_left
         count = min(shape.samples, max(1, int(left / per_block / unit)) * unit)
@@ -196,6 +205,7 @@ class Bench:
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "model_flops": flops,
             "mfu": flops / seconds / self.peak if self.peak else None,
+            "seconds_of_first_run": compiling,
         }
 
     def _timed(
@@ -254,11 +264,11 @@ class Bench:
 
         return self.measure(run, 2 * shape.batch if method == "elder" else shape.batch)
 
-    def regularise(self, rank: int) -> dict[str, Any]:
+    def regularise(self, rank: int, compile: bool) -> dict[str, Any]:
         """Train the dense model for three epochs so that a quarter of its layers comes to do nothing."""
         model = self.build(WEIGHTS if rank else torch.float32)
-        settings = params.Regularise(
-            epochs=3, lr=2e-5, lambda2=1e-3, **self._common(rank)
+        settings = self._fitted(
+            "regularise", rank, compile, epochs=3, lr=2e-5, lambda2=1e-3
         )
 
         def run(blocks: torch.Tensor) -> float:
@@ -269,20 +279,15 @@ class Bench:
                 spent.tokens_seen, self.layers, 1, FROZEN if rank else TRAINED
             )
 
-        return self._noted(self.measure(run, self.shape.batch), model, rank)
+        return self._noted(self.measure(run, self.shape.batch, compile), model, settings)
 
-    def recover(self, rank: int) -> dict[str, Any]:
+    def recover(self, rank: int, compile: bool) -> dict[str, Any]:
         """Distil the dense model into one with a quarter of the layers less, for six epochs."""
         dense = self.build().requires_grad_(False)
         student = twin(dense) if rank else self.build(torch.float32)
         remove_layers(student, self.spread(0.25))
-        settings = params.Recover(
-            mode="distil",
-            epochs=6,
-            optimizer="adamw" if rank else "muon",
-            lr=1e-5,
-            **self._common(rank),
-        )
+        own = {"mode": "distil", "epochs": 6, "optimizer": "adamw", "lr": 1e-5}
+        settings = self._fitted("recover", rank, compile, **own)
 
         def run(blocks: torch.Tensor) -> float:
             plan = TrainingRun("recover", SEED, WEIGHTS)
@@ -294,7 +299,9 @@ class Bench:
                 spent.tokens_seen, self.layers
             )
 
-        return self._noted(self.measure(run, self.shape.batch), student, rank)
+        return self._noted(
+            self.measure(run, self.shape.batch, compile), student, settings
+        )
 
     def remove(self) -> dict[str, Any]:
         """Take a quarter of the layers out."""
@@ -304,23 +311,40 @@ class Bench:
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "parameters_after": parameter_count(model)}
 
-    def _common(self, rank: int) -> dict[str, Any]:
-        """Return the settings that both kinds of training share; each layer's insides are computed twice, not kept."""
-        return {
-            "batch": self.shape.batch,
-            "adapter_rank": rank,
-            "gradient_checkpointing": True,
+    def _fitted(self, section: str, rank: int, compile: bool, **own: Any) -> Any:
+        """Return a training's settings as the plan fits them into what the device has."""
+        shape = self.shape
+        tree = {
+            "calibration": {"samples": shape.samples, "seq_len": shape.seq_len},
+            "select": {"ratio": 0.25},
+            "compensate": {"method": "none"},
+            "regularise": {"epochs": 0},
+            "recover": {"mode": "none"},
+            section: {
+                **{"batch": shape.batch, "adapter_rank": rank, "compile": compile},
+                **own,
+            },
         }
+        config = copy.deepcopy(shape.config)
+        config.dtype = WEIGHTS
+        case = Case(validate(tree), config, memory_of(self.device))
+        machine = machine_here(self.device, WEIGHTS, flops=1.0)
+        return getattr(make_plan(case, machine, shape.title)[1], section)
 
-    def _noted(self, record: dict[str, Any], model: Any, rank: int) -> dict[str, Any]:
-        what = (
+    def _noted(self, record: dict[str, Any], model: Any, settings: Any) -> Any:
+        rank = settings.adapter_rank
+        words = [
             f"adapters of rank {rank} on bf16 weights"
             if rank
-            else "all weights, in float32, with Adam"
-        )
-        batch = f"batch {self.shape.batch} x {self.shape.seq_len} tokens"
-        note = f"{what}; {batch}; gradient checkpointing; {parameter_count(model):,} parameters"
-        return {**record, "adapter_rank": rank, "note": note}
+            else "all weights, in float32",
+            f"{settings.micro_batch or settings.batch} of {settings.batch} blocks at once",
+            f"{parameter_count(model):,} parameters",
+        ]
+        if settings.gradient_checkpointing:
+            words.append("gradient checkpointing")
+        if settings.compile:
+            words.append("layers compiled")
+        return {**record, "adapter_rank": rank, "note": "; ".join(words)}
 
     def speed(self, share: float) -> dict[str, Any]:
         """Time prompt and generation of the dense model and of one with a share of its layers less, in turns."""
@@ -345,9 +369,11 @@ def stages_of(part: str, bench: Bench) -> dict[str, Callable[[], dict[str, Any]]
         parameters = parameter_count(
             AutoModelForCausalLM.from_config(copy.deepcopy(bench.shape.config))
         )
-    ranks = {"adapters": bench.shape.rank} | (
-        {"all weights": 0} if bench.fits(parameters) else {}
-    )
+    ways = {"adapters": (bench.shape.rank, False)}
+    if bench.fits(parameters):
+        ways["all weights"] = (0, False)
+    if bench.device.type == "cuda":  # a CPU's compiler takes longer than the tiny shape
+        ways |= {f"{name}, compiled": (rank, True) for name, (rank, _) in ways.items()}
     if part == "select":
         return {
             f"select, {method}": partial(bench.select, method)
@@ -355,13 +381,13 @@ def stages_of(part: str, bench: Bench) -> dict[str, Callable[[], dict[str, Any]]
         }
     if part == "regularise":
         return {
-            f"regularise, {name}": partial(bench.regularise, rank)
-            for name, rank in ranks.items()
+            f"regularise, {name}": partial(bench.regularise, *way)
+            for name, way in ways.items()
         }
     if part == "recover":
         training = {
-            f"recover, {name}": partial(bench.recover, rank)
-            for name, rank in ranks.items()
+            f"recover, {name}": partial(bench.recover, *way)
+            for name, way in ways.items()
         }
         return {"remove": bench.remove, **training}
     return {f"speed, {share:.0%}": partial(bench.speed, share) for share in PUBLISHED}

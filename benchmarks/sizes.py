@@ -87,7 +87,7 @@ def case_of(shape: str, way: dict[str, object]) -> Case:
         "recover": recover,
     }
     settings: Params = validate(tree)
-    return Case(settings, config)
+    return Case(settings, config, GPU.gpu)
 
 
 def rows(shape: str) -> list[str]:

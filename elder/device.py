@@ -54,6 +54,13 @@ def device_of_model(model: Any) -> torch.device:
     return next((one for one in devices if one.type != "meta"), devices[0])
 
 
+def memory_of(device: torch.device) -> int | None:
+    """Return the bytes of a GPU's memory; None for a CPU, which has the machine's."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak memory so far: of the GPU's allocator, or of this process."""
     if device.type == "cuda":

@@ -18,7 +18,9 @@ from elder.device import device_of_model
 from elder.model.layers import find_layers
 from elder.parallel.ranks import count
 
-AT_ONCE = 2**24  # logits: 64 MiB in float32
+AT_ONCE = 2**24  # logits on a CPU: 64 MiB in float32
+AT_ONCE_ON_GPU = 2**26  # smaller portions leave it waiting for the next
+LEAST = 128  # positions: with each portion all of a large head's gradient is added up
 
 
 @dataclass
@@ -67,6 +69,12 @@ def logits_of_states(model: Any, states: Tensor) -> Tensor:
         del decoder.forward
 
 
+def positions_at_once(vocabulary: int, on_cpu: bool) -> int:
+    """Return how many positions' logits may stand at once."""
+    most = AT_ONCE if on_cpu else AT_ONCE_ON_GPU
+    return max(LEAST, most // vocabulary)
+
+
 def by_position(
     model: Any, loss: Callable[..., Tensor], states: Tensor, *given: Tensor
 ) -> Tensor:
@@ -82,7 +90,8 @@ def by_position(
         states: what enters the head, (positions, hidden).
         given: what else the loss is of, (positions, ...) each, without gradient.
     """
-    size = max(1, AT_ONCE // model.get_input_embeddings().weight.shape[0])
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    size = positions_at_once(vocabulary, states.device.type == "cpu")
     portions = list(zip(*(each.split(size) for each in (states, *given)), strict=True))
     if len(portions) == 1:
         return loss(states, *given)

@@ -68,6 +68,10 @@ class Training(Section):
     gradient_checkpointing: bool = Field(
         False, description="less memory, more time: compute each layer twice"
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile each layer: faster on a GPU after the first half minute",
+    )
 
 
 class Regularise(Training):

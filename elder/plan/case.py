@@ -23,18 +23,23 @@ class Case:
     Attributes:
         settings: all parameters.
         config: the model's configuration.
-        on_cpu: a processor computes.
+        gpu: bytes of the memory of the GPU that computes; None: a processor does.
     """
 
     settings: Params
     config: Any
-    on_cpu: bool = False
+    gpu: int | None = None
 
     def but(self, **changes: Any) -> "Case":
         """Return the case with other values of some attributes, of the same model."""
         found = replace(self, **changes)
         vars(found)["dense"] = self.dense  # which takes a while to build
         return found
+
+    @property
+    def on_cpu(self) -> bool:
+        """Say whether a processor computes."""
+        return self.gpu is None
 
     @cached_property
     def dense(self) -> nn.Module:
@@ -45,7 +50,8 @@ class Case:
     def shape(self) -> Shape:
         """Return the shape that blocks of calibration text give the model."""
         seq_len = block_length(self.settings.calibration.seq_len, self.dense)
-        return Shape(self.config, seq_len, self.settings.model.trust_remote_code)
+        trusted = self.settings.model.trust_remote_code
+        return Shape(self.config, seq_len, trusted, self.on_cpu)
 
     @cached_property
     def layers(self) -> int:

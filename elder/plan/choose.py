@@ -23,6 +23,7 @@ from elder.record import Json
 from elder.training.micro_batch import MicroBatch, blocks_to_learn
 
 RANK = 16  # of adapters, where they are chosen
+BUSY = 4096  # tokens at once: with half as many a large GPU waits for its next work, and takes twice as long
 Plan = Callable[[Case], Estimate | None]
 TRAININGS: dict[str, Plan] = {"regularise": regularising, "recover": recovering}
 Changes = dict[str, Json]  # {key of a section: value}
@@ -155,8 +156,12 @@ def _ways(
         wanted: params.Training = getattr(settings, name)
         most = blocks_to_learn(wanted, case.shape.seq_len, on_cpu)
         sizes = _halved(f"{name}.micro_batch", most)
-        for way in _trainings(name, wanted):
-            yield way, sizes
+        many = 0 if on_cpu else BUSY // case.shape.seq_len
+        enough = [one for one in sizes if one[f"{name}.micro_batch"] >= many]
+        fewer = sizes[len(enough) :]
+        for ways in _trainings(name, wanted):
+            for some in (enough, fewer):
+                yield from ((way, some) for way in ways if some)
 
 
 def _elsewhere(case: Case, on_cpu: bool) -> list[str]:
@@ -174,19 +179,17 @@ def _elsewhere(case: Case, on_cpu: bool) -> list[str]:
     return [place for place, fits in places.items() if can and fits]
 
 
-def _trainings(name: str, wanted: params.Training) -> Iterator[Changes]:
-    """Yield ways to train: all weights, layers computed twice, adapters, both."""
+def _trainings(name: str, wanted: params.Training) -> Iterator[list[Changes]]:
+    """Yield ways to train that learn the same: all weights, then adapters; each plain, and with layers computed twice."""
     twice: Changes = {f"{name}.gradient_checkpointing": True}
     adapters: Changes = {f"{name}.adapter_rank": RANK}
     if wanted.lr != "auto":  # it was meant for all weights
         adapters[f"{name}.lr"] = "auto"
-    yield {}
-    if not wanted.gradient_checkpointing:
-        yield twice
+    learners: list[Changes] = [{}]
     if not wanted.adapter_rank and find_spec("peft"):
-        yield adapters
-        if not wanted.gradient_checkpointing:
-            yield adapters | twice
+        learners.append(adapters)
+    for way in learners:
+        yield [way] if wanted.gradient_checkpointing else [way, way | twice]
 
 
 def _halved(key: str, count: int) -> list[Changes]:

@@ -13,6 +13,7 @@ from elder.plan.estimate import Estimate, Room
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 COPIED = 2**26  # bytes
 TRIALS = 3
+USABLE = 0.92  # of a GPU: its libraries and the gaps between tensors take the rest
 REACHED = 0.5  # of a large product's speed, by a model's passes: an assumption
 
 
@@ -39,6 +40,16 @@ class Machine:
     moved: float
     host: int
     brought: float
+
+    @property
+    def gpu(self) -> int | None:
+        """Return the bytes of the GPU's memory; None where the processor computes."""
+        return None if self.on_cpu else self.memory
+
+    @property
+    def limit(self) -> int | None:
+        """Return the bytes that one process can take where nobody said how many; None for a CPU, which can swap."""
+        return None if self.on_cpu else int(USABLE * self.memory)
 
     def seconds(self, stage: Estimate) -> float:
         """Return the time that a stage takes."""

@@ -35,9 +35,11 @@ def make_plan(case: Case, machine: Machine, name: str) -> tuple[PlanResult, Para
     Raises:
         UserError: if it does not fit, or the model's code cannot be planned.
     """
-    case = case.but(on_cpu=machine.on_cpu)
-    most = case.settings.model.max_memory
+    case = case.but(gpu=machine.gpu)
     several = case.settings.launch.processes != 1
+    most = case.settings.model.max_memory
+    if most is None and not several:  # they divide the model among their GPUs
+        most = machine.limit
     alone = machine.room(machine.memory) if several else None
     chosen = choose(case, machine.room(most), alone)
     return _result(chosen, machine, name), chosen.case.settings

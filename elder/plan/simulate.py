@@ -5,7 +5,8 @@ in phases, since the moment at which most lives may be another one in a deeper m
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elder.errors import UserError
+from elder.model import head
 from elder.model.removal import outline, shortened_fields
 from elder.plan.live import Live, Parts
 
@@ -54,11 +56,13 @@ class Shape:
         config: its configuration.
         seq_len: tokens in a block.
         trust_remote_code: whether code that comes with it may run.
+        on_cpu: a processor is to run it.
     """
 
     config: Any
     seq_len: int
     trust_remote_code: bool = False
+    on_cpu: bool = True
 
     @property
     def text(self) -> Any:
@@ -157,7 +161,11 @@ def _run(shape: Shape, layers: int, work: Work) -> Need:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     # what draws at random draws nothing from those who come after
-    with torch.random.fork_rng(devices=[]), FakeTensorMode():
+    with (
+        torch.random.fork_rng(devices=[]),
+        FakeTensorMode(),
+        _portions_of(shape.on_cpu),
+    ):
         lab = Lab(shape, layers)
         try:
             work(lab)
@@ -170,3 +178,14 @@ def _run(shape: Shape, layers: int, work: Work) -> Need:
                 f"what a {family} takes cannot be foretold: {reason[:120]}"
             ) from None
     return Need(lab.live.peaks, lab.live.flops)
+
+
+@contextmanager
+def _portions_of(on_cpu: bool) -> Iterator[None]:
+    """Let logits stand in the portions of another device than the one that fake tensors claim to be on."""
+    own = head.positions_at_once
+    head.positions_at_once = lambda vocabulary, _: own(vocabulary, on_cpu)
+    try:
+        yield
+    finally:
+        head.positions_at_once = own

@@ -129,7 +129,7 @@ def _with_writing(case: Case, found: Estimate) -> Estimate:
     one = simulate(case.shape, case.layers, work.write(case.dtype))
     seq_len = case.shape.seq_len
     blocks = case.settings.recover.written * case.samples
-    rows = min(rows_at_once(seq_len, one.peak[work.CACHE], case.on_cpu), blocks)
+    rows = min(rows_at_once(seq_len, one.peak[work.CACHE], case.gpu), blocks)
     most = case.settings.model.max_memory
     # out of memory halves them
     while most and rows > 1 and case.dense_bytes + rows * one.peak[work.CACHE] > most:

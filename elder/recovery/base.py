@@ -1,7 +1,7 @@
 """What a recovery is given and what it returns, the training that all share, and the catalogue by name."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -10,7 +10,7 @@ from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
-from elder.training.tune import Objective, Tuning, grids_of, tuning
+from elder.training.tune import Objective, Tuning, compiled, grids_of, tuning
 
 S = TypeVar("S")  # the settings that a recovery is registered with
 
@@ -60,12 +60,13 @@ def recover(
         return made.whole()
 
 
+@contextmanager
 def recovering(
     student: Student[Any],
     data: TrainingData,
     settings: params.Recover,
     run: TrainingRun,
-) -> AbstractContextManager[Tuning]:
+) -> Iterator[Tuning]:
     """Make the shallower model ready to learn.
 
     Args:
@@ -82,4 +83,8 @@ def recovering(
     budget = settings.epochs * data.calibration_blocks
     stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
     objective = Objective(loss_with=lambda _: loss, grids=grids_of(settings))
-    return tuning(student.model, data, stretched, objective, run)
+    with (
+        compiled(student.dense, settings.compile and student.dense is not None),
+        tuning(student.model, data, stretched, objective, run) as made,
+    ):
+        yield made

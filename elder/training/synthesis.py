@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elder.data import batch_indices, nth_seed
-from elder.device import device_of_model
+from elder.device import device_of_model, memory_of
 from elder.files import whole_file
 from elder.model.forward import cache_bytes, continue_texts
 from elder.parallel import ranks
@@ -24,9 +24,8 @@ from elder.training.micro_batch import MicroBatch
 
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
 TOKENS_ON_CPU = 32_768  # in one batch there: twice as many are 6 % faster
-CACHE_AT_ONCE = (
-    4 * 2**30
-)  # bytes of keys and values; a 7B holds four texts of 2,048 tokens in them
+CACHE_AT_ONCE = 4 * 2**30  # bytes of keys and values there
+SHARE_OF_GPU = 5  # of its memory they may take: a step takes as long for one text as for hundreds
 
 
 def synthetic_blocks(
@@ -58,9 +57,8 @@ def synthetic_blocks(
     if known is not None:
         return known
     prompts = choose_prompts(blocks, count, seed, first)
-    on_cpu = device_of_model(dense).type == "cpu"
     cache = _cache_of_text(dense, prompts[:1], seq_len)
-    rows = rows_at_once(seq_len, cache, on_cpu)
+    rows = rows_at_once(seq_len, cache, memory_of(device_of_model(dense)))
     at_once = MicroBatch("the dense model's writing", rows)
     if ranks.count() > 1:
         rows = at_once.size  # each takes the model equally often
@@ -80,16 +78,17 @@ def synthetic_blocks(
     return ids
 
 
-def rows_at_once(seq_len: int, cache: float, on_cpu: bool) -> int:
+def rows_at_once(seq_len: int, cache: float, gpu: int | None) -> int:
     """Return how many texts are written at once: as many as their cache allows, on a CPU by their tokens, too.
 
     Args:
         seq_len: tokens of each.
         cache: bytes of the keys and values of each.
-        on_cpu: where a GPU would still wait for work, a CPU has enough.
+        gpu: bytes of its memory; None: a CPU writes.
     """
-    rows = int(CACHE_AT_ONCE / max(1, cache))
-    if on_cpu:
+    most = CACHE_AT_ONCE if gpu is None else gpu // SHARE_OF_GPU
+    rows = int(most / max(1, cache))
+    if gpu is None:
         rows = min(rows, TOKENS_ON_CPU // seq_len)
     return max(1, rows)
 

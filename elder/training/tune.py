@@ -30,6 +30,7 @@ from elder import params
 from elder.device import device_of_model
 from elder.errors import UserError
 from elder.model.forward import block_losses
+from elder.model.layers import find_layers
 from elder.parallel.ranks import count
 from elder.parallel.shard import merge_adapters
 from elder.record import Spent
@@ -154,7 +155,11 @@ def tuning(
     # the trials' and the run's
     at_once = run.micro_batch or micro_batch_of(model, data, settings, run.label)
     run = replace(run, micro_batch=at_once)
-    with trainable(model, settings.adapter_rank, run.seed) as trained, thrifty:
+    with (
+        trainable(model, settings.adapter_rank, run.seed) as trained,
+        thrifty,
+        compiled(trained, settings.compile),
+    ):
         yield Tuning(trained, data, settings, objective, run)
 
 
@@ -357,6 +362,19 @@ def checkpointing(model: Any) -> Any:
 
 
 @contextmanager
+def compiled(model: Any, wanted: bool) -> Iterator[None]:
+    """Let torch compile the layers, which are alike: one compilation serves all of a kind."""
+    layers = list(find_layers(model)) if wanted else []
+    for layer in layers:
+        layer.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+@contextmanager
 def trainable(model: Any, adapter_rank: int, seed: int) -> Any:
     """Let all weights train, or LoRA adapters of a rank that are merged into the weights at the end."""
     if not adapter_rank:
@@ -365,6 +383,7 @@ def trainable(model: Any, adapter_rank: int, seed: int) -> Any:
         yield model
         return
     from peft import LoraConfig, get_peft_model
+    from peft.helpers import disable_input_dtype_casting
 
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -374,7 +393,10 @@ def trainable(model: Any, adapter_rank: int, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
-    yield adapted
+    # on a GPU `mixed_precision` casts, and what enters an adapter is not made float32 first
+    on_cpu = device_of_model(model).type == "cpu"
+    with nullcontext() if on_cpu else disable_input_dtype_casting(adapted):
+        yield adapted
     if count() > 1:
         merge_adapters(adapted)
     else:

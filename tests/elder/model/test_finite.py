@@ -230,7 +230,7 @@ def test_the_logits_are_looked_at_too(trained: Any, text_blocks: torch.Tensor) -
 def test_logits_are_looked_at_a_few_at_a_time(
     trained: Any, text_blocks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "AT_ONCE", 8 * 257)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: 8)
     made: list[int] = []
     trained.lm_head.register_forward_hook(lambda *given: made.append(given[2].numel()))
     refuse_broken_states(trained, text_blocks[:2], 2)

@@ -55,7 +55,7 @@ def test_portions_give_the_numbers_and_gradients_of_the_whole(
         return [losses.detach(), *gradients]
 
     whole = losses_and_gradients()
-    monkeypatch.setattr(head, "AT_ONCE", positions * model.config.vocab_size)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: positions)
     for mine, its in zip(losses_and_gradients(), whole, strict=True):
         torch.testing.assert_close(mine, its)
 
@@ -72,7 +72,7 @@ def test_no_more_than_one_portion_is_held_and_none_computed_twice(
 ) -> None:
     model = llama()
     words = model.config.vocab_size
-    monkeypatch.setattr(head, "AT_ONCE", 4 * words)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: 4)
     seen: list[int] = []
     living: WeakSet[Held] = WeakSet()
     most = 0
@@ -105,7 +105,7 @@ def test_weights_learn_from_positions_that_weigh_alike(
     llama: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = llama()
-    monkeypatch.setattr(head, "AT_ONCE", 4 * model.config.vocab_size)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: 4)
     losses = next_token_losses(model, torch.randint(0, 60, (2, 9)))
     with pytest.raises(ValueError, match="weigh alike"):
         losses[0].backward()
@@ -116,7 +116,7 @@ def test_weights_learn_from_positions_that_weigh_alike(
     (found,) = torch.autograd.grad(
         next_token_losses(model, ids, states=states)[0], states
     )
-    monkeypatch.setattr(head, "AT_ONCE", 2**24)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: 1000)
     (wanted,) = torch.autograd.grad(
         next_token_losses(model, ids, states=states)[0], states
     )
@@ -127,7 +127,7 @@ def test_a_plan_runs_portions_without_values(
     llama: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = llama()
-    monkeypatch.setattr(head, "AT_ONCE", 4 * model.config.vocab_size)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
         ids = torch.randint(0, 60, (2, 9))
         next_token_losses(model, ids).mean().backward()

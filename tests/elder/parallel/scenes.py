@@ -32,9 +32,8 @@ from elder.training.loop import TrainingRun
 from elder.training.regularise import regularise
 
 DIES = "ELDER_TEST_DIES"  # RANK:STEP of the process that is killed once a checkpoint is written there
-PORTION = (
-    257 * 20
-)  # logits: a batch takes several portions, and not as many in each process
+# positions whose logits stand at once: a batch takes several portions, and not as many in each process
+PORTION = 20
 RUN = TrainingRun("test", 0, torch.float32)
 REMOVED = (2, 3)
 BLOCKS = torch.randint(1, 257, (9, 24), generator=torch.Generator().manual_seed(1))
@@ -119,7 +118,7 @@ def die_at(place: str) -> None:
 
 def main() -> None:
     """Run the command line."""
-    head.AT_ONCE = PORTION
+    head.positions_at_once = lambda *_: PORTION
     if DIES in os.environ:
         die_at(os.environ[DIES])
     if sys.argv[1] == "stage":

@@ -170,7 +170,7 @@ def test_two_processes_go_on_from_where_one_was_and_make_what_one_makes(
     assert ended.returncode == 0, ended.stderr
     assert apart(expected / "recover", work / "recover") < CLOSE
     theirs = torch.load(output, weights_only=False)
-    monkeypatch.setattr(head, "AT_ONCE", PORTION)
+    monkeypatch.setattr(head, "positions_at_once", lambda *_: PORTION)
     # the same bits: each batch goes through whole, and sums are taken in order
     assert theirs["losses"].tolist() == perplexity(model_folder, text_file)
     assert theirs["selections"] == selections(model_folder)

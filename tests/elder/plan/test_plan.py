@@ -286,9 +286,46 @@ def test_a_compensation_that_does_not_fit_is_left_out() -> None:
 def test_of_several_processes_one_must_hold_what_is_compensated() -> None:
     small = replace(GPU, memory=1000)
     for machine, processes, method in [
-        (small, 1, "refit"),
+        (replace(small, on_cpu=True), 1, "refit"),
         (GPU, 2, "refit"),
         (small, 2, "none"),
     ]:
         _, settings = make_plan(mended(processes=processes), machine, "model")
         assert settings.compensate.method == method
+
+
+LLAMA2_7B = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "wanted"),
+    [
+        (800, {}),
+        (150, {"gradient_checkpointing": True}),
+        (80, {"adapter_rank": 16}),
+        # fewer tokens at once would leave it waiting, so layers are computed twice first
+        (22, {"adapter_rank": 16, "gradient_checkpointing": True}),
+    ],
+)
+def test_without_a_limit_a_gpu_is_filled_and_kept_busy(
+    gigabytes: int, wanted: dict[str, Any]
+) -> None:
+    given = case({"batch": 4}, dtype="bfloat16", **LLAMA2_7B)
+    long = given.settings.calibration.model_copy(update={"seq_len": 2048})
+    given = Case(
+        given.settings.model_copy(update={"calibration": long}), given.config
+    )
+    machine = replace(GPU, memory=gigabytes * 10**9)
+    _, settings = make_plan(given, machine, "model")
+    changed = settings.recover.model_dump(exclude_defaults=True)
+    assert changed.pop("micro_batch", 4) * 2048 >= 4096
+    for name in ("adapter_rank", "gradient_checkpointing"):
+        assert changed.get(name, False) == wanted.get(name, False)

@@ -230,10 +230,11 @@ def test_as_many_texts_are_written_at_once_as_their_cache_allows(
 ) -> None:
     # 32 layers of 32 heads with 128 numbers of 2 bytes, keys and values, 2,048 tokens: the shape of a 7B
     of_7b = 32 * 32 * 128 * 2 * 2 * 2048
-    assert synthesis.rows_at_once(2048, of_7b, on_cpu=False) == 4
-    assert synthesis.rows_at_once(2048, 16 * of_7b, on_cpu=False) == 1
-    assert synthesis.rows_at_once(256, 10_000_000, on_cpu=False) == 429
-    assert synthesis.rows_at_once(256, 10_000_000, on_cpu=True) == 128
+    assert synthesis.rows_at_once(2048, of_7b, gpu=80 * 2**30) == 16
+    assert synthesis.rows_at_once(2048, 16 * of_7b, gpu=24 * 2**30) == 1
+    assert synthesis.rows_at_once(2048, of_7b, gpu=None) == 4
+    assert synthesis.rows_at_once(256, 10_000_000, gpu=80 * 10**9) == 1600
+    assert synthesis.rows_at_once(256, 10_000_000, gpu=None) == 128
     model = llama()
     config = model.config
     width = config.num_key_value_heads * config.head_dim
