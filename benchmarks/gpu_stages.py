@@ -279,7 +279,9 @@ class Bench:
                 spent.tokens_seen, self.layers, 1, FROZEN if rank else TRAINED
             )
 
-        return self._noted(self.measure(run, self.shape.batch, compile), model, settings)
+        return self._noted(
+            self.measure(run, self.shape.batch, compile), model, settings
+        )
 
     def recover(self, rank: int, compile: bool) -> dict[str, Any]:
         """Distil the dense model into one with a quarter of the layers less, for six epochs."""

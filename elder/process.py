@@ -1,5 +1,6 @@
 """How a process of this project behaves: what its libraries may print, how they use memory and threads, its home."""
 
+import ctypes
 import getpass
 import logging
 import os
@@ -27,9 +28,28 @@ SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "1000"}
 CPU_SETTINGS = KEEP_MEMORY | SPIN_BRIEFLY
 
 
+# of the C library's mallopt, and what it lets this grow to by itself: what is larger goes back when it is freed
+M_MMAP_THRESHOLD, LARGE = -3, 2**25
 HOME = Path("build") / "home"  # in the working folder
 
 _told: list[int] = []  # signals that asked this process to end
+
+
+def give_memory_back() -> None:
+    """Give large tensors back to the system once they are freed, whatever `KEEP_MEMORY` says: slower, and smaller."""
+    _c_library("mallopt", M_MMAP_THRESHOLD, LARGE)
+
+
+def trim_memory() -> None:
+    """Give back what is free now."""
+    _c_library("malloc_trim", 0)
+
+
+def _c_library(name: str, *numbers: int) -> None:
+    """Call what glibc has and other C libraries may lack."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*numbers)
 
 
 def end_with_stdin() -> None:

@@ -10,7 +10,6 @@ A marker is written last, and says the digest of each file of the model folder t
 be read, or whose model folder is not what it was, is none: the stage runs again, and ends with the same bytes.
 """
 
-import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +39,10 @@ from elder.model.load import (
 from elder.model.offload import Offload
 from elder.model.save import save_model
 from elder.parallel.ranks import by_first, count, gather, is_first, told
+from elder.process import give_memory_back
 from elder.progress import say
 from elder.training.checkpoint import remove_checkpoint
+from elder.training.micro_batch import free_memory
 
 # seconds; a model that took as long is large, and what is left of it in circles of references would lie beside the next
 LONG = 1.0
@@ -244,7 +245,7 @@ class Job:
         result = work() if together else by_first(work)
         seconds = round(time.monotonic() - started, 3)
         if seconds > LONG:
-            gc.collect()
+            free_memory()
         files = self._kept.pop(stage.name, {})
         more = {"seconds": seconds, "files": files}
         result = told(result.model_copy(update=more))
@@ -278,6 +279,8 @@ def open_job(
     # refuses before anything is made
     wanted = job_fingerprint(settings, calibration, stages)
     job = Job(work, settings, calibration, stages)
+    if settings.model.max_memory is not None:
+        give_memory_back()
     if not is_first():
         gather(None)  # once the first process holds the folder
         yield job

@@ -22,7 +22,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # it would write over each new tensor first: a twentieth of a GPU's step, to find who reads what nobody wrote
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def mixed_precision(model: Any, compute: torch.dtype) -> AbstractContextManager:

@@ -182,7 +182,9 @@ def put_together(loaded: Loaded) -> Loaded:
     if not is_first():
         return loaded
     fresh = loaded.again()
-    fresh.model.load_state_dict(state, assign=True)
+    fresh.model.load_state_dict(
+        state
+    )  # into its own weights: those that are one stay one
     return fresh
 
 

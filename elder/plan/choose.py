@@ -180,7 +180,7 @@ def _elsewhere(case: Case, on_cpu: bool) -> list[str]:
 
 
 def _trainings(name: str, wanted: params.Training) -> Iterator[list[Changes]]:
-    """Yield ways to train that learn the same: all weights, then adapters; each plain, and with layers computed twice."""
+    """Yield ways to train that learn the same: all weights, then adapters; each plain, then computing layers twice."""
     twice: Changes = {f"{name}.gradient_checkpointing": True}
     adapters: Changes = {f"{name}.adapter_rank": RANK}
     if wanted.lr != "auto":  # it was meant for all weights

@@ -77,6 +77,8 @@ class Live(TorchDispatchMode):
         packet = function._overloadpacket
         count = flop_registry.get(ATTENTION.get(packet, packet))
         if count is not None:
+            if packet in ATTENTION:
+                args = _of_all_heads(args)
             self.flops += count(*args, **kwargs, out_val=result)
         kind = self._kind_of(packet, args)
         for tensor in tree_iter(result):
@@ -108,6 +110,21 @@ class Live(TorchDispatchMode):
         highest = self.peaks.get(self.phase)
         if highest is None or self._now.total() > sum(highest.values()):
             self.peaks[self.phase] = dict(self._now)
+
+
+def _of_all_heads(args: Any) -> list[Any]:
+    """Return what attention is given, keys and values by their shape had every query head its own.
+
+    Before torch 2.12 its counter refuses heads that are shared.
+    """
+    shapes = [one.shape for one in args if isinstance(one, Tensor) and one.ndim == 4]
+    heads = max(shape[1] for shape in shapes)
+    return [
+        (one.shape[0], heads, *one.shape[2:])
+        if isinstance(one, Tensor) and one.ndim == 4
+        else one
+        for one in args
+    ]
 
 
 def _some_number(tensor: Tensor) -> float | int | bool:

@@ -37,7 +37,7 @@ def make_plan(case: Case, machine: Machine, name: str) -> tuple[PlanResult, Para
     """
     case = case.but(gpu=machine.gpu)
     several = case.settings.launch.processes != 1
-    most = case.settings.model.max_memory
+    most: int | None = case.settings.model.max_memory
     if most is None and not several:  # they divide the model among their GPUs
         most = machine.limit
     alone = machine.room(machine.memory) if several else None

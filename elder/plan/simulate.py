@@ -181,10 +181,14 @@ def _run(shape: Shape, layers: int, work: Work) -> Need:
 
 
 @contextmanager
-def _portions_of(on_cpu: bool) -> Iterator[None]:
+def _portions_of(planned_on_cpu: bool) -> Iterator[None]:
     """Let logits stand in the portions of another device than the one that fake tensors claim to be on."""
     own = head.positions_at_once
-    head.positions_at_once = lambda vocabulary, _: own(vocabulary, on_cpu)
+
+    def there(vocabulary: int, on_cpu: bool) -> int:
+        return own(vocabulary, planned_on_cpu)
+
+    head.positions_at_once = there
     try:
         yield
     finally:

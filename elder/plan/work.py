@@ -18,7 +18,7 @@ from elder.training.checkpoint import trainable_weights
 from elder.training.loop import Batch, LossFunction, gradients
 from elder.training.losses import state_mismatch
 from elder.training.optim import Optimizer
-from elder.training.tune import checkpointing, trainable
+from elder.training.ready import checkpointing, trainable
 
 CACHE = "cache"
 MakeLoss = Callable[[Lab, Any], LossFunction]  # of the model that trains

@@ -10,7 +10,8 @@ from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun
-from elder.training.tune import Objective, Tuning, compiled, grids_of, tuning
+from elder.training.ready import compiled
+from elder.training.tune import Objective, Tuning, grids_of, tuning
 
 S = TypeVar("S")  # the settings that a recovery is registered with
 

@@ -10,6 +10,7 @@ import torch
 from elder.device import is_out_of_memory, out_of_memory
 from elder.parallel.ranks import count
 from elder.params import Training
+from elder.process import trim_memory
 from elder.progress import say
 
 # in the environment of a stage that was killed, as the system does where memory runs out: how often all is halved
@@ -84,5 +85,6 @@ def _blocks(size: int) -> str:
 def free_memory() -> None:
     """Give back what nobody holds any more."""
     gc.collect()
+    trim_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

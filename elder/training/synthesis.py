@@ -20,12 +20,14 @@ from elder.files import whole_file
 from elder.model.forward import cache_bytes, continue_texts
 from elder.parallel import ranks
 from elder.progress import meter
-from elder.training.micro_batch import MicroBatch
+from elder.training.micro_batch import MicroBatch, free_memory
 
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
 TOKENS_ON_CPU = 32_768  # in one batch there: twice as many are 6 % faster
 CACHE_AT_ONCE = 4 * 2**30  # bytes of keys and values there
-SHARE_OF_GPU = 5  # of its memory they may take: a step takes as long for one text as for hundreds
+SHARE_OF_GPU = (
+    5  # of its memory they may take: a step takes as long for one text as for hundreds
+)
 
 
 def synthetic_blocks(
@@ -73,6 +75,7 @@ def synthetic_blocks(
             return written
 
         ids = torch.cat(ranks.share(enumerate(prompts.split(rows)), write))
+    free_memory()  # the cache's, which training would lie beside
     if kept is not None and ranks.is_first():
         _write(kept, ids)
     return ids

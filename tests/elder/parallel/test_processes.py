@@ -5,7 +5,9 @@ where the other was killed.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from elder.compression.stages import STAGES
 from elder.files import read_json
 from elder.model import head
 from elder.model.forward import next_token_losses
+from elder.model.load import Loaded, put_together
 from elder.params import Params
 from elder.settings import validate
 from elder.training import checkpoint
@@ -190,3 +193,13 @@ def test_what_processes_refuse_is_said_once(by_two: Path, tmp_path: Path) -> Non
     assert refused.returncode == 2, refused.stderr
     assert refused.stderr.count("nothing.txt") == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_model_that_is_put_together_keeps_its_head_tied(llama: Callable) -> None:
+    divided, fresh = (llama(seed=seed, tie_word_embeddings=True) for seed in (1, 2))
+    loaded = Loaded(divided, None, "tied", None, torch.float32)
+    again = partial(replace, loaded, model=fresh)
+    made = put_together(replace(loaded, again=again)).model
+    assert made is fresh
+    assert made.lm_head.weight is made.get_input_embeddings().weight
+    assert torch.equal(made.lm_head.weight, divided.lm_head.weight)

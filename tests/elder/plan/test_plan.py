@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 from typer.testing import Result
 
@@ -320,12 +321,18 @@ def test_without_a_limit_a_gpu_is_filled_and_kept_busy(
 ) -> None:
     given = case({"batch": 4}, dtype="bfloat16", **LLAMA2_7B)
     long = given.settings.calibration.model_copy(update={"seq_len": 2048})
-    given = Case(
-        given.settings.model_copy(update={"calibration": long}), given.config
-    )
+    given = Case(given.settings.model_copy(update={"calibration": long}), given.config)
     machine = replace(GPU, memory=gigabytes * 10**9)
     _, settings = make_plan(given, machine, "model")
     changed = settings.recover.model_dump(exclude_defaults=True)
     assert changed.pop("micro_batch", 4) * 2048 >= 4096
     for name in ("adapter_rank", "gradient_checkpointing"):
         assert changed.get(name, False) == wanted.get(name, False)
+
+
+def test_heads_that_share_keys_count_as_any() -> None:
+    query, keys = torch.randn(1, 8, 64, 16), torch.randn(1, 2, 64, 16)
+    live = Live(vocabulary=50)
+    with live:
+        scaled_dot_product_attention(query, keys, keys, enable_gqa=True)
+    assert live.flops == 2 * (2 * 8 * 64 * 64 * 16)

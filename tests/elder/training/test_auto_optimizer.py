@@ -17,6 +17,7 @@ from elder.training import tune as tuning
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.optim import Optimizer
+from elder.training.ready import trainable
 from elder.training.search import Values, downhill
 from elder.training.tune import (
     ADAPTER_LR_GRID,
@@ -25,7 +26,6 @@ from elder.training.tune import (
     Objective,
     grids_of,
     lowered,
-    trainable,
 )
 
 RUN = TrainingRun("test", 0, torch.float32)
