@@ -7,7 +7,7 @@ smollm2: 8 of 30 layers of SmolLM2-135M-Instruct, 128 blocks of 256 tokens of Wi
 whose vocabulary is 262,144, 8 blocks of 2,048: the choice by shortgpt, and the default with one pass of recovery, since
 memory does not depend on passes. llama-1b: a Llama of one billion parameters, by shortgpt. pair: the bundled model, 3
 of 12 layers, 32 blocks of 256, in one process, and in two at the same time. smollm2-long, for a GPU
-(`benchmarks/gpu.sh default`): SmolLM2's shape, 128 blocks of 2,048; tiny tries the code. Shapes have random weights.
+(`benchmarks/gpu.sh default`): SmolLM2's shape, 40 blocks of 2,048; tiny tries the code. Shapes have random weights.
 Each compression is a process of its own.
 """
 
@@ -78,7 +78,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "select": {"layers": 3},
     },
     "smollm2-long": {
-        "calibration": {"samples": 128, "seq_len": 2048},
+        "calibration": {"samples": 40, "seq_len": 2048},  # all that the text holds
         "select": {"layers": 8},
     },
     "tiny": {

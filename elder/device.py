@@ -2,6 +2,9 @@
 
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,6 +17,26 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 TRIED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+# where a plan runs code on fake tensors, which lie on a CPU: whether it is one that will compute
+_planned: ContextVar[bool | None] = ContextVar("planned", default=None)
+
+
+def computes_on_cpu(device: torch.device) -> bool:
+    """Say whether what lies on a device is computed as a CPU computes it; a plan says so for its tensors."""
+    planned = _planned.get()
+    return device.type == "cpu" if planned is None else planned
+
+
+@contextmanager
+def planned(on_cpu: bool) -> Iterator[None]:
+    """Let code that runs on fake tensors do as on a CPU, or as on a GPU."""
+    before = _planned.set(on_cpu)
+    try:
+        yield
+    finally:
+        _planned.reset(before)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from elder.device import device_of_model
+from elder.device import computes_on_cpu, device_of_model
 from elder.model.head import by_position, logits_of_states, states_of
 from elder.model.layers import LayerControl, find_layers
 from elder.parallel.ranks import count, share
@@ -30,13 +30,13 @@ def mixed_precision(model: Any, compute: torch.dtype) -> AbstractContextManager:
 
     Adapters are, beside weights of 16 bits; a CPU takes them as they are.
     """
-    device = device_of_model(model).type
+    device = device_of_model(model)
     weights = {next(model.parameters()).dtype}
-    if device != "cpu":
+    if not computes_on_cpu(device):
         weights |= {weight.dtype for weight in model.parameters()}
     if weights == {compute} or compute == torch.float32:
         return nullcontext()
-    return torch.autocast(device, dtype=compute)
+    return torch.autocast(device.type, dtype=compute)
 
 
 def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from elder.device import device_of_model
+from elder.device import computes_on_cpu, device_of_model
 from elder.model.layers import find_layers
 from elder.parallel.ranks import count
 
@@ -91,7 +91,7 @@ def by_position(
         given: what else the loss is of, (positions, ...) each, without gradient.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    size = positions_at_once(vocabulary, states.device.type == "cpu")
+    size = positions_at_once(vocabulary, computes_on_cpu(states.device))
     portions = list(zip(*(each.split(size) for each in (states, *given)), strict=True))
     if len(portions) == 1:
         return loss(states, *given)

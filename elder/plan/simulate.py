@@ -5,16 +5,15 @@ in phases, since the moment at which most lives may be another one in a deeper m
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from elder.device import planned
 from elder.errors import UserError
-from elder.model import head
 from elder.model.removal import outline, shortened_fields
 from elder.plan.live import Live, Parts
 
@@ -161,11 +160,7 @@ def _run(shape: Shape, layers: int, work: Work) -> Need:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     # what draws at random draws nothing from those who come after
-    with (
-        torch.random.fork_rng(devices=[]),
-        FakeTensorMode(),
-        _portions_of(shape.on_cpu),
-    ):
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), planned(shape.on_cpu):
         lab = Lab(shape, layers)
         try:
             work(lab)
@@ -178,18 +173,3 @@ def _run(shape: Shape, layers: int, work: Work) -> Need:
                 f"what a {family} takes cannot be foretold: {reason[:120]}"
             ) from None
     return Need(lab.live.peaks, lab.live.flops)
-
-
-@contextmanager
-def _portions_of(planned_on_cpu: bool) -> Iterator[None]:
-    """Let logits stand in the portions of another device than the one that fake tensors claim to be on."""
-    own = head.positions_at_once
-
-    def there(vocabulary: int, on_cpu: bool) -> int:
-        return own(vocabulary, planned_on_cpu)
-
-    head.positions_at_once = there
-    try:
-        yield
-    finally:
-        head.positions_at_once = own

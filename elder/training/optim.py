@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elder.device import device_of_model
+from elder.device import computes_on_cpu, device_of_model
 from elder.model.layers import find_layers
 from elder.parallel.muon import DividedMuon
 from elder.parallel.ranks import count
@@ -65,7 +65,7 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = []
         if adamw:
             # on a CPU torch's own choice, whose rounding the records of older versions have
-            fused = device_of_model(model).type != "cpu" or None
+            fused = not computes_on_cpu(device_of_model(model)) or None
             self.parts.append(torch.optim.AdamW(adamw, betas=BETAS, fused=fused))
         if muon:
             kind_of_muon = DividedMuon if count() > 1 else torch.optim.Muon

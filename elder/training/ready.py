@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from elder.device import device_of_model
+from elder.device import computes_on_cpu, device_of_model
 from elder.errors import UserError
 from elder.model.layers import find_layers
 from elder.parallel.ranks import count
@@ -70,7 +70,7 @@ def trainable(model: Any, adapter_rank: int, seed: int) -> Any:
     )
     adapted = get_peft_model(model, config)
     # on a GPU `mixed_precision` casts, and what enters an adapter is not made float32 first
-    on_cpu = device_of_model(model).type == "cpu"
+    on_cpu = computes_on_cpu(device_of_model(model))
     with nullcontext() if on_cpu else disable_input_dtype_casting(adapted):
         yield adapted
     if count() > 1:

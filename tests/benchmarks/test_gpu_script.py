@@ -347,3 +347,18 @@ def test_the_real_shape_needs_a_gpu(
         gpu.main()
     assert caught.value.code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_kernels_are_timed_beside_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_kernels
+
+    out = tmp_path / "kernels.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_kernels.py", "--tiny", "--out", str(out)])
+    gpu_kernels.main()
+    rows = json.loads(out.read_text())["rows"]
+    heads = [(row["loss"], row["learns"]) for row in rows if "head" in row]
+    assert heads[:3] == [("kl", False), ("kl", True), ("ce", True)]
+    assert rows[-1]["step"]
+    assert all(row["ms"] > 0 for row in rows)
