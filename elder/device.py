@@ -78,8 +78,8 @@ def device_of_model(model: Any) -> torch.device:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Return the bytes of a GPU's memory; None for a CPU, which has the machine's."""
-    if device.type == "cpu":
+    """Return the bytes of a GPU's own memory; None for a device that has the machine's."""
+    if device.type != "cuda":
         return None
     return torch.cuda.get_device_properties(device).total_memory
 

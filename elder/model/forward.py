@@ -33,7 +33,7 @@ def mixed_precision(model: Any, compute: torch.dtype) -> AbstractContextManager:
     device = device_of_model(model)
     weights = {next(model.parameters()).dtype}
     if not computes_on_cpu(device):
-        weights |= {weight.dtype for weight in model.parameters()}
+        weights |= {one.dtype for one in model.parameters() if one.requires_grad}
     if weights == {compute} or compute == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=compute)

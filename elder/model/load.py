@@ -182,9 +182,8 @@ def put_together(loaded: Loaded) -> Loaded:
     if not is_first():
         return loaded
     fresh = loaded.again()
-    fresh.model.load_state_dict(
-        state
-    )  # into its own weights: those that are one stay one
+    # into its own weights: those that are one stay one
+    fresh.model.load_state_dict(state)
     return fresh
 
 
