@@ -15,6 +15,7 @@ write anything: (features, hidden). Gaps are closed from the first to the last, 
 compensated so far.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,40 +117,60 @@ class Cut:
 
         A bias counts as one more feature, which is 1 for every token.
         """
-        sums: Moments | None = None
-        for ids in blocks.split(batch):
-            x, h = self.read(ids)
-            _, after = states_at(self.dense, self.gap.stop - 1, ids)
-            t = after.double().flatten(0, -2)
-            missing = t - h
-            if sums is None:
-                zero = x.new_zeros(x.shape[1], 1)
-                sums = Moments(zero @ zero.T, zero @ h.new_zeros(1, h.shape[1]))
-            sums.a += x.T @ x
-            sums.b += x.T @ missing
-            sums.rest += missing.square().sum().item()
-            sums.target += t.square().sum().item()
-        assert sums is not None
-        return sums
 
-    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features that the projection reads, (tokens, features), and the state after it, (tokens, hidden).
+        def leaving(ids: Tensor) -> Tensor:
+            return states_at(self.model, self.site.index, ids)[1]
 
-        Features come times the gain with which the layer adds what the projection puts out.
-        """
-        seen: list[Tensor] = []
-        hook = self.site.module.register_forward_pre_hook(
-            lambda _, given: seen.append(given[0].clone())
-        )
-        try:
-            _, leaving = states_at(self.model, self.site.index, ids)
-        finally:
-            hook.remove()
-        h = leaving.double().flatten(0, -2)
-        x = seen[0].double().reshape(len(h), -1)
-        if self.site.module.bias is not None:
-            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        return self.site.gain * x, h
+        def triples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for ids in blocks.split(batch):
+                _, after = states_at(self.dense, self.gap.stop - 1, ids)
+                yield *read(self.site, leaving, ids), after
+
+        return summed(triples())
+
+
+def read(
+    site: Site, run: Callable[[Tensor], Tensor], given: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the features that a projection reads, (tokens, features), and the state after it, (tokens, hidden).
+
+    Features come times the gain with which the layer adds what the projection puts out.
+
+    Args:
+        site: the projection, with which its layer ends.
+        run: runs that layer on what is given, and returns what leaves it.
+        given: to it.
+    """
+    seen: list[Tensor] = []
+    hook = site.module.register_forward_pre_hook(
+        lambda _, given: seen.append(given[0].clone())
+    )
+    try:
+        leaving = run(given)
+    finally:
+        hook.remove()
+    h = leaving.double().flatten(0, -2)
+    x = seen[0].double().reshape(len(h), -1)
+    if site.module.bias is not None:
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+    return site.gain * x, h
+
+
+def summed(triples: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Moments:
+    """Return the normal equations of features x, states h, as `read` has them, and wanted states t, batch by batch."""
+    sums: Moments | None = None
+    for x, h, wanted in triples:
+        t = wanted.double().flatten(0, -2)
+        missing = t - h
+        if sums is None:
+            zero = x.new_zeros(x.shape[1], 1)
+            sums = Moments(zero @ zero.T, zero @ h.new_zeros(1, h.shape[1]))
+        sums.a += x.T @ x
+        sums.b += x.T @ missing
+        sums.rest += missing.square().sum().item()
+        sums.target += t.square().sum().item()
+    assert sums is not None
+    return sums
 
 
 def solve(sums: Moments, ridge: float) -> Tensor:

@@ -27,8 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from elder.compensation.base import Group, Pruned, find_groups, register
+from elder.compensation.ghost import GhostSettings, add, read, solve, summed
+from elder.compensation.linear import Moments, find_site
 from elder.compensation.states import LoneLayer, states_at
 from elder.device import device_of_model
+from elder.errors import UserError
 from elder.model.forward import mixed_precision
 from elder.model.layers import find_layers
 from elder.params import Section
@@ -62,6 +65,10 @@ class RefitSettings(Section):
     )
     lr: float = Field(
         0.01, gt=0, description="peak learning rate, as a share of each weight's size"
+    )
+    least_squares: bool = Field(
+        True,
+        description="begin from what ghost's map does to the layer, at no training",
     )
 
 
@@ -123,20 +130,19 @@ def learn(
     """Train one kept layer, keep it if it meets the held-out blocks better, and say so."""
     entering, target, plain = collect(pruned, group)
     count = len(hold_out(pruned.blocks)[0])
-    device = device_of_model(pruned.model)
     layer = find_layers(pruned.model)[group.place]
     former = copy.deepcopy(layer.state_dict())
     before = plain[count:].mean().item()
-    with in_float32(layer), LoneLayer(pruned.model, group.place) as alone:
-        spent = fit(pruned, alone, entering[:count], target[:count], steps)
+    learnt = entering[:count], target[:count]
+    judging = entering[count:], target[count:]
     with LoneLayer(pruned.model, group.place) as alone:
-        errors = [
-            state_mismatch(alone(one.to(device)), wanted.to(device)).item()
-            for one, wanted in zip(
-                entering[count:].split(1), target[count:].split(1), strict=True
-            )
-        ]
-    after = sum(errors) / len(errors)
+        change = least_squares(pruned, alone, learnt, judging)
+        with in_float32(layer):
+            if change is not None:
+                add(*change)
+            spent = fit(pruned, alone, *learnt, steps)
+    with LoneLayer(pruned.model, group.place) as alone:
+        after = error_of(alone, *judging)
     better = after < before  # not so where it is nan
     if not better:
         layer.load_state_dict(former)
@@ -151,6 +157,52 @@ def learn(
         "kept": better,
         "held_out_error": error,
     }, spent
+
+
+def least_squares(
+    pruned: Pruned[RefitSettings],
+    alone: LoneLayer,
+    learnt: tuple[Tensor, Tensor],
+    judging: tuple[Tensor, Tensor],
+) -> tuple[nn.Module, Tensor] | None:
+    """Return a layer's last projection and what, added to it, brings the layer nearest to what it should put out.
+
+    None where that is not asked for, helps no block that judges, or the layer does not end with such a projection.
+
+    Args:
+        pruned: the model.
+        alone: the layer.
+        learnt: what enters it and what should leave it, (blocks, tokens, hidden) both, of the blocks to learn from.
+        judging: the same of the held-out blocks.
+    """
+    if not pruned.settings.least_squares:
+        return None
+    try:
+        site = find_site(pruned.model, alone.index, pruned.blocks[:1])
+    except UserError:
+        return None
+    device = device_of_model(pruned.model)
+
+    def moments(entering: Tensor, target: Tensor) -> Moments:
+        return summed(
+            (*read(site, alone, one.to(device)), wanted.to(device))
+            for one, wanted in zip(entering.split(1), target.split(1), strict=True)
+        )
+
+    change = solve(moments(*learnt), GhostSettings().ridge)
+    held = moments(*judging)
+    helps = held.error(change) < held.error(torch.zeros_like(change))
+    return (site.module, change) if helps else None
+
+
+def error_of(alone: LoneLayer, entering: Tensor, target: Tensor) -> float:
+    """Return how far what a layer puts out is from ``target``, (blocks, tokens, hidden) both: the mean over blocks."""
+    device = device_of_model(alone.model)
+    errors = [
+        state_mismatch(alone(one.to(device)), wanted.to(device)).item()
+        for one, wanted in zip(entering.split(1), target.split(1), strict=True)
+    ]
+    return sum(errors) / len(errors)
 
 
 def fit(

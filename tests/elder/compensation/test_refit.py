@@ -32,7 +32,8 @@ def test_a_loop_written_out_learns_the_same(
     trained: Any, text_blocks: torch.Tensor
 ) -> None:
     blocks = text_blocks[:16]  # 14 to learn from
-    job = pruned(trained, (2, 3), blocks, "refit", epochs=2, batch=4, lr=0.02)
+    plain = {"least_squares": False}
+    job = pruned(trained, (2, 3), blocks, "refit", epochs=2, batch=4, lr=0.02, **plain)
     slow = copy.deepcopy(job.model)
     compensate("refit", job)
     states = slow(input_ids=blocks[:14], output_hidden_states=True).hidden_states[1]
@@ -128,3 +129,31 @@ def test_a_16_bit_model_stays_one(trained: Any, text_blocks: torch.Tensor) -> No
     assert gap["kept"]
     assert gap["held_out_error"]["after"] < gap["held_out_error"]["before"]
     assert {weight.dtype for weight in job.model.parameters()} == {torch.bfloat16}
+
+
+def test_it_begins_from_least_squares_where_they_help(
+    trained: Any, text_blocks: torch.Tensor
+) -> None:
+    blocks = text_blocks[:32]  # 28 to learn from
+    errors = {}
+    for begins in (False, True):
+        more = {"epochs": 0.01, "lr": 1e-9, "least_squares": begins}  # one idle step
+        job = pruned(trained, (2, 3), blocks, "refit", **more)
+        (gap,) = compensate("refit", job)["gaps"]
+        errors[begins] = gap["held_out_error"]["after"]
+    # solved by hand: what the last projection reads, against what is lacking
+    model = pruned(trained, (2, 3), blocks, "refit").model
+    layer = find_layers(model)[1]
+    read: list[torch.Tensor] = []
+    layer.mlp.down_proj.register_forward_pre_hook(
+        lambda _, given: read.append(given[0])
+    )
+    _, here = states_at(model, 1, blocks)
+    _, wanted = states_at(trained, 3, blocks)
+    x, missing = (one[:28].double().flatten(0, 1) for one in (read[0], wanted - here))
+    a = x.T @ x
+    a += 0.1 * a.diagonal().mean() * torch.eye(len(a))
+    found = here + read[0] @ torch.linalg.solve(a, x.T @ missing).float()
+    errors_by_hand = (found - wanted).square().sum(-1) / wanted.square().sum(-1)
+    assert errors[True] == pytest.approx(errors_by_hand[28:].mean().item(), rel=1e-3)
+    assert errors[True] < 0.9 * errors[False]
