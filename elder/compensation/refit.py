@@ -1,5 +1,6 @@
 """Refit: each kept layer beside a gap learns by itself to put out what it and the layers that went put out together.
 
+It begins from the least-squares map that `ghost` adds to its last projection, where that helps held-out blocks.
 As XMerge (arXiv 2609.02083) and block-local reconstruction (arXiv 2510.14444) have it, the layer learns from hidden
 states alone: no loss passes through the rest of the model, which runs only to tell what enters the layer and what the
 dense model puts out after the last layer that the layer stands for. With s what it puts out and t that dense state,
@@ -77,13 +78,14 @@ def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
     """Let each kept layer that stands for others learn what they put out, from the first to the last.
 
     Returns:
-        {gaps: [{removed, into, held_out_error: {before, after}, kept, steps}], tokens, layer_tokens, share, flops};
-        ``layer_tokens`` passed through the training of one layer each, ``share`` is such a layer's of the model, and
-        ``kept`` says whether what was learnt stays. ``flops`` leaves out what attention takes beside its weights.
+        {gaps: [{removed, into, held_out_error: {before, after}, kept, steps, solving}], tokens, layer_tokens, share,
+        flops: {training, forward, solving}}; ``layer_tokens`` passed through the training of one layer each, ``share``
+        is such a layer's of the model, and ``kept`` says whether what was learnt stays. ``solving`` adds up normal
+        equations, 0 where a gap does not begin from them. What attention takes beside its weights is left out.
     """
     groups = find_groups(pruned.removed, len(find_layers(pruned.dense)))
     records: list[Json] = []
-    layer_tokens, forward, training, shares = 0, 0, 0, []
+    layer_tokens, forward, training, solving, shares = 0, 0, 0, 0, []
     pruned.model.requires_grad_(False)
     for group in groups:
         layer = find_layers(pruned.model)[group.place]
@@ -97,6 +99,9 @@ def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
         layer_tokens += spent.tokens_seen
         training += TRAINING * size(layer) * spent.tokens_seen
         forward += FORWARD * passed(pruned, group) * pruned.blocks.numel()
+        if pruned.settings.least_squares:
+            forward += FORWARD * size(layer) * pruned.blocks.numel()
+            solving += record["solving"]
         shares.append(share)
         records.append(record | {"steps": spent.optimizer_steps})
     return {
@@ -104,7 +109,7 @@ def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
         "tokens": pruned.blocks.numel(),
         "layer_tokens": layer_tokens,
         "share": max(shares),
-        "flops": {"training": training, "forward": forward},
+        "flops": {"training": training, "forward": forward, "solving": solving},
     }
 
 
@@ -151,7 +156,9 @@ def learn(
         f"{'kept' if better else 'left out'}"
     )
     error = {"before": before, "after": after if math.isfinite(after) else None}
+    shape = (0, 0) if change is None else change[1].shape
     return {
+        "solving": normal_equations(*shape) * pruned.blocks.numel(),
         "removed": group.removed,
         "into": group.kept,
         "kept": better,
@@ -274,6 +281,11 @@ def in_float32(layer: nn.Module) -> Iterator[None]:
     finally:
         for weight, dtype in kept:
             weight.data = weight.data.to(dtype)
+
+
+def normal_equations(features: int, hidden: int) -> int:
+    """Return the floating-point operations of one token's part in the sums of `elder.compensation.ghost`."""
+    return FORWARD * features * (features + hidden)
 
 
 def size(module: nn.Module) -> int:

@@ -20,6 +20,10 @@ from elder.training.synthesis import rows_at_once
 from elder.training.tune import grids_of
 
 FLOAT = torch.float32
+SOLVING = "least squares"
+MATRICES = (
+    4  # of (features, features): sums, one batch's, what is solved and its factors
+)
 
 
 def removing(case: Case) -> Estimate:
@@ -58,6 +62,13 @@ def _refitting(case: Case, looks: Estimate, own: RefitSettings) -> Estimate:
     (peak,) = beside(case.dense_bytes + case.own_layers_bytes + trained, need)
     tokens = case.samples * case.shape.seq_len
     states = {STATES: 2.0 * tokens * case.shape.text.hidden_size * case.dtype.itemsize}
+    peaks = [*looks.peaks, peak]
+    if own.least_squares:
+        text = case.shape.text
+        features = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        solving = float(MATRICES * features**2 * torch.float64.itemsize)
+        weights = float(case.dense_bytes + case.own_layers_bytes)
+        peaks.append({WEIGHTS: weights, SOLVING: solving})
     groups = min(case.gone, case.left)
     passes = own.epochs * groups
     recover = case.settings.recover
@@ -66,7 +77,7 @@ def _refitting(case: Case, looks: Estimate, own: RefitSettings) -> Estimate:
         passes = min(passes, own.most * recover.epochs * layers)
     return replace(
         looks,
-        peaks=tuple(parts | states for parts in (*looks.peaks, peak)),
+        peaks=tuple(parts | states for parts in peaks),
         flops=groups * looks.flops + passes * case.samples / at_once * need.flops,
     )
 

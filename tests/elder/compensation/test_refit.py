@@ -79,8 +79,12 @@ def test_the_budget_by_hand(trained: Any, text_blocks: torch.Tensor) -> None:
     assert job.spent.tokens_seen == 2 * math.ceil(share * tokens)
     assert (job.spent.optimizer_steps, job.spent.trainable_parameters) == (14, layer)
     # layers passed, of the shallower and of the dense model: 1 and 2 for layer 0, 2 and 5 for layer 2
-    forward = 2 * layer * 16 * 48 * ((1 + 2) + (2 + 5))
-    assert record["flops"] == {"training": 6 * layer * 2 * tokens, "forward": forward}
+    # and each layer once more by itself, for least squares: sums of 48 x 48 and 48 x 32 products a token
+    forward = 2 * layer * 16 * 48 * ((1 + 2) + (2 + 5) + 2)
+    solving = 2 * (2 * 48 * (48 + 32)) * 16 * 48
+    training = 6 * layer * 2 * tokens
+    flops = {"training": training, "forward": forward, "solving": solving}
+    assert record["flops"] == flops
 
 
 def test_before_a_recovery_it_takes_a_part_of_that_ones_budget(
