@@ -82,7 +82,6 @@ BEFORE: dict[str, Json] = {
     "calibration.bos": False,
     "select.elder.racing": None,
     "recover.distil.drawing": "multinomial",
-    "compensate.refit.least_squares": False,
 }
 
 _short = Repr()

@@ -1,6 +1,5 @@
 """Refit: each kept layer beside a gap learns by itself to put out what it and the layers that went put out together.
 
-It begins from the least-squares map that `ghost` adds to its last projection, where that helps held-out blocks.
 As XMerge (arXiv 2609.02083) and block-local reconstruction (arXiv 2510.14444) have it, the layer learns from hidden
 states alone: no loss passes through the rest of the model, which runs only to tell what enters the layer and what the
 dense model puts out after the last layer that the layer stands for. With s what it puts out and t that dense state,
@@ -9,7 +8,8 @@ dense model puts out after the last layer that the layer stands for. With s what
 
 This project's own reading: its inputs are those of the shallower model, mended so far from the first gap on, so that it
 makes up for what is lost before it, too; an eighth of the blocks judges, and where they are not met better than before,
-the layer stays as it was.
+the layer stays as it was. Where asked for it begins from the map that `ghost` adds to its last projection, if that helps
+held-out blocks.
 
 The budget: one token through the training of one layer counts as the share that the layer's parameters have in all that
 a token passes, the layers and the head. ``tokens_seen`` of the record holds it, beside that of every other training.
@@ -68,7 +68,7 @@ class RefitSettings(Section):
         0.01, gt=0, description="peak learning rate, as a share of each weight's size"
     )
     least_squares: bool = Field(
-        True,
+        False,
         description="begin from what ghost's map does to the layer, at no training",
     )
 

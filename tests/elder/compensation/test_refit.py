@@ -32,8 +32,7 @@ def test_a_loop_written_out_learns_the_same(
     trained: Any, text_blocks: torch.Tensor
 ) -> None:
     blocks = text_blocks[:16]  # 14 to learn from
-    plain = {"least_squares": False}
-    job = pruned(trained, (2, 3), blocks, "refit", epochs=2, batch=4, lr=0.02, **plain)
+    job = pruned(trained, (2, 3), blocks, "refit", epochs=2, batch=4, lr=0.02)
     slow = copy.deepcopy(job.model)
     compensate("refit", job)
     states = slow(input_ids=blocks[:14], output_hidden_states=True).hidden_states[1]
@@ -68,7 +67,8 @@ def test_a_loop_written_out_learns_the_same(
 def test_the_budget_by_hand(trained: Any, text_blocks: torch.Tensor) -> None:
     # a layer of 32 x 32 twice, 16 x 32 twice, 48 x 32 three times and two norms of 32: 7744; the tied head: 257 x 32
     layer, head = 7744, 8224
-    job = pruned(trained, (1, 3, 4), text_blocks[:16], "refit", epochs=2, batch=4)
+    more = {"epochs": 2, "batch": 4, "least_squares": True}
+    job = pruned(trained, (1, 3, 4), text_blocks[:16], "refit", **more)
     job.model.requires_grad_(True)  # as a model comes from its folder
     record = compensate("refit", job)
     tokens = 7 * 4 * 48  # steps, blocks, tokens: for each of layers 0 and 2
