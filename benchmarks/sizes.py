@@ -20,9 +20,12 @@ from elder.plan.result import duration, size
 from elder.plan.selection import choosing
 from elder.plan.stages import compensating, recovering
 from elder.settings import validate
+from elder.training.synthesis import SHARE_OF_GPU
 
 PAGE = Path(__file__).parents[1] / "docs" / "sizes.md"
-# 35 % of an H100's 989 TFLOP/s in bf16; stages reached 17 to 47 % on an H200 (benchmarks/results/gpu-h200.md)
+# a GPU of so many bytes writes text with 4 GiB of keys and values; a larger one takes more, because it has it
+WRITER = SHARE_OF_GPU * 4 * 2**30
+# 35 % of an H100's 989 TFLOP/s in bf16; its trainings reached 27 to 46 % (benchmarks/results/gpu-h100.md)
 GPU = Machine("one H100", False, 80 * 10**9, 0, 3.5e14, 3e12, 10**12, 2e10)
 SHAPES = {  # published model: vocabulary, hidden, inner, layers, heads, key/value heads
     "Llama 3.2 1B": (128_256, 2048, 8192, 16, 32, 8),
@@ -43,10 +46,10 @@ HEAD = """# What models of each size need
 The default recipe at 25 %: a quarter of the layers goes; 128 calibration blocks of 2,048 tokens, weights in bfloat16,
 one block at once. Memory is what tensors take on the device at the moment at which most live, in GB of 10^9 bytes.
 Copies of trained weights, which trials begin from, lie in the machine's memory. Times are for one H100 at
-{rate:.0f} TFLOP/s, 35 % of its peak in bfloat16, as an estimate: stages reached 17 to 47 % on an H200
-(`benchmarks/results/gpu-h200.md`). Each stage is planned for one device that has the memory; several can share
+{rate:.0f} TFLOP/s, 35 % of its peak in bfloat16, as an estimate: trainings reached 27 to 46 % there
+(`benchmarks/results/gpu-h100.md`). Each stage is planned for one device that has the memory; several can share
 its weights, gradients and optimiser (`docs/many-devices.md`). With adapters, much of a recovery's memory is the cache
-of the texts that the dense model writes before it, at most 4 GiB of it.
+of the texts that the dense model writes before it: 4 GiB here, a fifth of a larger GPU's memory there.
 
 `elder plan MODEL` says it for your model, blocks and machine. `elder compress MODEL --max-memory 24GB` takes the way
 that fits, and says so; `elder run` does it with `--set model.max_memory=24GB`. What keeps the result comes first: fewer
@@ -87,7 +90,7 @@ def case_of(shape: str, way: dict[str, object]) -> Case:
         "recover": recover,
     }
     settings: Params = validate(tree)
-    return Case(settings, config, GPU.gpu)
+    return Case(settings, config, WRITER)
 
 
 def rows(shape: str) -> list[str]:
