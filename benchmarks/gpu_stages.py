@@ -322,10 +322,8 @@ class Bench:
             "compensate": {"method": "none"},
             "regularise": {"epochs": 0},
             "recover": {"mode": "none"},
-            section: {
-                **{"batch": shape.batch, "adapter_rank": rank, "compile": compile},
-                **own,
-            },
+            section: own
+            | {"batch": shape.batch, "adapter_rank": rank, "compile": compile},
         }
         config = copy.deepcopy(shape.config)
         config.dtype = WEIGHTS
