@@ -12,6 +12,7 @@ from elder.secrecy import hide_given_secrets
 
 DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # failures are said once, by this command
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # its own server says at length what it then does once more
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

@@ -245,6 +245,26 @@ build_app(Services(ends, ends, ends))(["select", "x", "--layers", "2"])
     assert "Traceback" not in done.stderr
 
 
+SERVER_COMPLAINS = """
+import logging
+from flows.environment import prepare_environment
+prepare_environment()
+from prefect.logging.configuration import setup_logging
+setup_logging()
+logging.getLogger("prefect.server.services.task_run_recorder").error("Error flushing")
+"""
+
+
+def test_what_the_server_tries_again_is_no_news() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER_COMPLAINS],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "flushing" not in done.stdout + done.stderr
+
+
 def test_an_interruption_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, told: list
 ) -> None:
