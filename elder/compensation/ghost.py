@@ -15,7 +15,7 @@ write anything: (features, hidden). Gaps are closed from the first to the last, 
 compensated so far.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,18 +121,18 @@ class Cut:
         def leaving(ids: Tensor) -> Tensor:
             return states_at(self.model, self.site.index, ids)[1]
 
-        def triples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def batches() -> Iterator[tuple[Tensor, ...]]:
             for ids in blocks.split(batch):
                 _, after = states_at(self.dense, self.gap.stop - 1, ids)
-                yield *read(self.site, leaving, ids), after
+                yield lacking(self.site, leaving, ids, after)
 
-        return summed(triples())
+        return Moments.of(batches())
 
 
-def read(
-    site: Site, run: Callable[[Tensor], Tensor], given: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the features that a projection reads, (tokens, features), and the state after it, (tokens, hidden).
+def lacking(
+    site: Site, run: Callable[[Tensor], Tensor], given: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the features that a projection reads, what is lacking after it, and the wanted state: one row a token.
 
     Features come times the gain with which the layer adds what the projection puts out.
 
@@ -140,6 +140,7 @@ def read(
         site: the projection, with which its layer ends.
         run: runs that layer on what is given, and returns what leaves it.
         given: to it.
+        wanted: what should leave it, (batch, tokens, hidden).
     """
     seen: list[Tensor] = []
     hook = site.module.register_forward_pre_hook(
@@ -149,28 +150,11 @@ def read(
         leaving = run(given)
     finally:
         hook.remove()
-    h = leaving.double().flatten(0, -2)
+    h, t = (one.double().flatten(0, -2) for one in (leaving, wanted))
     x = seen[0].double().reshape(len(h), -1)
     if site.module.bias is not None:
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    return site.gain * x, h
-
-
-def summed(triples: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Moments:
-    """Return the normal equations of features x, states h, as `read` has them, and wanted states t, batch by batch."""
-    sums: Moments | None = None
-    for x, h, wanted in triples:
-        t = wanted.double().flatten(0, -2)
-        missing = t - h
-        if sums is None:
-            zero = x.new_zeros(x.shape[1], 1)
-            sums = Moments(zero @ zero.T, zero @ h.new_zeros(1, h.shape[1]))
-        sums.a += x.T @ x
-        sums.b += x.T @ missing
-        sums.rest += missing.square().sum().item()
-        sums.target += t.square().sum().item()
-    assert sums is not None
-    return sums
+    return site.gain * x, t - h, t
 
 
 def solve(sums: Moments, ridge: float) -> Tensor:

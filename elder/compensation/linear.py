@@ -9,6 +9,7 @@ and is folded into the MLP's last projection, so that the checkpoint stays an or
 first to the last, each with the states of the model compensated so far.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,21 @@ class Moments:
     rest: float = 0.0
     target: float = 0.0
 
+    @classmethod
+    def of(cls, batches: Iterable[tuple[torch.Tensor, ...]]) -> "Moments":
+        """Add up batches of features m, (tokens, features), of t - r and of t, (tokens, hidden), all float64."""
+        sums: Moments | None = None
+        for m, rest, target in batches:
+            if sums is None:
+                width = m.shape[1]
+                sums = cls(m.new_zeros(width, width), m.new_zeros(width, rest.shape[1]))
+            sums.a += m.T @ m
+            sums.b += m.T @ rest
+            sums.rest += rest.square().sum().item()
+            sums.target += target.square().sum().item()
+        assert sums is not None
+        return sums
+
     def error(self, matrix: torch.Tensor) -> float:
         """Return ||r + m T - t||^2 / ||t||^2 of a map T, (hidden, hidden) float64."""
         squared = (matrix * (self.a @ matrix - 2 * self.b)).sum().item() + self.rest
@@ -153,22 +169,16 @@ def moments(
     pruned: Pruned[LinearSettings], gap: Gap, site: Site, blocks: torch.Tensor
 ) -> Moments:
     """Add up the normal equations batch by batch, so that no more than one batch of states is in memory."""
-    sums: Moments | None = None
-    for ids in blocks.split(pruned.batch):
-        # (tokens, hidden) each
-        state, written = run_to(pruned.model, site.index, ids, site.module)
-        target, _ = run_to(pruned.dense, gap.stop - 1, ids)
-        m = site.gain * written
-        rest = target - (state - m)
-        if sums is None:
-            zero = torch.zeros(m.shape[1], m.shape[1], dtype=m.dtype, device=m.device)
-            sums = Moments(zero, zero.clone())
-        sums.a += m.T @ m
-        sums.b += m.T @ rest
-        sums.rest += rest.square().sum().item()
-        sums.target += target.square().sum().item()
-    assert sums is not None
-    return sums
+
+    def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+        for ids in blocks.split(pruned.batch):
+            # (tokens, hidden) each
+            state, written = run_to(pruned.model, site.index, ids, site.module)
+            target, _ = run_to(pruned.dense, gap.stop - 1, ids)
+            m = site.gain * written
+            yield m, target - (state - m), target
+
+    return Moments.of(batches())
 
 
 def solve(sums: Moments, ridge: float) -> torch.Tensor:

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from elder.compensation.base import Group, Pruned, find_groups, register
-from elder.compensation.ghost import GhostSettings, add, read, solve, summed
+from elder.compensation.ghost import GhostSettings, add, lacking, solve
 from elder.compensation.linear import Moments, find_site
 from elder.compensation.states import LoneLayer, states_at
 from elder.device import device_of_model
@@ -191,8 +191,8 @@ def least_squares(
     device = device_of_model(pruned.model)
 
     def moments(entering: Tensor, target: Tensor) -> Moments:
-        return summed(
-            (*read(site, alone, one.to(device)), wanted.to(device))
+        return Moments.of(
+            lacking(site, alone, one.to(device), wanted.to(device))
             for one, wanted in zip(entering.split(1), target.split(1), strict=True)
         )
 
@@ -284,7 +284,7 @@ def in_float32(layer: nn.Module) -> Iterator[None]:
 
 
 def normal_equations(features: int, hidden: int) -> int:
-    """Return the floating-point operations of one token's part in the sums of `elder.compensation.ghost`."""
+    """Return the floating-point operations of one token's part in the sums of `elder.compensation.linear`."""
     return FORWARD * features * (features + hidden)
 
 

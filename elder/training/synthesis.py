@@ -25,7 +25,7 @@ from elder.training.micro_batch import MicroBatch, free_memory
 PROMPT_SHARE = 16  # a block's first sixteenth is calibration text
 TOKENS_ON_CPU = 32_768  # in one batch there: twice as many are 6 % faster
 CACHE_AT_ONCE = 4 * 2**30  # bytes of keys and values there
-# of a GPU's memory they may take: a step takes as long for one text as for hundreds
+# of a GPU's memory they may take: the more texts at once, the fewer steps
 SHARE_OF_GPU = 5
 
 
