@@ -8,8 +8,8 @@ dense model puts out after the last layer that the layer stands for. With s what
 
 This project's own reading: its inputs are those of the shallower model, mended so far from the first gap on, so that it
 makes up for what is lost before it, too; an eighth of the blocks judges, and where they are not met better than before,
-the layer stays as it was. Where asked for it begins from the map that `ghost` adds to its last projection, if that helps
-held-out blocks.
+the layer stays as it was. Where asked for it begins from the map that `ghost` adds to its last projection, if that
+helps held-out blocks.
 
 The budget: one token through the training of one layer counts as the share that the layer's parameters have in all that
 a token passes, the layers and the head. ``tokens_seen`` of the record holds it, beside that of every other training.
