@@ -16,11 +16,17 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import (
+    active_children,
+    get_context,
+    parent_process,
+    resource_tracker,
+)
 from pathlib import Path
 
 from elder.compare.measure import measure
@@ -154,7 +160,9 @@ def _in_own_process(one: Measurement, folder: Path) -> str | None:
     )
     with pool:
         try:
-            return pool.submit(attempt, one, folder).result()
+            with _uninterrupted():
+                measured = pool.submit(attempt, one, folder)
+            return measured.result()
         except BrokenProcessPool:
             return KILLED
         except BaseException:
@@ -164,12 +172,29 @@ def _in_own_process(one: Measurement, folder: Path) -> str | None:
             raise
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait while a process is started, here and there: whichever it cut off would end in a traceback."""
+    resource_tracker.ensure_running()  # starting it would let Ctrl-C through again
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new one inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
 def _follow_parent() -> None:
     """Leave Ctrl-C to the process that started this one, and end as soon as it has.
 
     What is written is written by rename, so nothing is left half-written.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

@@ -59,8 +59,9 @@ def test_a_killed_process_is_told_in_a_sentence(
     assert active_children() == []
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.05, 1.0])
 def test_an_interruption_takes_the_measuring_process_with_it(
-    model_folder: Path, text_file: Path, tmp_path: Path
+    delay: float, model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     command = [
         sys.executable,
@@ -77,16 +78,21 @@ def test_an_interruption_takes_the_measuring_process_with_it(
         command += ["--set", f"evaluate.{name}={text_file}"]
     command += ["--set", "evaluate.tasks=[]", "--output", "out"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + PATIENCE
         children: list[int] = []
         while not children and time.monotonic() < deadline:
-            time.sleep(0.1)
-            children = measuring(process.pid)
+            children = measuring(process.pid)  # at once: while it still starts
         assert children, "no process was started"
-        process.send_signal(signal.SIGINT)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
         _, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
