@@ -77,11 +77,12 @@ MOVED = {
     "recover.synthetic": ("recover.distil.synthetic",),
 }
 
-# {key that version 0.1 had not: what it did all the same}
+# {key that version 0.1 lacked: what it did}
 BEFORE: dict[str, Json] = {
     "calibration.bos": False,
     "select.elder.racing": None,
     "recover.distil.drawing": "multinomial",
+    "recover.distil.states": "anew",
 }
 
 _short = Repr()

@@ -91,7 +91,12 @@ def _shared_files(job: Job, folder: Path) -> dict[Path, Path]:
     settings = job.settings
     inputs = Fingerprint(model_parts(settings)) | calibration_parts(settings)
     choice = inputs | {"select": settings.select.own()}
-    text = inputs | {"written": settings.recover.written}
+    wanted = settings.recover
+    text = inputs | {
+        "written": wanted.written,
+        "by_sums": wanted.drawn_by_sums,
+        "states": wanted.keeps_states,
+    }
     return {
         job.marker("learn"): folder / f"{choice.short}.json",
         job.work / SYNTHETIC: folder / f"{text.short}.safetensors",

@@ -31,6 +31,7 @@ from elder.errors import UserError
 from elder.files import file_digest
 from elder.model.layers import find_layers, remove_layers
 from elder.model.load import Loaded, parameter_count, weights_digest
+from elder.parallel.ranks import count
 from elder.params.catalogue import AUTO
 from elder.progress import say
 from elder.recovery import RECOVERIES, recovering, student_of
@@ -39,7 +40,8 @@ from elder.training.loop import TrainingRun
 from elder.training.micro_batch import MicroBatch
 from elder.training.regularise import regularise
 from elder.training.search import Values
-from elder.training.synthesis import synthetic_blocks
+from elder.training.synthesis import Writing, synthetic_blocks
+from elder.training.teacher import KnownStates, known_states
 from elder.training.tune import OPTIMIZER, Tried, Tuning, grids_of
 
 SYNTHETIC = (
@@ -202,38 +204,56 @@ def _ready_to_recover(
     recovery = RECOVERIES.find(settings.mode)
     dense = job.load() if recovery.teacher else None
     # before the student takes its memory
-    data = _training_data(job, dense) if dense else None
-    student = _student(job, job.last_folder(stage), dense)
+    data, states = _training_data(job, dense) if dense else (None, None)
+    student = _student(job, job.last_folder(stage), dense, states is not None)
     data = data or training_data(job.blocks(student))
     teacher = dense.model if dense else None
-    learner = student_of(settings, student.model, teacher, job.learnt.removed)
+    learner = student_of(settings, student.model, teacher, job.learnt.removed, states)
     return student, recovering(learner, data, settings, _training_run(job, "recover"))
 
 
-def _student(job: Job, shallow: Path, dense: Loaded | None) -> Loaded:
-    """Return the shallower model, ready to learn: in float32, or as it is where adapters alone change."""
-    if not job.settings.recover.adapter_rank:
-        return job.load(shallow, torch.float32)
+def _student(job: Job, shallow: Path, dense: Loaded | None, head_alone: bool) -> Loaded:
+    """Return the shallower model, ready to learn: in float32, or as it is where adapters alone change.
+
+    Args:
+        job: the job.
+        shallow: its folder.
+        dense: the dense model, whose weights adapters share.
+        head_alone: the dense model's layers are needed no more, and go where nothing shares them.
+    """
+    adapters = job.settings.recover.adapter_rank > 0
     # stage 2 changed all weights, and a model that is divided has weights of its own
-    if dense is None or job.folder("regularise") or dense.again:
-        return job.load(shallow, _kept_dtype(job))
+    if not adapters or dense is None or job.folder("regularise") or dense.again:
+        if dense and head_alone:
+            find_layers(dense.model).to("meta")
+        return job.load(shallow, _kept_dtype(job) if adapters else torch.float32)
     if shallow == job.work / "remove":
         return without_layers(dense, job.learnt.removed)
     mended = job.load(shallow, device="cpu")
     return sharing(dense, mended.model, job.learnt.removed)
 
 
-def _training_data(job: Job, dense: Loaded) -> TrainingData:
-    """Return the calibration blocks, and beside them what the dense model writes for the recovery."""
-    blocks = job.blocks(dense)
-    count = job.settings.recover.written * len(blocks)
-    if not count:
-        return training_data(blocks)
-    seed = job.settings.calibration.seed
-    kept, first = job.work / SYNTHETIC, len(dense.bos)
-    by_sums = job.settings.recover.drawn_by_sums
-    written = synthetic_blocks(dense.model, blocks, count, seed, kept, first, by_sums)
-    return training_data(blocks, written)
+def _training_data(job: Job, dense: Loaded) -> tuple[TrainingData, KnownStates | None]:
+    """Return the calibration blocks, and beside them what the dense model writes for the recovery.
+
+    What it makes of them comes with them where it is kept, which one process alone does.
+    """
+    blocks, wanted = job.blocks(dense), job.settings.recover
+    writing = Writing(
+        count=wanted.written * len(blocks),
+        seed=job.settings.calibration.seed,
+        first=len(dense.bos),
+        by_sums=wanted.drawn_by_sums,
+    )
+    kept = job.work / SYNTHETIC
+    if wanted.keeps_states and count() == 1:
+        states = known_states(dense.model, blocks, writing, kept)
+        written = states.ids[: writing.count]
+        return training_data(blocks, written if len(written) else None), states
+    if not writing.count:
+        return training_data(blocks), None
+    written = synthetic_blocks(dense.model, blocks, writing, kept)
+    return training_data(blocks, written), None
 
 
 def _training_run(job: Job, name: str) -> TrainingRun:

@@ -4,7 +4,8 @@ A model's head is more than a matrix in some families, which scale or cap logits
 whose decoder is told to put out the states that are given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,19 @@ def states_of(model: Any, ids: Tensor) -> Tensor:
         return called(ids)
     finally:
         del called.forward
+
+
+@contextmanager
+def states_seen(model: Any) -> Iterator[list[Tensor]]:
+    """Collect what enters the head while a model writes: of the prompts first, then of one token after the other."""
+    seen: list[Tensor] = []
+    hook = _decoder(model).register_forward_hook(
+        lambda _, __, made: seen.append(made[0])
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def logits_of_states(model: Any, states: Tensor) -> Tensor:

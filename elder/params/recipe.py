@@ -151,3 +151,8 @@ class Recover(Training, Choice):
     def drawn_by_sums(self) -> bool:
         """Say whether a CPU draws their tokens by the sums of all shares."""
         return getattr(self.settings_of(self.mode), "drawing", "sums") == "sums"
+
+    @property
+    def keeps_states(self) -> bool:
+        """Say whether what the dense model makes of each block is kept, where one process works."""
+        return getattr(self.settings_of(self.mode), "keeps_states", False)

@@ -69,6 +69,12 @@ class Case:
         return self.layers - self.gone
 
     @property
+    def keeps_states(self) -> bool:
+        """Say whether the recovery keeps what the dense model makes of each block, as `elder.compression.stages`."""
+        settings = self.settings
+        return settings.recover.keeps_states and settings.launch.processes == 1
+
+    @property
     def samples(self) -> int:
         """Return the number of calibration blocks."""
         return self.settings.calibration.samples

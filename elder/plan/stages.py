@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elder.compensation.refit import RefitSettings
 from elder.params.catalogue import NONE
@@ -108,7 +109,13 @@ def recovering(case: Case) -> Estimate | None:
 
     def make_loss(lab: Lab, model: Any) -> LossFunction:
         dense = lab.model(case.dtype) if entry.teacher else None
-        made: LossFunction = entry.function(student_of(wanted, model, dense))
+
+        def known(ids: Tensor) -> Tensor:
+            return torch.zeros(*ids.shape, case.shape.text.hidden_size).to(case.dtype)
+
+        states = known if case.keeps_states else None
+        student = student_of(wanted, model, dense, states=states)
+        made: LossFunction = entry.function(student)
         return made
 
     dtype = case.dtype if wanted.adapter_rank else FLOAT
@@ -124,7 +131,10 @@ def _beside_teacher(case: Case, training: Training, student: float) -> Estimate:
     """Return a recovery beside the dense model; where adapters alone are trained, both share what is the same."""
     settings = case.settings
     if not settings.recover.adapter_rank or settings.regularise.epochs:
-        return training.estimate("recover", student + case.dense_bytes)
+        teacher = case.dense_bytes
+        if case.keeps_states:
+            teacher -= case.layers_bytes
+        return training.estimate("recover", student + teacher)
     found = training.estimate(
         "recover", float(case.dense_bytes + case.own_layers_bytes)
     )
@@ -146,11 +156,16 @@ def _with_writing(case: Case, found: Estimate) -> Estimate:
     while most and rows > 1 and case.dense_bytes + rows * one.peak[work.CACHE] > most:
         rows //= 2
     cache = rows * one.peak[work.CACHE]
+    passes = blocks
+    if case.keeps_states:
+        passes += case.samples
+        hidden = case.shape.text.hidden_size
+        cache += rows * seq_len * hidden * case.dtype.itemsize
     # each token reads all weights, and on average half of the cache
     moved = -(-blocks // rows) * seq_len * (case.dense_bytes + cache / 2)
     return replace(
         found,
         peaks=(*found.peaks, {WEIGHTS: case.dense_bytes, work.CACHE: cache}),
-        flops=found.flops + one.flops * blocks,
+        flops=found.flops + one.flops * passes,
         moved=found.moved + moved,
     )

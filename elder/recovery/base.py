@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from elder import params
 from elder.params.catalogue import RECOVERIES, Catalogue
 from elder.record import Spent
@@ -14,6 +16,8 @@ from elder.training.ready import compiled
 from elder.training.tune import Objective, Tuning, grids_of, tuning
 
 S = TypeVar("S")  # the settings that a recovery is registered with
+# token ids (batch, seq_len) -> what enters the dense model's head, (batch, seq_len, hidden)
+States = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Student(Generic[S]):
         dense: the model before, frozen; None for a recovery whose settings do not ask for it.
         removed: layers of the dense model that the shallower one lacks.
         settings: the recovery's own.
+        states: what the dense model makes of the blocks, where that is known: its layers need not be there then.
     """
 
     model: Any
     dense: Any
     removed: tuple[int, ...]
     settings: S
+    states: States | None = None
 
 
 Recovery = Callable[[Student[Any]], LossFunction]  # what is minimised on a batch
@@ -39,7 +45,11 @@ register = CATALOGUE.register
 
 
 def student_of(
-    settings: params.Recover, model: Any, dense: Any, removed: Sequence[int] = ()
+    settings: params.Recover,
+    model: Any,
+    dense: Any,
+    removed: Sequence[int] = (),
+    states: States | None = None,
 ) -> Student[Any]:
     """Return a model as the recovery that the section ``recover`` names will find it.
 
@@ -47,7 +57,7 @@ def student_of(
         UserError: for an unknown recovery.
     """
     own = settings.settings_of(settings.mode)
-    return Student(model, dense, tuple(removed), own)
+    return Student(model, dense, tuple(removed), own, states)
 
 
 def recover(

@@ -14,11 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from elder.device import device_of_model
 from elder.model.forward import next_token_losses, observed_states
 from elder.model.head import by_position, logits_of_states
 from elder.model.layers import find_layers
 from elder.params import Auto, Section, Strength
-from elder.recovery.base import Student, register
+from elder.recovery.base import States, Student, register
 from elder.training.loop import LossFunction
 from elder.training.losses import divergences, state_mismatch
 
@@ -40,6 +41,15 @@ class DistilSettings(Section):
         "sums",
         description="how a CPU draws their tokens; multinomial: as before there was a choice, and slower",
     )
+    states: Literal["kept", "anew"] = Field(
+        "kept",
+        description="what the dense model makes of a block: kept on the disk, or computed anew each time, and slower",
+    )
+
+    @property
+    def keeps_states(self) -> bool:
+        """Say whether the dense model's states are kept: those that enter its head are, and no others."""
+        return self.states == "kept" and not self.hidden
 
 
 @register("distil", settings=DistilSettings, teacher=True)
@@ -49,7 +59,9 @@ def distil(student: Student[DistilSettings]) -> LossFunction:
     if student.settings.hidden:
         count = len(find_layers(student.dense))
         depths = matching_layers(count, student.removed)
-    return Distillation(student.model, student.dense, depths, student.settings)
+    return Distillation(
+        student.model, student.dense, depths, student.settings, student.states
+    )
 
 
 @dataclass(frozen=True)
@@ -61,17 +73,18 @@ class Distillation:
         dense: the dense model, frozen.
         depths: for each kept layer, the dense layer whose output it should put out; none where ``hidden`` is 0.
         settings: of the recovery.
+        known: gives what enters the dense model's head; None: the dense model is run.
     """
 
     model: Any
     dense: Any
     depths: Sequence[int]
     settings: DistilSettings
+    known: States | None = None
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Return the loss of token ids, (batch, seq_len), in nats: a scalar."""
-        with torch.no_grad():
-            target, wanted = observed_states(self.dense, ids, self.depths)
+        target, wanted = self._of_dense(ids)
         final, states = observed_states(self.model, ids, range(len(self.depths)))
         share, hidden = self.settings.next_token, self.settings.hidden
         pair = final.flatten(0, 1), target.flatten(0, 1)
@@ -86,6 +99,13 @@ class Distillation:
                 terms.append(state_mismatch(mine, its))
             total = total + hidden * torch.stack(terms).mean()
         return total
+
+    @torch.no_grad()
+    def _of_dense(self, ids: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return what `observed_states` does, of the dense model."""
+        if self.known is None:
+            return observed_states(self.dense, ids, self.depths)
+        return self.known(ids).to(device_of_model(self.dense)), []
 
     def _divergences(self, mine: Tensor, its: Tensor) -> Tensor:
         """Return the divergences at some positions, from what enters the two heads."""

@@ -7,6 +7,9 @@ quantisation (LLM-QAT, arXiv 2305.17888). Tokens that are trained on stay within
 often.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from elder.data import batch_indices, nth_seed
 from elder.device import device_of_model, memory_of
 from elder.files import whole_file
 from elder.model.forward import cache_bytes, continue_texts
+from elder.model.head import states_seen
 from elder.parallel import ranks
 from elder.progress import meter
 from elder.training.micro_batch import MicroBatch, free_memory
@@ -29,35 +33,65 @@ CACHE_AT_ONCE = 4 * 2**30  # bytes of keys and values there
 SHARE_OF_GPU = 5
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What the dense model is to write.
+
+    Attributes:
+        count: blocks.
+        seed: of prompts and sampling.
+        first: tokens that each block begins with, and each new one will, before its text: see `elder.model.tokens`.
+        by_sums: as `elder.model.forward.continue_texts`.
+    """
+
+    count: int
+    seed: int
+    first: int = 0
+    by_sums: bool = True
+
+
 def synthetic_blocks(
-    dense: Any,
-    blocks: Tensor,
-    count: int,
-    seed: int,
-    kept: Path | None = None,
-    first: int = 0,
-    by_sums: bool = True,
+    dense: Any, blocks: Tensor, wanted: Writing, kept: Path | None = None
 ) -> Tensor:
-    """Let the dense model write blocks.
+    """Let the dense model write blocks, or read those that it wrote before.
 
     Args:
         dense: the dense model, in eval mode.
         blocks: calibration blocks, (samples, seq_len) int64; their text begins the new ones.
-        count: how many to write.
-        seed: of prompts and sampling.
+        wanted: how many, and how.
         kept: file that they are kept in, so that a killed run need not write them again; one that cannot be read or
             holds something else is written anew.
-        first: tokens that each block begins with, and each new one will, before its text: see `elder.model.tokens`.
-        by_sums: as `elder.model.forward.continue_texts`.
 
     Returns:
         (count, seq_len) int64 on the CPU.
     """
-    seq_len = blocks.shape[1]
-    known = ranks.told(None if kept is None else _read(kept, (count, seq_len)))
+    shape = wanted.count, blocks.shape[1]
+    known = ranks.told(None if kept is None else _read(kept, shape))
     if known is not None:
         return known
-    prompts = choose_prompts(blocks, count, seed, first)
+    ids = written_blocks(dense, blocks, wanted)
+    if kept is not None and ranks.is_first():
+        _write(kept, ids)
+    return ids
+
+
+def written_blocks(
+    dense: Any,
+    blocks: Tensor,
+    wanted: Writing,
+    see: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Let the dense model write blocks, as `synthetic_blocks`.
+
+    Args:
+        dense: the dense model.
+        blocks: of calibration.
+        wanted: how many, and how.
+        see: called with what enters its head at each token of the next blocks, (n, seq_len, hidden); in one process
+            alone.
+    """
+    seq_len, count = blocks.shape[1], wanted.count
+    prompts = choose_prompts(blocks, count, wanted.seed, wanted.first)
     cache = _cache_of_text(dense, prompts[:1], seq_len)
     rows = rows_at_once(seq_len, cache, memory_of(device_of_model(dense)))
     at_once = MicroBatch("the dense model's writing", rows)
@@ -67,16 +101,14 @@ def synthetic_blocks(
 
         def write(batch: tuple[int, Tensor]) -> Tensor:
             number, beginnings = batch
-            draws = nth_seed(seed, number), by_sums
-            texts = partial(_written, dense, beginnings, seq_len, draws)
+            draws = nth_seed(wanted.seed, number), wanted.by_sums
+            texts = partial(_written, dense, beginnings, seq_len, draws, see)
             written = at_once.attempt(texts)
             step(steps=ranks.count() * len(beginnings))
             return written
 
         ids = torch.cat(ranks.share(enumerate(prompts.split(rows)), write))
     free_memory()  # the cache's, which training would lie beside
-    if kept is not None and ranks.is_first():
-        _write(kept, ids)
     return ids
 
 
@@ -104,16 +136,31 @@ def _cache_of_text(dense: Any, prompt: Tensor, seq_len: int) -> int:
 
 
 def _written(
-    dense: Any, prompts: Tensor, seq_len: int, draws: tuple[int, bool], at_once: int
+    dense: Any,
+    prompts: Tensor,
+    seq_len: int,
+    draws: tuple[int, bool],
+    see: Callable[[Tensor], None] | None,
+    at_once: int,
 ) -> Tensor:
     """Return texts that begin with prompts, (rows, seq_len); fewer at once are other texts: sampling draws anew."""
     seed, by_sums = draws
     torch.manual_seed(seed)
-    pieces = [
-        continue_texts(dense, piece, seq_len, temperature=1.0, by_sums=by_sums)
-        for piece in prompts.split(at_once)
-    ]
-    return torch.cat(pieces)
+    # a last token shows what comes of the one before it
+    length = seq_len if see is None else seq_len + 1
+    texts, states = [], []
+    for piece in prompts.split(at_once):
+        watch: AbstractContextManager[list[Tensor]] = (
+            states_seen(dense) if see else nullcontext([])
+        )
+        with watch as seen:
+            ids = continue_texts(dense, piece, length, temperature=1, by_sums=by_sums)
+        texts.append(ids[:, :seq_len])
+        if see:
+            states.append(torch.cat(seen, dim=1))
+    if see:  # not before all fitted
+        see(torch.cat(states))
+    return torch.cat(texts)
 
 
 def choose_prompts(blocks: Tensor, count: int, seed: int, first: int = 0) -> Tensor:

@@ -24,7 +24,7 @@ from elder.settings import validate
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun, train
 from elder.training.losses import divergences, state_mismatch
-from elder.training.synthesis import synthetic_blocks
+from elder.training.synthesis import Writing, synthetic_blocks
 from elder.training.tune import ADAPTER_LR_GRID
 
 FLOAT = torch.float32
@@ -276,16 +276,18 @@ def test_the_dense_model_writes_on_from_calibration_text(
     trained_model: Any, text_blocks: torch.Tensor, tmp_path: Path
 ) -> None:
     calibration, kept = text_blocks[:10], tmp_path / "kept.safetensors"
-    written = synthetic_blocks(trained_model, calibration, 24, 0, kept)
+    wanted = Writing(24, seed=0)
+    written = synthetic_blocks(trained_model, calibration, wanted, kept)
     assert (written.shape, written.dtype) == ((24, 48), torch.int64)
     # 48 / 16 = 3 tokens are calibration text
     windows = calibration.unfold(1, 3, 1).reshape(-1, 3).tolist()
     assert all(row[:3].tolist() in windows for row in written)
     assert len({tuple(row.tolist()) for row in written}) == 24
-    assert torch.equal(synthetic_blocks(trained_model, calibration, 24, 0), written)
-    assert not torch.equal(synthetic_blocks(trained_model, calibration, 24, 1), written)
+    assert torch.equal(synthetic_blocks(trained_model, calibration, wanted), written)
+    other = synthetic_blocks(trained_model, calibration, Writing(24, seed=1))
+    assert not torch.equal(other, written)
     # read, not written again
-    assert torch.equal(synthetic_blocks(None, calibration, 24, 0, kept), written)
+    assert torch.equal(synthetic_blocks(None, calibration, wanted, kept), written)
     # it writes what it holds likely: far better than random tokens, whose loss is over ln 257 = 5.5
     assert block_losses(trained_model, written, 8).mean() < 3.5
 

@@ -25,7 +25,7 @@ from elder.training.checkpoint import Schedule
 from elder.training.loop import Batch, TrainingRun, gradients, train
 from elder.training.micro_batch import SMALLER, MicroBatch, blocks_to_learn
 from elder.training.regularise import Regularised, Turn
-from elder.training.synthesis import synthetic_blocks
+from elder.training.synthesis import Writing, synthetic_blocks
 from tests.elder.selection.problems import problem
 
 FLOAT = torch.float32
@@ -174,7 +174,7 @@ def test_selection_evaluation_and_writing_go_on_as_well(
     # what did not fit is not tried again
     assert given[-6:] == [4, 2, 2, 2, 2, 1]
     assert run_tasks(loaded, ["blimp_passive_1"], TASKS, 5, 8) == tasks
-    written = synthetic_blocks(loaded.model, text_blocks[:8], 4, seed=0)
+    written = synthetic_blocks(loaded.model, text_blocks[:8], Writing(4, seed=0))
     assert written.shape == (4, 48)
     assert len(said) > 4
 
@@ -248,5 +248,5 @@ def test_as_many_texts_are_written_at_once_as_their_cache_allows(
 
     monkeypatch.setattr(synthesis, "continue_texts", write)
     blocks = torch.randint(0, config.vocab_size, (4, 32))
-    synthesis.synthetic_blocks(model, blocks, 8, 0)
+    synthesis.synthetic_blocks(model, blocks, Writing(8, seed=0))
     assert rows == [3, 3, 2]

@@ -1,0 +1,151 @@
+"""What the dense model makes of blocks, kept in a file: learning from a block then costs no pass through that model.
+
+The file (.safetensors) is written a batch at a time and read a few blocks at a time, since the states of many blocks
+are large: ``ids`` (blocks, seq_len), and ``states``, what enters the dense model's head, (blocks, seq_len, hidden).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from elder.errors import UserError
+from elder.files import whole_file
+from elder.model.head import states_of
+from elder.training.micro_batch import MicroBatch
+from elder.training.synthesis import Writing, written_blocks
+
+LOOKED_AT = 8  # blocks of calibration at once
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class KnownStates:
+    """The states that are kept.
+
+    Attributes:
+        path: of the file.
+        ids: of all blocks in it, (blocks, seq_len) int64.
+    """
+
+    path: Path
+    ids: Tensor
+
+    @cached_property
+    def places(self) -> dict[bytes, int]:
+        """Return {token ids of a block: its place in the file}."""
+        return {_key(row): place for place, row in enumerate(self.ids)}
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return the states of blocks that are there, (batch, seq_len, hidden) on the CPU."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            states = file.get_slice("states")
+            return torch.stack([states[self.places[_key(row)]] for row in ids])
+
+
+def known_states(
+    dense: Any, blocks: Tensor, wanted: Writing, path: Path
+) -> KnownStates:
+    """Let the dense model write blocks, and keep what it makes of them and of the calibration blocks.
+
+    Args:
+        dense: the dense model, in eval mode.
+        blocks: calibration blocks, (samples, seq_len) int64.
+        wanted: how many it writes, and how; they come before the calibration blocks.
+        path: of the file; one that is whole is taken as it is.
+
+    Raises:
+        UserError: if the disk has no room for it.
+    """
+    count = wanted.count + len(blocks)
+    ids = _read(path, (count, blocks.shape[1]))
+    if ids is None:
+        with whole_file(path) as new, new.open("wb") as handle:
+            file = StatesFile(handle, path, count)
+            ids = blocks
+            if wanted.count:
+                written = written_blocks(dense, blocks, wanted, file.add)
+                ids = torch.cat([written, blocks])
+            look = partial(_look, dense, blocks)
+            file.add(MicroBatch("looking at calibration text", LOOKED_AT).attempt(look))
+            file.end(ids)
+    return KnownStates(path, ids)
+
+
+@torch.no_grad()
+def _look(dense: Any, blocks: Tensor, at_once: int) -> Tensor:
+    """Return the states of blocks, (blocks, seq_len, hidden) on the CPU."""
+    return torch.cat([states_of(dense, some).cpu() for some in blocks.split(at_once)])
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """Return the token ids in a file; None where it is absent, damaged or holds another number of blocks."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            kept = file.get_slice("states").get_shape()
+            ids: Tensor = file.get_tensor("ids")
+    except (SafetensorError, OSError):
+        return None
+    return ids if ids.shape == shape == (*kept[:2],) else None
+
+
+class StatesFile:
+    """Writes such a file.
+
+    Args:
+        handle: of the file, open for writing.
+        path: that it will have.
+        count: blocks that will be written.
+    """
+
+    def __init__(self, handle: BinaryIO, path: Path, count: int) -> None:
+        self.handle, self.path, self.count = handle, path, count
+        self.begun = False
+
+    def add(self, states: Tensor) -> None:
+        """Write the states of the next blocks, (n, seq_len, hidden)."""
+        if not self.begun:
+            self._begin(states)
+        raw = states.cpu().contiguous().view(torch.uint8)
+        self.handle.write(raw.numpy().data)
+
+    def end(self, ids: Tensor) -> None:
+        """Write the token ids of all blocks, (count, seq_len), in the order of their states."""
+        self.handle.write(ids.contiguous().numpy().data)
+
+    def _begin(self, states: Tensor) -> None:
+        """Write what comes before the tensors: where each lies."""
+        self.begun = True
+        shape = [self.count, *states.shape[1:]]
+        split = prod(shape) * states.element_size()
+        whole = split + prod(shape[:2]) * torch.int64.itemsize
+        folder = self.path.parent
+        free = shutil.disk_usage(folder).free
+        if whole > free:
+            raise UserError(
+                f"what the dense model makes of {self.count} blocks takes {whole / 1e9:.1f} GB, and {str(folder)!r} "
+                f"has {free / 1e9:.1f} GB left: make room, or set recover.distil.states to anew"
+            )
+        named = {
+            "states": {"dtype": NAMES[states.dtype], "shape": shape},
+            "ids": {"dtype": "I64", "shape": shape[:2]},
+        }
+        named["states"]["data_offsets"] = [0, split]
+        named["ids"]["data_offsets"] = [split, whole]
+        head = json.dumps(named).encode()
+        head += b" " * (-len(head) % 8)  # tensors begin at a multiple of 8 bytes
+        self.handle.write(len(head).to_bytes(8, "little") + head)
+
+
+def _key(row: Tensor) -> bytes:
+    return row.cpu().numpy().tobytes()
