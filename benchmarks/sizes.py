@@ -45,8 +45,9 @@ HEAD = """# What models of each size need
 
 The default recipe at 25 %: a quarter of the layers goes; 128 calibration blocks of 2,048 tokens, weights in bfloat16,
 one block at once. Memory is what tensors take on the device at the moment at which most live, in GB of 10^9 bytes.
-Copies of trained weights, which trials begin from, lie in the machine's memory. Times are for one H100 at
-{rate:.0f} TFLOP/s, 35 % of its peak in bfloat16, as an estimate: trainings reached 27 to 46 % there
+Beside a GPU, in the machine's own memory, lie hidden states for `refit`, and a shallower model while it is read. On the
+disk lie what the dense model makes of each block, and the copies of trained weights that trials begin from. Times are
+for one H100 at {rate:.0f} TFLOP/s, 35 % of its peak in bfloat16, as an estimate: trainings reached 27 to 46 % there
 (`benchmarks/results/gpu-h100.md`). Each stage is planned for one device that has the memory; several can share
 its weights, gradients and optimiser (`docs/many-devices.md`). With adapters, much of a recovery's memory is the cache
 of the texts that the dense model writes before it: 4 GiB here, a fifth of a larger GPU's memory there.
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path)
     given = parser.parse_args()
     table = [
-        "| model | choosing layers: memory | time | refit: memory | time | recovery | memory | copies | time |",
+        "| model | choosing layers: memory | time | refit: memory | time | recovery | memory | beside | time |",
         "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for shape in SHAPES:

@@ -7,9 +7,8 @@ from elder.plan.result import StagePlan
 from elder.plan.simulate import Need, total
 
 # in the machine's memory, whatever the device
-COPIES, LYING = "copies for trials", "weights on the CPU"
-STATES = "hidden states on the CPU"
-ON_HOST = (COPIES, LYING, STATES)
+LYING, STATES = "weights on the CPU", "hidden states on the CPU"
+ON_HOST = (LYING, STATES)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from elder import params
 from elder.plan import work
 from elder.plan.case import Case
-from elder.plan.estimate import COPIES, Estimate, beside
+from elder.plan.estimate import Estimate, beside
 from elder.plan.simulate import Need, simulate
 from elder.training.micro_batch import blocks_to_learn
 from elder.training.optim import layer_matrices
@@ -54,12 +54,6 @@ class Training:
         judged = trials * HELD_OUT_SHARE * self.case.samples / settings.batch
         (peak,) = beside(weights, need)
         moving = 0 if settings.adapter_rank else self._weights()
-        if trials:
-            first = name == "regularise" or not self.case.settings.regularise.epochs
-            size = self.case.dtype.itemsize if first else LEARNT
-            if OPTIMIZER in self.grids and name != "regularise":
-                size += LEARNT  # the best so far
-            peak[COPIES] = float(size * moving)
         return Estimate(
             name=name,
             mode=self._mode(),

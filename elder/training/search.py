@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,23 +141,35 @@ def _lowest(trials: list[Trial]) -> int | None:
 
 
 class Snapshot:
-    """A copy of the trainable weights on the CPU, or of this process's part of them, to start each trial from.
+    """A copy of the trainable weights on the disk, or of this process's part of them, to start each trial from.
 
     Weights that came from a 16-bit checkpoint, and have not moved yet, take 16 bits here, too.
+
+    Args:
+        model: whose weights are copied.
+        path: of the file (.safetensors); one that is there is replaced.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.weights = {}
+    def __init__(self, model: Any, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        self.path = path
+        weights = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                whole = own_part(parameter.detach()).cpu()
-                half = whole.bfloat16()
-                exact = torch.equal(half.to(whole.dtype), whole)
-                self.weights[name] = half if exact else whole.clone()
+                own = own_part(parameter.detach()).contiguous()
+                half = own.bfloat16()
+                exact = torch.equal(half.to(own.dtype), own)
+                weights[name] = half if exact else own
+        save_file(weights, path)
 
     @torch.no_grad()
     def restore(self, model: Any) -> None:
         """Put the copied weights back."""
-        for name, parameter in model.named_parameters():
-            if name in self.weights:
-                own_part(parameter).copy_(self.weights[name])
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            kept = set(file.keys())
+            for name, parameter in model.named_parameters():
+                if name in kept:
+                    own_part(parameter).copy_(file.get_tensor(name))

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -198,24 +200,26 @@ class Tuning:
         first, trials = self.objective.first(), self.objective.trials()
         if trials == 1:
             return Tried(values=first[0])
-        start = ahead = Snapshot(self.model)
-        lowest = math.inf
         goes_on = self._optimizer_is_chosen and self.run.at_step is None
+        lowest = math.inf
+        work = self.run.checkpoint.parent if self.run.checkpoint else None
+        with TemporaryDirectory(prefix="trials-", dir=work) as folder:
+            start = ahead = Snapshot(self.model, Path(folder, "start"))
 
-        def try_one(values: Values) -> tuple[float, Spent]:
-            nonlocal ahead, lowest
-            start.restore(self.model)
-            trim_memory()  # what the trial before left free lies between what this one needs
-            loss, spent = self.trial(values, trials)
-            if goes_on and math.isfinite(loss) and loss < lowest:
-                ahead = start  # the copy that was best so far need not stay for the next one
-                ahead, lowest = Snapshot(self.model), loss
-            return loss, spent
+            def try_one(values: Values) -> tuple[float, Spent]:
+                nonlocal ahead, lowest
+                start.restore(self.model)
+                trim_memory()  # what the trial before left free lies between what this one needs
+                loss, spent = self.trial(values, trials)
+                if goes_on and math.isfinite(loss) and loss < lowest:
+                    ahead, lowest = Snapshot(self.model, Path(folder, "ahead")), loss
+                return loss, spent
 
-        chosen, spent = search(
-            self.run.label, first, try_one, self.objective.then, self.objective.order
-        )
-        ahead.restore(self.model)
+            objective = self.objective
+            chosen, spent = search(
+                self.run.label, first, try_one, objective.then, objective.order
+            )
+            ahead.restore(self.model)
         return Tried(chosen, spent, goes_on)
 
     def run_with(self, tried: Tried, paid: int = 0) -> Spent:

@@ -166,18 +166,21 @@ def test_the_time_in_which_layers_are_brought_is_counted() -> None:
     assert found.seconds == pytest.approx(16 * 8 * LAYER / 1e6, rel=0.01)
 
 
-def test_copies_of_trained_weights_must_fit_beside_the_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    wanted = case({"lr": "auto"}, "1GB")
-    copies = make_plan(wanted, GPU, "model")[0].stages[-1].host_bytes
-    assert copies > 0
-    # where they do not, adapters, whose copies are small, take the place of all weights
-    found, _ = make_plan(wanted, replace(GPU, host=copies - 1), "model")
-    assert "recover.adapter_rank" in found.settings
-    monkeypatch.setattr("elder.plan.choose.find_spec", lambda _: None)  # no peft
-    with pytest.raises(UserError, match="of the machine's own memory"):
-        make_plan(wanted, replace(GPU, host=copies - 1), "model")
+def test_what_lies_beside_the_gpu_must_fit_there() -> None:
+    wanted = case({"optimizer": "adamw"}, "1GB")
+    settings = wanted.settings.model_copy(
+        update={"compensate": validate({"compensate": {"method": "refit"}}).compensate}
+    )
+    wanted = replace(wanted, settings=settings)
+    mending = make_plan(wanted, GPU, "model")[0].stages[-2]
+    # what enters and leaves a layer: 16 blocks of 256 tokens of 256 bfloat16 numbers
+    assert (mending.name, mending.host_bytes) == ("compensate", 2 * 16 * 256 * 256 * 2)
+    little = replace(GPU, host=mending.host_bytes - 1)
+    assert make_plan(wanted, little, "model")[0].settings == {
+        "compensate.method": "none"
+    }
+    with pytest.raises(UserError, match="learn takes .* of the machine's own memory"):
+        chosen_by("shortgpt", replace(GPU, host=8 * LAYER - 1), 10**9, offload="cpu")
 
 
 def test_layers_that_are_looked_into_lie_nowhere_else() -> None:

@@ -5,10 +5,12 @@ their budget.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from elder import params
@@ -274,19 +276,19 @@ def test_the_lowest_finite_loss_wins() -> None:
         search("test", [{"lr": 1.0}], lambda _: (math.nan, Spent()))
 
 
-def test_a_snapshot_brings_the_weights_back(llama: Callable) -> None:
-    model = llama(2)
+def test_a_snapshot_brings_the_weights_back(llama: Callable, tmp_path: Path) -> None:
+    model, path = llama(2), tmp_path / "start"
     before = weights_digest(model)
-    start = Snapshot(model)
+    start = Snapshot(model, path)
     with torch.no_grad():
         model.lm_head.weight.add_(1)
     assert weights_digest(model) != before
     start.restore(model)
     assert weights_digest(model) == before
     # what 16 bits hold exactly, as where a checkpoint was in bfloat16, takes no more
-    model.bfloat16().float()
-    assert {kept.dtype for kept in Snapshot(model).weights.values()} == {torch.bfloat16}
-    assert torch.float32 in {kept.dtype for kept in start.weights.values()}
+    assert torch.float32 in {kept.dtype for kept in load_file(path).values()}
+    Snapshot(model.bfloat16().float(), path)
+    assert {kept.dtype for kept in load_file(path).values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("epochs", [2.0, 3.0, 4.5])
