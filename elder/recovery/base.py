@@ -93,7 +93,8 @@ def recovering(
     loss = CATALOGUE.find(settings.mode).function(student)
     budget = settings.epochs * data.calibration_blocks
     stretched = settings.model_copy(update={"epochs": budget / len(data.blocks)})
-    objective = Objective(loss_with=lambda _: loss, grids=grids_of(settings))
+    grids = grids_of(settings, student.model)
+    objective = Objective(loss_with=lambda _: loss, grids=grids)
     with (
         compiled(student.dense, settings.compile and student.dense is not None),
         tuning(student.model, data, stretched, objective, run) as made,

@@ -54,7 +54,7 @@ def regularise(
     Returns:
         What was spent; automatic values are judged by the loss without the layers on held-out blocks.
     """
-    grids = grids_of(settings)
+    grids = grids_of(settings, model)
     if settings.lambda2 == "auto":
         grids |= {"lambda2": LAMBDA2_GRID}
 

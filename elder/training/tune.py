@@ -7,9 +7,9 @@ lowered by the known power of the steps. AdamW's is not, where the optimiser was
 rate rather than too high a one (docs/recipe.md).
 
 Where the optimiser is ``auto``, all other values are tried with AdamW first, then Muon with those that won, which suit
-both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where a low rate won,
-Muon is not tried: at low rates short trials cannot tell the two apart, and Muon harms models that were trained with
-Adam (arXiv 2605.10468), as nearly all were. The final run goes on from the weights that the best trial ended with: what
+both: rates are relative. All combinations would leave each trial too few steps to tell anything. Where the model's
+weights say that Adam trained it, Muon is not tried: it wins short trials there, and loses the run
+(`elder.training.optim`). The final run goes on from the weights that the best trial ended with: what
 that trial learnt was paid for.
 
 `tune` does it all. `try_out` and `run_with` do the two halves, for what comes between: a compensation, which is worth
@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
 from elder import params
 from elder.device import device_of_model
@@ -38,6 +39,7 @@ from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
 from elder.training.loop import LossFunction, TrainingRun, train
 from elder.training.micro_batch import MicroBatch, blocks_to_learn
+from elder.training.optim import OPTIMIZERS, optimizers_for
 from elder.training.ready import checkpointing, compiled, trainable
 from elder.training.search import (
     Order,
@@ -50,10 +52,8 @@ from elder.training.search import (
 )
 
 OPTIMIZER = "optimizer"
-OPTIMIZERS = ("adamw", "muon")
-# relative to the root mean square of each weight; where a low one is best, AdamW it is
-LOW_RATES = (0.00125, 0.0025)
-LR_GRID = (*LOW_RATES, 0.005, 0.01)
+# relative to the root mean square of each weight
+LR_GRID = (0.00125, 0.0025, 0.005, 0.01)
 # where the optimiser is named: as before there was a choice, so that what was made then can be made again
 LR_GRID_OF_NAMED = (0.005, 0.01, 0.02)
 # absolute: adapters start at 0, and a share of that is nothing
@@ -86,10 +86,8 @@ class Objective:
         return [dict(zip(grids, values, strict=True)) for values in combinations]
 
     def then(self, best: Values) -> list[Values]:
-        """Return what is tried after that: the other optimisers with the values that won, unless the rate is low."""
+        """Return what is tried after that: the other optimisers with the values that won."""
         others = self.grids.get(OPTIMIZER, ())[1:]
-        if best.get("lr") in LOW_RATES:
-            return []
         return [{**best, OPTIMIZER: other} for other in others]
 
     @property
@@ -331,11 +329,24 @@ def lowered(trial: int, steps: int) -> float:
     return min(1.0, (trial / steps) ** LONGER_RUN)
 
 
-def grids_of(settings: params.Training) -> dict[str, tuple[Any, ...]]:
-    """Return the optimisers and learning rates to try, none where a rate is given: it was meant for one optimiser."""
+def grids_of(
+    settings: params.Training, model: nn.Module | None = None
+) -> dict[str, tuple[Any, ...]]:
+    """Return the optimisers and learning rates to try, none where a rate is given: it was meant for one optimiser.
+
+    Args:
+        settings: of the training.
+        model: that will train; None: the most that any may need.
+    """
     if settings.lr != "auto":
         return {}
     chosen = settings.optimizer == "auto"
     rates = LR_GRID if chosen else LR_GRID_OF_NAMED
     grid = {"lr": ADAPTER_LR_GRID if settings.adapter_rank else rates}
-    return {OPTIMIZER: OPTIMIZERS} | grid if chosen else grid
+    if not chosen:
+        return grid
+    suitable = OPTIMIZERS
+    # adapters suit either, whatever trained the model (arXiv 2605.10468)
+    if model is not None and not settings.adapter_rank:
+        suitable = optimizers_for(model)
+    return {OPTIMIZER: suitable} | grid

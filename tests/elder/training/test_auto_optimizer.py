@@ -10,18 +10,24 @@ import torch
 from elder import params
 from elder.model.forward import next_token_losses
 from elder.model.layers import remove_layers
-from elder.model.load import weights_digest
+from elder.model.load import load_model, weights_digest
 from elder.record import Spent, plain
 from elder.recovery import recover, student_of
 from elder.training import tune as tuning
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
-from elder.training.optim import Optimizer
+from elder.training.optim import (
+    OPTIMIZERS,
+    Optimizer,
+    evenness,
+    layer_matrices,
+    optimizers_for,
+    spectral_norm,
+)
 from elder.training.ready import trainable
 from elder.training.search import Values, downhill
 from elder.training.tune import (
     ADAPTER_LR_GRID,
-    LR_GRID,
     LR_GRID_OF_NAMED,
     Objective,
     grids_of,
@@ -80,18 +86,57 @@ def test_the_better_optimiser_wins_within_the_budget(
     assert weights_digest(same) == weights_digest(model)
 
 
-def test_where_a_low_rate_is_best_muon_is_not_tried(
+def test_muon_is_not_tried_on_what_adam_trained(
     llama: Callable, blocks: torch.Tensor
 ) -> None:
     model = llama(2)
-    # the less it moves, the less AdamW harms
-    objective = unlearning(model, "adamw", LR_GRID)
-    spent = tuning.tune(model, training_data(blocks.repeat(4, 1)), AUTO, objective, RUN)
-    tried = [(plain(one)["optimizer"], plain(one)["lr"]) for one in spent.search]
-    assert tried == [("adamw", lr) for lr in (0.0025, 0.005, 0.00125)]
-    assert [one.chosen for one in spent.search] == [False, False, True]
-    # the run has what Muon's trial would have taken
+    assert grids_of(AUTO, model)["optimizer"] == OPTIMIZERS
+    for weight in layer_matrices(model):  # a few large singular values, as Adam leaves
+        with torch.no_grad():
+            weight.add_(0.1 * torch.ones_like(weight))
+    assert grids_of(AUTO, model)["optimizer"] == ("adamw",)
+    settings = params.Recover(epochs=10.0, batch=4, mode="train")
+    data = training_data(blocks.repeat(4, 1))  # 40 blocks
+    spent = recover(student_of(settings, model, None), data, settings, RUN)
+    assert {plain(one)["optimizer"] for one in spent.search} == {"adamw"}
+    # four rates share what five trials do where Muon is one
+    assert {one.tokens for one in spent.search} == {5 * 4 * 12}
+    # the run has what trials that were not needed would have taken
     assert spent.optimizer_steps == 10 * 40 / 4
+    # adapters suit either
+    adapters = settings.model_copy(update={"adapter_rank": 2})
+    assert grids_of(adapters, model)["optimizer"] == OPTIMIZERS
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 200), (200, 48)])
+def test_evenness_is_1_for_random_matrices_and_small_for_those_of_one_rank(
+    llama: Callable, shape: tuple[int, int]
+) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    exact = torch.linalg.matrix_norm(matrix, 2).item()
+    assert 0.9 * exact < spectral_norm(matrix) <= exact * 1.0001
+    spiky = matrix + 2
+    exact = torch.linalg.matrix_norm(spiky, 2).item()
+    assert spectral_norm(spiky) == pytest.approx(exact, rel=1e-4)
+    assert spectral_norm(torch.zeros(shape)) == 0
+
+    model = llama(2)
+    for weight in layer_matrices(model):
+        weight.data = matrix.clone()
+    assert evenness(model) == pytest.approx(1, abs=0.2)
+    for weight in layer_matrices(model):
+        weight.data = torch.ones(shape)  # stable rank 1
+    random = shape[0] * shape[1] / (shape[0] ** 0.5 + shape[1] ** 0.5) ** 2
+    assert evenness(model) == pytest.approx(1 / random, rel=1e-3)
+    for weight in layer_matrices(model):
+        weight.data = torch.zeros(shape)
+    assert evenness(model) == 0
+
+
+@pytest.mark.parametrize("name", ["novels-llama", "novels-neox", "novels-opt"])
+def test_muon_suits_the_bundled_models_which_it_trained(name: str) -> None:
+    model = load_model(params.Model(name=f"models/{name}")).model
+    assert optimizers_for(model) == OPTIMIZERS
 
 
 @pytest.mark.parametrize(
