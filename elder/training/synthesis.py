@@ -65,8 +65,7 @@ def synthetic_blocks(
     Returns:
         (count, seq_len) int64 on the CPU.
     """
-    shape = wanted.count, blocks.shape[1]
-    known = ranks.told(None if kept is None else _read(kept, shape))
+    known = ranks.told(None if kept is None else _read(kept, wanted.count, blocks))
     if known is not None:
         return known
     ids = written_blocks(dense, blocks, wanted)
@@ -185,16 +184,22 @@ def choose_prompts(blocks: Tensor, count: int, seed: int, first: int = 0) -> Ten
     return torch.stack(prompts)
 
 
-def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """Return the blocks in a file; None where it is absent, damaged or holds another number of them."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _read(path: Path, count: int, blocks: Tensor) -> Tensor | None:
+    """Return the blocks in a file, which `elder.training.teacher` may have written, those of calibration below them.
+
+    None where it is absent, damaged or holds another number of them.
+    """
+    from safetensors import SafetensorError, safe_open
 
     try:
-        ids = load_file(path)["ids"]
-    except (SafetensorError, OSError, KeyError):
+        with safe_open(path, "pt") as file:
+            ids: Tensor = file.get_tensor("ids")
+    except (SafetensorError, OSError):
         return None
-    return ids if ids.shape == shape else None
+    fits = (
+        len(ids) in (count, count + len(blocks)) and ids.shape[1:] == blocks.shape[1:]
+    )
+    return ids[:count] if fits else None
 
 
 def _write(path: Path, ids: Tensor) -> None:
