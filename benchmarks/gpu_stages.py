@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ from elder.settings import validate
 from elder.training.data import training_data
 from elder.training.loop import TrainingRun
 from elder.training.regularise import regularise
+from elder.training.synthesis import Writing
+from elder.training.teacher import known_states
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
@@ -293,13 +296,17 @@ class Bench:
 
         def run(blocks: torch.Tensor) -> float:
             plan = TrainingRun("recover", SEED, WEIGHTS)
-            learner = student_of(settings, student, dense)
-            spent = recover(learner, training_data(blocks), settings, plan)
+            with TemporaryDirectory() as folder:
+                kept = Path(folder, "states")
+                known = known_states(dense, blocks, Writing(0, SEED), kept)
+                learner = student_of(settings, student, dense, states=known)
+                spent = recover(learner, training_data(blocks), settings, plan)
             times = FROZEN if rank else TRAINED
             left = student.config.num_hidden_layers
-            return self.flops(spent.tokens_seen, left, 1, times) + self.flops(
-                spent.tokens_seen, self.layers
-            )
+            learning = self.flops(spent.tokens_seen, left, 1, times)
+            # the dense model: its layers once a block, its head in each step
+            once = self.flops(blocks.numel(), self.layers, 0)
+            return learning + once + self.flops(spent.tokens_seen, 0)
 
         return self._noted(
             self.measure(run, self.shape.batch, compile), student, settings

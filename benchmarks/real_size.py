@@ -3,12 +3,12 @@
     make real                                        # once: it fetches SmolLM2
     .venv/bin/python benchmarks/real_size.py         # what a CPU does, half an hour of two cores; or name parts
 
-smollm2: 8 of 30 layers of SmolLM2-135M-Instruct, 128 blocks of 256 tokens of WikiText-2. gemma: Gemma 3 270M's shape,
-whose vocabulary is 262,144, 8 blocks of 2,048: the choice by shortgpt, and the default with one pass of recovery, since
-memory does not depend on passes. llama-1b: a Llama of one billion parameters, by shortgpt. pair: the bundled model, 3
-of 12 layers, 32 blocks of 256, in one process, and in two at the same time. smollm2-long, for a GPU
-(`benchmarks/gpu.sh default`): SmolLM2's shape, 40 blocks of 2,048; tiny tries the code. Shapes have random weights.
-Each compression is a process of its own.
+smollm2: 8 of 30 layers of SmolLM2-135M-Instruct, 128 blocks of 256 tokens of WikiText-2; smollm2-4gb: the same within
+a limit. gemma: Gemma 3 270M's shape, whose vocabulary is 262,144, 8 blocks of 2,048: the choice by shortgpt, and the
+default with one pass of recovery, since memory does not depend on passes. llama-1b: a Llama of one billion parameters,
+by shortgpt. pair: the bundled model, 3 of 12 layers, 32 blocks of 256, in one process, and in two at the same time.
+smollm2-long, for a GPU (`benchmarks/gpu.sh default`): SmolLM2's shape, 40 blocks of 2,048; tiny tries the code. Shapes
+have random weights. Each compression is a process of its own.
 """
 
 import argparse
@@ -44,18 +44,20 @@ WIKITEXT, NOVELS = "data/general/calibration.txt", "data/calibration.txt"
 TOKENIZER = "models/novels-llama"
 UNTRAINED = {"recover": {"mode": "none"}, "compensate": {"method": "none"}}
 LONG = {"samples": 8, "seq_len": 2048}
-PARTS: dict[str, dict[str, Any]] = {
-    "smollm2": {
-        "model": {"name": SMOLLM2},
-        "calibration": {"samples": 128, "seq_len": 256},
-        "select": {"layers": 8},
-        "evaluate": {
-            "in_domain": "data/general/in_domain.txt",
-            "out_of_domain": "data/held_out.txt",
-            "max_tokens": 32_768,
-            "tasks": [],
-        },
+SMALL: dict[str, Any] = {
+    "model": {"name": SMOLLM2},
+    "calibration": {"samples": 128, "seq_len": 256},
+    "select": {"layers": 8},
+    "evaluate": {
+        "in_domain": "data/general/in_domain.txt",
+        "out_of_domain": "data/held_out.txt",
+        "max_tokens": 32_768,
+        "tasks": [],
     },
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "smollm2": SMALL,
+    "smollm2-4gb": SMALL | {"model": {"name": SMOLLM2, "max_memory": "4GB"}},
     "gemma-shortgpt": {
         "calibration": LONG,
         "select": {"layers": 4, "method": "shortgpt"},
@@ -89,7 +91,7 @@ PARTS: dict[str, dict[str, Any]] = {
 PAGE = Path("docs/real-size.md")
 HEAD = """# Real size, measured
 
-`{command}` on {date}: {processors} processors ({device}) with nothing else to do,
+`{command}`: {processors} processors ({device}) with nothing else to do,
 torch {torch}. Each row is the default recipe, or where it says so the choice of layers by shortgpt alone, in a process
 of its own.
 
@@ -97,11 +99,12 @@ of its own.
 
 Peak memory is all that the process held, Python and its libraries with it, which take some 0.3 GB.
 
-| part | seconds | weights | peak memory |
-| --- | ---: | ---: | ---: |"""
+| part | date | seconds | weights | peak memory |
+| --- | --- | ---: | ---: | ---: |"""
 TOLD = {
     "smollm2": """- smollm2: 8 of 30 layers of SmolLM2-135M-Instruct, 128 blocks of 256 tokens of
   `data/general/calibration.txt`.""",
+    "smollm2-4gb": "- smollm2-4gb: the same with `model.max_memory` 4GB.",
     "gemma-shortgpt": """- gemma-shortgpt: Gemma 3 270M's shape with random weights (a vocabulary of 262,144),
   4 of 18 layers, 8 blocks of 2,048 tokens, by shortgpt.""",
     "gemma": """- gemma: the same by the default with `model.max_memory` 6GB, by which the plan takes
@@ -122,7 +125,7 @@ The model's own: forward passes, losses and backward passes; the share is of the
 
 | part | stage | peak memory | seconds | loading, saving | model's own | optimiser | share |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
-ON_A_CPU = ["smollm2", "gemma-shortgpt", "llama-1b", "pair"]
+ON_A_CPU = ["smollm2", "smollm2-4gb", "gemma-shortgpt", "llama-1b", "pair"]
 
 
 def llama(*sizes: int, **more: Any) -> dict[str, Any]:
@@ -215,10 +218,15 @@ def shape_of(part: str) -> str:
     return str(folder)
 
 
+def is_smollm2(part: str) -> bool:
+    """Say whether a part's model is the real one."""
+    return PARTS[part].get("model", {}).get("name") == SMOLLM2
+
+
 def settings_of(part: str) -> tuple[params.Params, Path]:
     """Return all parameters of a part, and its calibration text."""
     tree = dict(PARTS[part])
-    text = WIKITEXT if part == "smollm2" else NOVELS
+    text = WIKITEXT if is_smollm2(part) else NOVELS
     model = tree.get("model", {})
     if "name" not in model:
         tree["model"] = {"name": shape_of(part), **model}
@@ -311,7 +319,7 @@ def peak_memory(found: dict[str, Any]) -> int:
 
 def weights_bytes(part: str) -> int:
     """Return the bytes of the model's weights, as they are loaded."""
-    if part == "smollm2":
+    if is_smollm2(part):
         return 2 * 134_515_008  # bfloat16
     folder = PARTS[part]["model"]["name"] if part == "pair" else shape_of(part)
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
@@ -321,6 +329,7 @@ def measured(part: str) -> dict[str, Any]:
     """Return all that is measured of a part."""
     (found,) = at_once(part, 1)
     found["weights_bytes"] = weights_bytes(part)
+    found["date"] = datetime.date.today().isoformat()
     if part == "pair":
         found["seconds_of_two"] = max(map(seconds_of, at_once(part, 2)))
     return found
@@ -333,7 +342,7 @@ def page(found: dict[str, Any]) -> str:
     for part, one in found["parts"].items():
         seconds, weights, peak = seconds_of(one), one["weights_bytes"], peak_memory(one)
         lines.append(
-            f"| {part} | {seconds:.0f} | {weights / 1e9:.2f} GB | {peak / 1e9:.2f} GB |"
+            f"| {part} | {one['date']} | {seconds:.0f} | {weights / 1e9:.2f} GB | {peak / 1e9:.2f} GB |"
         )
     for part, one in found["parts"].items():
         if "quality" in one:
@@ -373,7 +382,6 @@ def main() -> None:
     for part in given.parts:
         known[part] = measured(part)
         found = {
-            "date": datetime.date.today().isoformat(),
             "command": "python benchmarks/real_size.py",
             "device": environment("auto")["device"],
             "processors": os.cpu_count(),

@@ -20,6 +20,15 @@ def without_layers(dense: Loaded, removed: Sequence[int]) -> Loaded:
     return shallow
 
 
+@torch.no_grad()
+def drop_layers(model: nn.Module) -> None:
+    """Free the memory of a model's layers, which are no longer run; the head stays."""
+    find_layers(model).to("meta")
+    for left in (*model.parameters(), *model.buffers()):
+        if not left.is_meta:  # the file that it was mapped from, layers and all, goes with its last tensor
+            left.data = left.data.clone()
+
+
 def to_compensate(dense: Loaded, removed: Sequence[int], everywhere: bool) -> Loaded:
     """Return a model without some of its layers, for a compensation to change.
 

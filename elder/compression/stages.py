@@ -24,7 +24,12 @@ from elder.compensation import (
 from elder.compression.choice import only_runs, refuse_offload
 from elder.compression.job import Job, Stage
 from elder.compression.layers import select_layers
-from elder.compression.memory import sharing, to_compensate, without_layers
+from elder.compression.memory import (
+    drop_layers,
+    sharing,
+    to_compensate,
+    without_layers,
+)
 from elder.compression.results import Compensated, Learnt, Removed, Trained, Tuned
 from elder.device import peak_memory_bytes
 from elder.errors import UserError
@@ -225,7 +230,7 @@ def _student(job: Job, shallow: Path, dense: Loaded | None, head_alone: bool) ->
     # stage 2 changed all weights, and a model that is divided has weights of its own
     if not adapters or dense is None or job.folder("regularise") or dense.again:
         if dense and head_alone:
-            find_layers(dense.model).to("meta")
+            drop_layers(dense.model)
         return job.load(shallow, _kept_dtype(job) if adapters else torch.float32)
     if shallow == job.work / "remove":
         return without_layers(dense, job.learnt.removed)

@@ -19,7 +19,7 @@ from elder.device import computes_on_cpu, device_of_model
 from elder.model.layers import find_layers
 from elder.parallel.ranks import count
 
-AT_ONCE = 2**24  # logits on a CPU: 64 MiB in float32
+AT_ONCE = 2**23  # logits on a CPU: 32 MiB in float32, of which a loss holds several
 AT_ONCE_ON_GPU = 2**26  # smaller portions leave it waiting for the next
 LEAST = 128  # positions: with each portion all of a large head's gradient is added up
 

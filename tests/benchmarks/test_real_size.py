@@ -45,11 +45,12 @@ def test_each_stage_has_its_seconds_and_what_they_went_to(
     exact = 2 * (2 * 4096 * 16 + 6 * layer + 16)
     assert exact <= found["weights_bytes"] < exact + 10_000
     assert real_size.peak_memory(found) > 10**8
-    about = {"date": "today", "command": "it", "device": "cpu", "processors": 2}
+    about = {"command": "it", "device": "cpu", "processors": 2}
+    found["date"] = "today"
     parts = {"tiny": found, "pair": found | {"seconds_of_two": 1.0}}
     monkeypatch.setitem(real_size.TOLD, "tiny", "- tiny: it")
     page = real_size.page({**about, "torch": "2", "parts": parts})
-    assert "| tiny | " in page
+    assert "| tiny | today | " in page
     quality = found["quality"]
     assert len(quality["removed"]) == 2
     assert quality["in_domain"] > 1
