@@ -140,9 +140,7 @@ class Recover(Training, Choice):
 
         ``auto`` follows from the budget: as many as can be passed once, with the calibration blocks.
         """
-        if self.mode == NONE:
-            return 0
-        wanted = getattr(self.settings_of(self.mode), "synthetic", 0)
+        wanted = getattr(self._own, "synthetic", 0)
         if wanted == "auto":
             return min(MOST_WRITTEN, max(0, int(self.epochs) - 1))
         return int(wanted)
@@ -150,9 +148,14 @@ class Recover(Training, Choice):
     @property
     def drawn_by_sums(self) -> bool:
         """Say whether a CPU draws their tokens by the sums of all shares."""
-        return getattr(self.settings_of(self.mode), "drawing", "sums") == "sums"
+        return getattr(self._own, "drawing", "sums") == "sums"
 
     @property
     def keeps_states(self) -> bool:
         """Say whether what the dense model makes of each block is kept, where one process works."""
-        return getattr(self.settings_of(self.mode), "keeps_states", False)
+        return getattr(self._own, "keeps_states", False)
+
+    @property
+    def _own(self) -> Section | None:
+        """Return the settings of the recovery; None where there is none."""
+        return None if self.mode == NONE else self.settings_of(self.mode)

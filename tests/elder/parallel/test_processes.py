@@ -133,8 +133,11 @@ def test_a_killed_process_ends_the_stage_and_one_process_goes_on(
         assert {k: v for k, v in mine.items() if k not in different} == {
             k: v for k, v in its.items() if k not in different
         }
-    written = [load_file(p / "recover.synthetic.safetensors") for p in (expected, work)]
-    assert torch.equal(written[0]["ids"], written[1]["ids"])
+    alone, written = (
+        load_file(p / "recover.synthetic.safetensors") for p in (expected, work)
+    )
+    # one process keeps what the dense model makes of the calibration blocks, too
+    assert torch.equal(alone["ids"][: len(written["ids"])], written["ids"])
 
     left = work / "recover.checkpoint.parts"
     assert len(list(left.glob("*.safetensors"))) == 2
