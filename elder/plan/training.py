@@ -16,7 +16,6 @@ from elder.training.tune import OPTIMIZER, Grids, Objective
 
 # that AdamW reads and writes for each weight in a step: weight, gradient and two moments
 OPTIMISER_BYTES = 28
-LEARNT = torch.float32.itemsize  # bytes of a weight that trains
 NEWTON_SCHULZ = 5  # iterations of Muon
 FORWARD_SHARE = 1 / 3  # of a step's operations
 
