@@ -185,21 +185,23 @@ def choose_prompts(blocks: Tensor, count: int, seed: int, first: int = 0) -> Ten
 
 
 def _read(path: Path, count: int, blocks: Tensor) -> Tensor | None:
-    """Return the blocks in a file, which `elder.training.teacher` may have written, those of calibration below them.
+    """Return the blocks in a file, which `elder.training.teacher` may have written, those of calibration below them."""
+    ids = read_ids(path)
+    if ids is None or ids.shape[1:] != blocks.shape[1:]:
+        return None
+    return ids[:count] if len(ids) in (count, count + len(blocks)) else None
 
-    None where it is absent, damaged or holds another number of them.
-    """
+
+def read_ids(path: Path, tensors: tuple[str, ...] = ("ids",)) -> Tensor | None:
+    """Return the token ids in a file; None where it is absent or damaged, or does not hold all of some tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            ids: Tensor = file.get_tensor("ids")
+            whole = set(tensors) <= set(file.keys())
+            return file.get_tensor("ids") if whole else None
     except (SafetensorError, OSError):
         return None
-    fits = (
-        len(ids) in (count, count + len(blocks)) and ids.shape[1:] == blocks.shape[1:]
-    )
-    return ids[:count] if fits else None
 
 
 def _write(path: Path, ids: Tensor) -> None:

@@ -19,7 +19,7 @@ from elder.errors import UserError
 from elder.files import whole_file
 from elder.model.head import states_of
 from elder.training.micro_batch import MicroBatch
-from elder.training.synthesis import Writing, written_blocks
+from elder.training.synthesis import Writing, read_ids, written_blocks
 
 LOOKED_AT = 8  # blocks of calibration at once
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -66,16 +66,18 @@ def known_states(
         UserError: if the disk has no room for it.
     """
     count = wanted.count + len(blocks)
-    ids = _read(path, (count, blocks.shape[1]))
-    if ids is None:
+    ids = read_ids(path, ("ids", "states"))
+    if ids is None or ids.shape != (count, blocks.shape[1]):
         with whole_file(path) as new, new.open("wb") as handle:
             file = StatesFile(handle, path, count)
             ids = blocks
             if wanted.count:
                 written = written_blocks(dense, blocks, wanted, file.add)
                 ids = torch.cat([written, blocks])
-            look = partial(_look, dense, blocks)
-            file.add(MicroBatch("looking at calibration text", LOOKED_AT).attempt(look))
+            work, seq_len = "looking at calibration text", blocks.shape[1]
+            at_once = MicroBatch.of_blocks(work, LOOKED_AT, seq_len)
+            for some in blocks.split(at_once.size):
+                file.add(at_once.attempt(partial(_look, dense, some)))
             file.end(ids)
     return KnownStates(path, ids)
 
@@ -84,19 +86,6 @@ def known_states(
 def _look(dense: Any, blocks: Tensor, at_once: int) -> Tensor:
     """Return the states of blocks, (blocks, seq_len, hidden) on the CPU."""
     return torch.cat([states_of(dense, some).cpu() for some in blocks.split(at_once)])
-
-
-def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """Return the token ids in a file; None where it is absent, damaged or holds another number of blocks."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            kept = file.get_slice("states").get_shape()
-            ids: Tensor = file.get_tensor("ids")
-    except (SafetensorError, OSError):
-        return None
-    return ids if ids.shape == shape == (*kept[:2],) else None
 
 
 class StatesFile:
