@@ -6,6 +6,7 @@ from elder import params
 from elder.compensation import COMPENSATIONS, NONE
 from elder.errors import UserError
 from elder.params.catalogue import SELECTIONS
+from elder.selection.layer_weights import LayerWeightSettings
 
 
 def only_runs(settings: params.Params) -> bool:
@@ -20,12 +21,14 @@ def only_runs(settings: params.Params) -> bool:
 def refuse_offload(wanted: params.Select, compensation: str = NONE) -> None:
     """Refuse ``select.offload`` where the choice of layers looks into weights, which are nowhere until they run.
 
+    So it is where text was asked for, to judge layers by: each of its tokens would bring all layers.
+
     Args:
         wanted: the method, and where layers lie.
         compensation: which comes after the choice; unknown ones are left to others.
 
     Raises:
-        UserError: naming what looks at weights, or the package that is missing; for an unknown method.
+        UserError: naming what looks at weights or writes, or the package that is missing; for an unknown method.
     """
     if wanted.offload == "none":
         return
@@ -36,6 +39,16 @@ def refuse_offload(wanted: params.Select, compensation: str = NONE) -> None:
         raise UserError(
             f"{asked}, and {who} looks into the weights of all layers; set select.offload to none, or leave the choice "
             f"to what only runs the model: {', '.join(others)}"
+        )
+    own = wanted.settings_of(wanted.method)
+    if (
+        isinstance(own, LayerWeightSettings)
+        and own.tries
+        and own.written not in ("auto", 0)
+    ):
+        raise UserError(
+            f"{asked}, and select.elder.written is {own.written}: each token that is written would bring all layers; "
+            "set it to 0, and calibration text judges, or select.offload to none"
         )
     if find_spec("accelerate") is None:
         raise UserError(

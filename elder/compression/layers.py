@@ -1,6 +1,7 @@
 """Which layers of a model go: how many, which may not, and what the selection method says of the others."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from elder.progress import say
 from elder.record import Round, Scores, Spent
 from elder.selection import Problem, Selection, run_method
 from elder.training.micro_batch import MicroBatch
+from elder.training.synthesis import Writing, synthetic_blocks
 
 
 def layers_to_remove(settings: params.Select, count: int) -> int:
@@ -94,6 +96,9 @@ def select_layers(
         settings=chosen.settings_of(chosen.method),
         seed=settings.calibration.seed,
         forward_batch=chosen.forward_batch,
+        write=None
+        if chosen.offload != "none"
+        else partial(_write, loaded, blocks, settings.calibration.seed),
     )
     work = f"selection by {chosen.method}"
     at_once = MicroBatch.of_blocks(work, chosen.forward_batch, blocks.shape[1])
@@ -114,6 +119,12 @@ def select_layers(
         tokens=blocks.numel(),
         peak_memory_bytes=peak_memory_bytes(device_of_model(loaded.model)),
     )
+
+
+def _write(loaded: Loaded, blocks: torch.Tensor, seed: int, count: int) -> torch.Tensor:
+    """Let the dense model write blocks that begin with pieces of some, (count, seq_len) int64."""
+    writing = Writing(count, seed, len(loaded.bos))
+    return synthetic_blocks(loaded.model, blocks, writing)
 
 
 def _check_choice(loaded: Loaded, selection: Selection) -> None:
@@ -145,4 +156,5 @@ def _spent(selection: Selection) -> Spent:
         tokens_seen=selection.tokens_seen,
         optimizer_steps=selection.optimizer_steps,
         search=list(selection.search),
+        tokens_generated=selection.tokens_generated,
     )

@@ -33,7 +33,7 @@ class Select(Choice):
     )
     offload: Literal["none", "cpu", "disk"] = Field(
         "none",
-        description="where layers lie until they run, of a model larger than the device: same result",
+        description="where layers lie until they run, of a model larger than the device",
     )
 
 

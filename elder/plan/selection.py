@@ -7,6 +7,8 @@ from elder.plan.case import Case
 from elder.plan.estimate import LYING, Estimate, beside
 from elder.plan.live import ACTIVATIONS, Parts
 from elder.plan.simulate import Need, simulate
+from elder.plan.writing import with_writing
+from elder.selection.layer_weights import LayerWeightSettings
 
 # of each kind of work, all FLOPs, and how often all layers are read
 Needs = tuple[tuple[Need, ...], float, float]
@@ -25,7 +27,7 @@ def choosing(case: Case, at_once: int) -> Estimate:
     needs, flops, readings = CHOICES.get(method, _looking)(case, at_once)
     offload = case.settings.select.offload
     brought = 0.0 if offload == "none" else readings * case.layers_bytes
-    return Estimate(
+    found = Estimate(
         name="learn",
         mode=f"layers chosen by {method}{FROM[offload]}",
         peaks=_lying(case, beside(_at_hand(case), *needs), offload),
@@ -34,6 +36,17 @@ def choosing(case: Case, at_once: int) -> Estimate:
         flops=flops,
         brought=brought,
     )
+    blocks = _written(case)
+    return with_writing(case, found, blocks) if blocks else found
+
+
+def _written(case: Case) -> int:
+    """Return how many blocks the dense model writes for the choice of layers."""
+    wanted = case.settings.select
+    own = wanted.settings_of(wanted.method)
+    if wanted.offload != "none" or not isinstance(own, LayerWeightSettings):
+        return 0
+    return own.blocks_written(case.samples)
 
 
 def _at_hand(case: Case) -> int:
@@ -90,22 +103,25 @@ def _taylor(case: Case, at_once: int) -> Needs:
 def _layer_weights(case: Case, at_once: int) -> Needs:
     """Learn weights of layers, and judge a shortlist of the lightest in each round."""
     own = case.settings.select.settings_of("elder")
+    assert isinstance(own, LayerWeightSettings)
     batch = min(at_once, own.batch)
     twice = case.settings.select.offload != "none"
     weighing = _need(case, work.weigh(case.dtype, batch, twice))
     steps = own.epochs * case.samples / batch
     flops = weighing.flops * steps
-    if not own.iterative or own.shortlist == 1:
+    if not own.tries:
         return (weighing,), flops, 2 * steps
     judging = _need(case, work.judge(case.dtype, at_once))
-    passes = case.gone * (1 + own.shortlist / 2) * case.samples / at_once
+    tried = own.shortlist + own.runners_up
+    blocks = _written(case) or case.samples
+    passes = case.gone * (1 + tried / 2) * blocks / at_once
     if own.racing:
         passes *= RACED
     flops += judging.flops * passes
     state = (
         at_once * case.shape.seq_len * case.shape.text.hidden_size * case.dtype.itemsize
     )
-    kept = judging.peak.get(ACTIVATIONS, 0.0) + own.shortlist * state
+    kept = judging.peak.get(ACTIVATIONS, 0.0) + tried * state
     judging = Need({"": judging.peak | {ACTIVATIONS: kept}})
     return (weighing, judging), flops, 2 * steps + passes
 

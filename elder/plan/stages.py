@@ -14,10 +14,10 @@ from elder.plan.estimate import LYING, STATES, Estimate, beside
 from elder.plan.live import WEIGHTS
 from elder.plan.simulate import Lab, simulate
 from elder.plan.training import Training
+from elder.plan.writing import with_writing
 from elder.recovery import RECOVERIES, student_of
 from elder.training.loop import LossFunction
 from elder.training.regularise import LAMBDA2_GRID, Regularised, Turn
-from elder.training.synthesis import rows_at_once
 from elder.training.tune import grids_of
 
 FLOAT = torch.float32
@@ -124,7 +124,9 @@ def recovering(case: Case) -> Estimate | None:
     if not entry.teacher:
         return training.estimate("recover", weights)
     found = _beside_teacher(case, training, weights)
-    return _with_writing(case, found) if wanted.written else found
+    if not wanted.written:
+        return found
+    return with_writing(case, found, wanted.written * case.samples, case.keeps_states)
 
 
 def _beside_teacher(case: Case, training: Training, student: float) -> Estimate:
@@ -143,29 +145,3 @@ def _beside_teacher(case: Case, training: Training, student: float) -> Estimate:
     # all of the student is read, on the CPU, to find what is its own
     reading = {WEIGHTS: float(case.dense_bytes), LYING: student}
     return replace(found, peaks=(*found.peaks, reading))
-
-
-def _with_writing(case: Case, found: Estimate) -> Estimate:
-    """Return a recovery and what the dense model's writing takes, which comes before it."""
-    one = simulate(case.shape, case.layers, work.write(case.dtype))
-    seq_len = case.shape.seq_len
-    blocks = case.settings.recover.written * case.samples
-    rows = min(rows_at_once(seq_len, one.peak[work.CACHE], case.gpu), blocks)
-    most = case.settings.model.max_memory
-    # out of memory halves them
-    while most and rows > 1 and case.dense_bytes + rows * one.peak[work.CACHE] > most:
-        rows //= 2
-    cache = rows * one.peak[work.CACHE]
-    passes = blocks
-    if case.keeps_states:
-        passes += case.samples
-        hidden = case.shape.text.hidden_size
-        cache += rows * seq_len * hidden * case.dtype.itemsize
-    # each token reads all weights, and on average half of the cache
-    moved = -(-blocks // rows) * seq_len * (case.dense_bytes + cache / 2)
-    return replace(
-        found,
-        peaks=(*found.peaks, {WEIGHTS: case.dense_bytes, work.CACHE: cache}),
-        flops=found.flops + one.flops * passes,
-        moved=found.moved + moved,
-    )

@@ -26,6 +26,7 @@ class Problem(Generic[S]):
         settings: the method's own.
         seed: of everything random.
         forward_batch: blocks in a batch where layers are only looked at.
+        write: lets the model write as many blocks of its own, (count, seq_len) int64; None: that would take too long.
     """
 
     model: Any
@@ -35,6 +36,7 @@ class Problem(Generic[S]):
     settings: S
     seed: int
     forward_batch: int
+    write: Callable[[int], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Selection:
         tokens_seen: tokens passed through training, forward and backward; 0 for methods that only look.
         optimizer_steps: steps on the layer weights.
         search: one record for each trial of an automatic choice.
+        tokens_generated: tokens that the dense model wrote, for layers to be judged on.
         learnt: whether the values are weights of layers that were learnt, and not scores that were measured.
     """
 
@@ -75,6 +78,7 @@ class Selection:
     optimizer_steps: int = 0
     search: tuple[Trial, ...] = field(default=())
     learnt: bool = False
+    tokens_generated: int = 0
 
 
 Method = Callable[[Problem[Any]], Selection]

@@ -8,14 +8,18 @@ LM being the mean next-token cross-entropy over all positions. Iterative: one ro
 selected before being bypassed. One-shot: a single round, and the lightest layers go together.
 
 As published, the lightest layer of a round goes. With a ``shortlist``, this project's own addition, the lightest few
-are taken out in turn on the calibration blocks, forward only, and the one that is missed the least goes: few steps
-order the weights only roughly, and SLEB's check on a few layers costs a fraction of its check on all. As there, the
-first and the last layer are not among them: a model can bear their being scaled, and not their being gone. With
-``racing`` they leave before all blocks are seen: see `trials`.
+are taken out in turn, forward only, and the one that is missed the least goes: few steps order the weights only
+roughly, and SLEB's check on a few layers costs a fraction of its check on all. As there, the first and the last layer
+are not among them: a model can bear their being scaled, and not their being gone. Of ``runners_up``, the layers missed
+the least in the round before, none is lost because few steps overrate its weight; the first round tries all. All are
+tried on text that the dense model writes (``written``), which shows what a layer does beyond the calibration text, too:
+the loss there, less the dense model's own, estimates the divergence from that model. With ``racing`` layers leave
+before all blocks are seen: see `trials`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +39,7 @@ from elder.selection.base import Problem, Round, Selection, lowest, offered, reg
 from elder.selection.trials import Trials
 from elder.training.search import hold_out, search
 
+MOST_WRITTEN = 32  # blocks (docs/recipe.md)
 # the published value, and those at which |S| and the loss begin to balance
 LAMBDA1_GRID = (0.005, 0.05, 0.2)
 
@@ -62,9 +67,18 @@ class LayerWeightSettings(Section):
         1, ge=1, description="blocks in a batch where weights are learnt"
     )
     shortlist: int = Field(
-        4,
+        2,
         ge=1,
         description="lightest layers of which the least missed goes; 1: the lightest",
+    )
+    runners_up: int = Field(
+        8,
+        ge=0,
+        description="beside them, those missed the least in the round before, and in the first round all; 0: none",
+    )
+    written: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto",
+        description="blocks that the dense model writes to try them on; 0: calibration; auto: 32 at most, 0 offloaded",
     )
     racing: float | None = Field(
         0.95,
@@ -72,6 +86,17 @@ class LayerWeightSettings(Section):
         lt=1,
         description="of these, one leaves once it loses with this confidence; null: all see all blocks",
     )
+
+    @property
+    def tries(self) -> bool:
+        """Say whether layers of a shortlist are tried, round by round."""
+        return self.iterative and self.shortlist > 1
+
+    def blocks_written(self, blocks: int) -> int:
+        """Return how many blocks the model writes to try layers on, beside so many of calibration."""
+        if not self.tries:
+            return 0
+        return min(MOST_WRITTEN, blocks) if self.written == "auto" else self.written
 
 
 # lambda1, lambda2, and the learning rate, warm-up and epochs of stage 2: the paper's, for LLaMA2-7B. How long stage 1
@@ -114,9 +139,26 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
     With ``lambda1: auto`` the choice that loses least on held-out blocks wins; all trials together stay within
     ``epochs``.
     """
-    wanted = problem.settings.lambda1
-    if wanted != "auto":
-        return learn(problem, problem.blocks, wanted)
+    wanted, written = problem.settings.lambda1, write(problem)
+    chosen = (
+        learn_by_trial(problem, written)
+        if wanted == "auto"
+        else learn(problem, problem.blocks, written, wanted)
+    )
+    generated = 0 if written is None else written.numel()
+    return replace(chosen, tokens_generated=generated)
+
+
+def write(problem: Problem[LayerWeightSettings]) -> torch.Tensor | None:
+    """Let the model write what shortlisted layers are tried on, (blocks, seq_len) int64; None where nothing is."""
+    count = problem.settings.blocks_written(len(problem.blocks))
+    return problem.write(count) if count and problem.write else None
+
+
+def learn_by_trial(
+    problem: Problem[LayerWeightSettings], written: torch.Tensor | None
+) -> Selection:
+    """Learn layer weights with each lambda1 of the grid; return the choice that loses least on held-out blocks."""
     fit, held = hold_out(problem.blocks)
     share = problem.settings.model_copy(
         update={"epochs": problem.settings.epochs / len(LAMBDA1_GRID)}
@@ -126,7 +168,7 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
 
     def trial(values: dict[str, float]) -> tuple[float, Spent]:
         selection = selections[values["lambda1"]] = learn(
-            problem, fit, values["lambda1"]
+            problem, fit, written, values["lambda1"]
         )
         with skipping(problem.model, selection.removed):
             loss = (
@@ -149,9 +191,19 @@ def select(problem: Problem[LayerWeightSettings]) -> Selection:
 
 
 def learn(
-    problem: Problem[LayerWeightSettings], blocks: torch.Tensor, lambda1: float
+    problem: Problem[LayerWeightSettings],
+    blocks: torch.Tensor,
+    written: torch.Tensor | None,
+    lambda1: float,
 ) -> Selection:
-    """Learn layer weights with one lambda1, in as many rounds as the settings ask for."""
+    """Learn layer weights with one lambda1, in as many rounds as the settings ask for.
+
+    Args:
+        problem: its blocks are not looked at.
+        blocks: that the weights are learnt on.
+        written: that layers are tried on; None: ``blocks``.
+        lambda1: strength of |S|.
+    """
     layers = find_layers(problem.model)
     settings = problem.settings
     rounds_wanted = problem.count if settings.iterative else 1
@@ -163,29 +215,29 @@ def learn(
     label = f"layer weights, lambda1 {lambda1:g}"
     with LayerControl(layers) as control, meter(label, rounds_wanted * steps) as step:
         control.place = settings.place
-        trials = Trials(problem, control, blocks, settings.racing)
+        text = blocks if written is None else written
+        trials = Trials(problem, control, text, settings.racing)
         for number in range(rounds_wanted):
             alive = offered(problem, len(layers), gone)
             control.bypassed = gone
             seed = problem.seed + number
             weights = learn_round(problem, control, blocks, lambda1, steps, seed, step)
-            values: list[float | None] = [None] * len(layers)
-            for index in alive:
-                values[index] = abs(weights[index].item())
-            chosen = choose(problem, trials, values, gone)
+            values = [
+                weight if index in alive else None
+                for index, weight in enumerate(weights.abs().tolist())
+            ]
+            chosen = choose(problem, trials, values, gone, rounds)
             gone = gone | set(chosen.removed)
             rounds.append(chosen)
     if trials.run and settings.racing:
         say(f"elder, shortlists: {trials.told()}")
     taken = rounds_wanted * steps
-    tokens = taken * settings.batch * blocks.shape[1]
-    removed = tuple(index for one in rounds for index in one.removed)
     return Selection(
-        removed,
-        "layer weight",
-        tuple(rounds),
-        tokens,
-        taken,
+        removed=tuple(index for one in rounds for index in one.removed),
+        score="layer weight",
+        rounds=tuple(rounds),
+        tokens_seen=taken * settings.batch * blocks.shape[1],
+        optimizer_steps=taken,
         learnt=True,
     )
 
@@ -195,17 +247,50 @@ def choose(
     trials: Trials,
     values: list[float | None],
     gone: set[int],
+    before: Sequence[Round],
 ) -> Round:
-    """Return a round: the lightest layer goes, or of the shortlist the one missed the least; in one shot, all go."""
+    """Return a round: the lightest layer goes, or of the shortlist the one missed the least; in one shot, all go.
+
+    Args:
+        problem: the problem.
+        trials: try a shortlist.
+        values: the weight of each layer, None where it may not go.
+        gone: layers that went before.
+        before: the rounds so far.
+    """
     settings = problem.settings
     removed = lowest(values, 1 if settings.iterative else problem.count)
-    if not settings.iterative or settings.shortlist == 1:
+    if not settings.tries:
         return Round(removed, tuple(values))
-    inner = [None, *values[1:-1], None]
-    light = lowest(inner, settings.shortlist) or removed
-    tried = trials(light, gone, len(gone))
+    lost = dict(before[-1].checked) if before else {}
+    tried = trials(shortlist(settings, values, lost) or removed, gone, len(gone))
     checked = tuple(tried.losses.items())
     return Round((tried.least_missed,), tuple(values), checked, tried.run)
+
+
+def shortlist(
+    settings: LayerWeightSettings,
+    values: Sequence[float | None],
+    lost: Mapping[int, float],
+) -> list[int]:
+    """Return the layers that are tried: those missed the least in the round before, and the lightest of the others.
+
+    Where there are runners-up, the first round tries all: what it passes over few later rounds would find.
+
+    Args:
+        settings: how many.
+        values: the weight of each layer, None where it may not go.
+        lost: {layer tried in the round before: loss without it}; empty in the first.
+    """
+    others = [None, *values[1:-1], None]
+    if settings.runners_up and not lost:
+        return list(lowest(others, len(others)))
+    ascending = sorted(lost, key=lost.__getitem__)
+    alive = [layer for layer in ascending if values[layer] is not None]
+    again = alive[: settings.runners_up]
+    for layer in again:
+        others[layer] = None
+    return [*again, *lowest(others, settings.shortlist)]
 
 
 def learn_round(

@@ -1,15 +1,18 @@
 """What an audit looks at in the choice of layers: what went must be what the recorded scores say.
 
-Each round is followed again: the layers with the lowest scores go; where a loss decided among the lightest, the one
-that was missed the least; a merge of LaCo takes in all the layers that carry its score; the block of the angular
-distance goes whole, from the layer that carries the lowest score. Of a race, those that stayed to its end count.
+Each round is followed again: the layers with the lowest scores go; where a loss decided among the lightest and the
+runners-up of the round before, the one that was missed the least; a merge of LaCo takes in all the layers that carry
+its score; the block of the angular distance goes whole, from the layer that carries the lowest score. Of a race, those
+that stayed to its end count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from elder.record import Number, Record, Round, Scores
 from elder.selection.base import lowest
+from elder.selection.layer_weights import LayerWeightSettings, shortlist
 from elder.selection.trials import least_missed
+from elder.settings import params_of_record
 from tasks.audit.evidence import Broken, Evidence
 from tasks.registry.client import WEIGHTS_FILE
 
@@ -47,14 +50,17 @@ def _follow(record: Record, scores: Scores) -> None:
     Raises:
         Broken: naming the first round from whose scores other layers follow.
     """
+    settings = params_of_record(record.lineage.params).select.settings_of("elder")
     gone: list[int] = []
+    lost: dict[int, Number] = {}
     for number, one in enumerate(scores.rounds, start=1):
         fault = _scored_wrongly(one, gone, record.num_layers) or _chosen_wrongly(
-            one, scores
+            one, scores, settings, lost
         )
         if fault:
             raise Broken(f"round {number}: {fault}")
         gone += one.removed
+        lost = dict(one.checked)
     if gone != record.removed:
         raise Broken(
             f"the rounds removed layers {gone}, the record says {record.removed}"
@@ -71,11 +77,23 @@ def _scored_wrongly(one: Round, gone: list[int], count: int | None) -> str | Non
     return None
 
 
-def _chosen_wrongly(one: Round, scores: Scores) -> str | None:
-    """Say from which scores other layers than those of the record follow, or None."""
+def _chosen_wrongly(
+    one: Round,
+    scores: Scores,
+    settings: LayerWeightSettings,
+    lost: Mapping[int, Number],
+) -> str | None:
+    """Say from which scores other layers than those of the record follow, or None.
+
+    Args:
+        one: the round.
+        scores: of all rounds.
+        settings: of the choice by layer weights.
+        lost: {layer tried in the round before: loss without it}.
+    """
     values = one.values if scores.lower_goes else _negated(one.values)
     if one.checked:
-        return _checked_wrongly(one, values)
+        return _checked_wrongly(one, values, settings, lost)
     if one.blocks:
         values = _stayed(one, values)
     chosen = _choice(values, len(one.removed), scores.name)
@@ -107,19 +125,20 @@ def _merged(values: Values) -> list[int]:
     return layers if len(scores) == 1 else []
 
 
-def _checked_wrongly(one: Round, values: Values) -> str | None:
-    """Say what is wrong with a round in which the loss decided among the lightest layers, or None.
+def _checked_wrongly(
+    one: Round,
+    values: Values,
+    settings: LayerWeightSettings,
+    lost: Mapping[int, Number],
+) -> str | None:
+    """Say what is wrong with a round in which the loss decided among a shortlist, or None; see `_chosen_wrongly`.
 
     The first and the last layer are not among these, unless they alone were offered.
     """
     losses = dict(one.checked)
-    inner = [
-        value if 0 < layer < len(values) - 1 else None
-        for layer, value in enumerate(values)
-    ]
-    light = lowest(inner, len(losses)) or lowest(list(values), 1)
-    if set(losses) != set(light):
-        return f"layers {sorted(losses)} were tried, the lightest are {sorted(light)}"
+    listed = shortlist(settings, values, lost) or lowest(list(values), 1)
+    if set(losses) != set(listed):
+        return f"layers {sorted(losses)} were tried, the shortlist is {sorted(listed)}"
     tried = dict(one.blocks) or dict.fromkeys(losses, 0)
     if set(tried) != set(losses):
         return (

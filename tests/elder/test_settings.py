@@ -227,7 +227,7 @@ def test_faults_in_sections_and_in_settings_are_listed_together() -> None:
     assert {line.strip() for line in str(caught.value).splitlines()[1:]} == {
         "select.shortgpt.x: unknown key, select.shortgpt has no settings",
         "select.elder.lamda1: unknown key, did you mean 'lambda1'? valid: batch, epochs, iterative, lambda1, lr, "
-        "place, racing, shortlist, solver",
+        "place, racing, runners_up, shortlist, solver, written",
         "select.elder.epochs = 0: should be greater than 0",
         "compensate.linear = 3: should hold keys and values",
     }

@@ -136,24 +136,25 @@ OUTSIDE, LAYER = 4 * (8000 + 1) * 256, 4 * (1024 + 1536 + 2) * 256
 
 
 def test_layers_lie_on_the_cpu_or_the_disk_where_fewer_blocks_do_not_do() -> None:
-    whole, _ = chosen_by("elder", GPU, None)
+    own = {"elder": {"written": 0}}
+    whole, _ = chosen_by("elder", GPU, None, **own)
     assert whole.parts["weights"] == OUTSIDE + 8 * LAYER
     assert whole.mode == "layers chosen by elder"
     most = whole.memory_bytes - 1
-    on_gpu, changes = chosen_by("elder", GPU, most)
+    on_gpu, changes = chosen_by("elder", GPU, most, **own)
     assert changes == {"select.offload": "cpu", "select.forward_batch": 1}
     assert on_gpu.mode == "layers chosen by elder, layer by layer from the CPU"
     assert on_gpu.parts["weights"] == OUTSIDE + LAYER
     assert on_gpu.host_bytes == 8 * LAYER
     # what the backward pass needs of a layer is computed again, one layer at a time
     assert on_gpu.parts["activations"] < whole.parts["activations"] / 2
-    on_cpu, changes = chosen_by("elder", CPU, most)
+    on_cpu, changes = chosen_by("elder", CPU, most, **own)
     assert changes == {"select.offload": "disk", "select.forward_batch": 1}
     assert on_cpu.mode == "layers chosen by elder, layer by layer from disk"
     assert on_cpu.parts == on_gpu.parts
     # layers that the machine's own memory does not hold beside the GPU stay on the disk
     little = replace(GPU, host=8 * LAYER - 1)
-    _, changes = chosen_by("elder", little, most)
+    _, changes = chosen_by("elder", little, most, **own)
     assert changes == {"select.offload": "disk", "select.forward_batch": 1}
 
 

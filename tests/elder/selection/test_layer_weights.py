@@ -14,8 +14,11 @@ from elder.record import plain
 from elder.selection import get_method
 from elder.selection.layer_weights import (
     LAMBDA1_GRID,
+    MOST_WRITTEN,
+    LayerWeightSettings,
     LayerWeightSolver,
     learn_round,
+    shortlist,
     soft_threshold,
 )
 from tests.elder.selection.problems import quick_problem as problem
@@ -158,8 +161,8 @@ def test_learning_ends_at_its_first_loss_that_is_not_finite(
 def test_of_a_shortlist_the_least_missed_layer_goes(
     trained: Any, sample: torch.Tensor
 ) -> None:
-    shortlist = problem(trained, sample, 2, shortlist=3, racing=None)
-    found = get_method("elder")(shortlist)
+    listed = problem(trained, sample, 2, shortlist=3, runners_up=0, racing=None)
+    found = get_method("elder")(listed)
     gone: list[int] = []
     for one in found.rounds:
         weights = {i: value for i, value in enumerate(one.values) if value is not None}
@@ -181,6 +184,57 @@ def test_of_a_shortlist_the_least_missed_layer_goes(
         found.tokens_seen
         == get_method("elder")(problem(trained, sample, 2)).tokens_seen
     )
+
+
+def test_runners_up_are_tried_again_beside_the_lightest_of_the_others(
+    trained: Any, sample: torch.Tensor
+) -> None:
+    changes = {"shortlist": 2, "runners_up": 1, "racing": None}
+    first, second = get_method("elder")(problem(trained, sample, 2, **changes)).rounds
+    lost = dict(first.checked)
+    assert set(lost) == {1, 2, 3, 4}  # all but the ends
+    gone, next_best, *_ = sorted(lost, key=lambda layer: lost[layer])
+    assert first.removed == (gone,)
+    others = {1, 2, 3, 4} - {gone, next_best}
+    assert {layer for layer, _ in second.checked} == {next_best, *others}
+    weights = (0.0, 0.5, 0.2, 0.4, None, 0.1, 0.3, 0.0)
+    settings = LayerWeightSettings(**changes)
+    assert shortlist(settings, weights, {4: 1.0, 3: 2.0, 5: 3.0}) == [3, 5, 2]
+
+
+def test_layers_are_tried_on_what_the_model_writes(
+    trained: Any, sample: torch.Tensor
+) -> None:
+    other = sample.flip(1)
+    asked: list[int] = []
+
+    def write(count: int) -> torch.Tensor:
+        asked.append(count)
+        return other[:count]
+
+    listed = problem(trained, sample, 2, shortlist=2, racing=None)
+    found = get_method("elder")(replace(listed, write=write))
+    assert asked == [len(sample)]  # as many as of calibration, of which there are few
+    assert found.tokens_generated == other.numel()
+    for layer, loss in found.rounds[0].checked:
+        with skipping(trained, [layer]):
+            expected = block_losses(trained, other, 4).mean().item()
+        assert loss == pytest.approx(expected, abs=1e-5)
+    plain_one = get_method("elder")(listed)
+    assert (
+        found.rounds[0].values == plain_one.rounds[0].values
+    )  # weights are learnt on calibration text
+    assert plain_one.tokens_generated == 0
+    for settings in (
+        {"written": 0},
+        {"shortlist": 1, "runners_up": 0},
+        {"iterative": False},
+    ):
+        got = problem(trained, sample, 2, **{"shortlist": 2} | settings)
+        get_method("elder")(replace(got, write=write))
+    assert len(asked) == 1
+    assert LayerWeightSettings().blocks_written(200) == MOST_WRITTEN
+    assert LayerWeightSettings(written=3).blocks_written(200) == 3
 
 
 def test_the_ends_go_where_nothing_else_may(trained: Any, sample: torch.Tensor) -> None:

@@ -49,6 +49,12 @@ HONEST = {
 }
 
 
+def settings(shortlist: int, runners_up: int) -> dict[str, Any]:
+    """Return the lineage of a record whose layers were chosen with these settings."""
+    chosen = {"shortlist": shortlist, "runners_up": runners_up}
+    return {"params": {"select": {"elder": chosen}}}
+
+
 def evidence(score: str, rounds: Rounds, **changes: Any) -> Evidence:
     """Return what an audit sees of a record with these rounds, attached to MLflow as it is stored."""
     scores = {"name": score, "lower_goes": True, "rounds": rounds}
@@ -63,6 +69,7 @@ def evidence(score: str, rounds: Rounds, **changes: Any) -> Evidence:
         "weights": scores if score == "layer weight" else None,
         "rows": [],
         "gate": {"mode": "off", "passed": True},
+        "lineage": settings(2, 0),
     } | changes
     record = Record.model_validate(tree)
     return Mock(record=record, record_tree=tree, attached=lambda _: tree["weights"])
@@ -104,7 +111,7 @@ FORGED: list[tuple[str, int, str, Any, str]] = [
         0,
         "values.2",
         0.3,
-        r"layers \[1, 3\] were tried, .* are \[2, 3\]",
+        r"layers \[1, 3\] were tried, .* is \[2, 3\]",
     ),
     ("layer weight", 1, "checked.1.0", 4, r"round 2: layers \[3, 4\] were tried"),
     ("layer weight", 0, "checked", [], r"round 1: by layer weight layers \[0\] go"),
@@ -177,6 +184,27 @@ def test_of_a_race_those_that_stayed_decide() -> None:
         Broken, match=r"\[1, 3\] were tried, blocks are counted of \[3\]"
     ):
         layer_weights(evidence("layer weight", checked))
+
+
+def test_the_runners_up_of_the_round_before_are_tried_again() -> None:
+    rounds: Rounds = [
+        {
+            "removed": [1],
+            "values": [0.1, 0.2, 0.3, 0.4, 0.9, 0.8, 0.1],
+            "checked": [[1, 5.0], [2, 7.0], [3, 6.0], [4, 8.0], [5, 6.5]],
+        },
+        {  # 3 was the runner-up, and the two lightest of the others are 5 and 2
+            "removed": [5],
+            "values": [0.1, None, 0.5, 0.9, 0.8, 0.2, 0.1],
+            "checked": [[3, 7.0], [5, 6.5], [2, 8.0]],
+        },
+    ]
+    lineage = settings(2, 1)
+    layer_weights(evidence("layer weight", rounds, num_layers=7, lineage=lineage))
+    rounds[0]["checked"][3][1] = 5.5  # now 4 is the runner-up
+    named = r"round 2: layers \[2, 3, 5\] were tried, the shortlist is \[2, 4, 5\]"
+    with pytest.raises(Broken, match=named):
+        layer_weights(evidence("layer weight", rounds, num_layers=7, lineage=lineage))
 
 
 def test_where_the_highest_score_goes_a_forged_value_is_named_too() -> None:
