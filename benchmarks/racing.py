@@ -13,7 +13,7 @@ import datetime
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -27,6 +27,7 @@ from elder.data import choose_blocks
 from elder.model.layers import find_layers
 from elder.model.load import load_model
 from elder.selection import METHODS, Problem, Selection, layer_weights, trials
+from elder.training.synthesis import Writing, synthetic_blocks
 
 MODELS = ["models/novels-llama", "models/novels-neox", "models/novels-opt"]
 CONFIDENCES = [0.8, 0.9, 0.95, 0.99]
@@ -106,9 +107,14 @@ def measure(name: str, given: argparse.Namespace) -> Iterator[list[Row]]:
     layers = len(find_layers(loaded.model))
     kept = Kept(layers)
 
+    @cache
+    def write(count: int) -> torch.Tensor:
+        writing = Writing(count, seed=0, first=len(loaded.bos))
+        return synthetic_blocks(loaded.model, blocks, writing)
+
     def select(method: str, count: int, confidence: float | None) -> Selection:
         settings = METHODS[method].settings(racing=confidence)
-        asked = Problem(loaded.model, blocks, count, frozenset(), settings, 0, 8)
+        asked = Problem(loaded.model, blocks, count, frozenset(), settings, 0, 8, write)
         return METHODS[method].function(asked)
 
     losses = kept.candidate_losses(trials.candidate_losses)
@@ -156,9 +162,9 @@ def table(rows: list[Row], about: Row) -> str:
     lines = [
         "# Racing",
         "",
-        f"{about['date']}, `{about['command']}`: {about['samples']} blocks of {about['seq_len']} tokens of `{TEXT}`, "
-        f"{ORDERS} orders of the blocks for each confidence. Layer evaluations: a layer run on a block; the share is "
-        "that of all blocks.",
+        f"{about['date']}, `{about['command']}`: {about['samples']} blocks of {about['seq_len']} tokens of `{TEXT}`; "
+        f"the default tries layers on what the dense model writes from them. {ORDERS} orders of the blocks for each "
+        "confidence. Layer evaluations: a layer run on a block; the share is that of all blocks.",
         "",
         "| model | choice | picks | evaluations of all blocks | confidence | share, mean | largest | same picks |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -13,7 +13,7 @@ from elder.selection.layer_weights import LayerWeightSettings
 # of each kind of work, all FLOPs, and how often all layers are read
 Needs = tuple[tuple[Need, ...], float, float]
 Choice = Callable[[Case, int], Needs]  # of blocks at once
-RACED = 0.4  # of what all blocks would take: 33 to 44 % was measured (docs/recipe.md)
+RACED = 0.6  # of what all blocks would take: 54 to 69 % was measured (docs/recipe.md)
 FROM = {  # where layers lie
     "none": "",
     "cpu": ", layer by layer from the CPU",
@@ -101,7 +101,7 @@ def _taylor(case: Case, at_once: int) -> Needs:
 
 
 def _layer_weights(case: Case, at_once: int) -> Needs:
-    """Learn weights of layers, and judge a shortlist of the lightest in each round."""
+    """Learn weights of layers, and try a shortlist in each round; all in the first, where there are runners-up."""
     own = case.settings.select.settings_of("elder")
     assert isinstance(own, LayerWeightSettings)
     batch = min(at_once, own.batch)
@@ -112,16 +112,17 @@ def _layer_weights(case: Case, at_once: int) -> Needs:
     if not own.tries:
         return (weighing,), flops, 2 * steps
     judging = _need(case, work.judge(case.dtype, at_once))
-    tried = own.shortlist + own.runners_up
-    blocks = _written(case) or case.samples
-    passes = case.gone * (1 + tried / 2) * blocks / at_once
+    later = own.shortlist + own.runners_up
+    first = case.layers if own.runners_up else later
+    each = 1 + first / 2 + (case.gone - 1) * (1 + later / 2)
+    passes = each * (_written(case) or case.samples) / at_once
     if own.racing:
         passes *= RACED
     flops += judging.flops * passes
     state = (
         at_once * case.shape.seq_len * case.shape.text.hidden_size * case.dtype.itemsize
     )
-    kept = judging.peak.get(ACTIVATIONS, 0.0) + tried * state
+    kept = judging.peak.get(ACTIVATIONS, 0.0) + first * state
     judging = Need({"": judging.peak | {ACTIVATIONS: kept}})
     return (weighing, judging), flops, 2 * steps + passes
 
