@@ -61,7 +61,10 @@ def recipe_of(settings: Params) -> dict[str, Json]:
     recipe: dict[str, Json] = {section: tree[section] for section in RECIPE}
     # the settings of what was not chosen bear on nothing, nor does where layers lie that run as ever
     chosen = settings.select.own()
-    del chosen["offload"]
+    elsewhere = chosen.pop("offload") != "none"
+    own = chosen.get(settings.select.method, {})
+    if elsewhere and own.get("written") == "auto":
+        own["written"] = 0
     mending = settings.compensate
     if settings.compensation == NONE:
         mending = mending.model_copy(update={"method": NONE})

@@ -99,9 +99,14 @@ def test_the_settings_of_what_was_not_chosen_do_not_count(
 
 
 def test_where_layers_lie_does_not_count(texts: dict[str, str], tmp_path: Path) -> None:
-    usual = whole(settings(texts), tmp_path)
-    elsewhere = whole(settings(texts, select={"offload": "disk"}), tmp_path)
-    assert elsewhere.digest == usual.digest
+    judged = {"elder": {"written": 0}}
+    usual = whole(settings(texts, select=judged), tmp_path)
+    for select in (judged, {}):  # nothing is written by layers that lie elsewhere
+        elsewhere = whole(
+            settings(texts, select=select | {"offload": "disk"}), tmp_path
+        )
+        assert elsewhere.digest == usual.digest
+    assert usual.differences(whole(settings(texts), tmp_path)) == ["select"]
 
 
 def test_texts_count_by_what_they_hold(texts: dict[str, str], tmp_path: Path) -> None:

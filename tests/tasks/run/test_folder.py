@@ -77,7 +77,8 @@ def test_a_run_that_is_at_work_is_not_abandoned(tmp_path: Path) -> None:
 
 
 def test_what_bears_on_no_result_starts_no_other_run() -> None:
-    key = run_key(validate({}), "default")
+    judged = {"select": {"elder": {"written": 0}}}
+    key = run_key(validate(judged), "default")
     beside = {
         "notify": {"events": ["failure"]},
         "energy": {"country": "DEU"},
@@ -86,12 +87,13 @@ def test_what_bears_on_no_result_starts_no_other_run() -> None:
     }
     assert run_key(validate(beside), "default") == key
     others = [
+        run_key(validate({}), "default"),
         run_key(validate({}), "sleb"),
         run_key(validate({"select": {"ratio": 0.5}}), "default"),
         run_key(validate({"registry": {"name": "other"}}), "default"),
         run_key(validate({"gate": {"mode": "off"}}), "default"),
     ]
-    assert len({key, *others}) == 5
+    assert len({key, *others}) == 6
 
 
 def test_ids_of_one_second_differ_and_sort_by_time(
