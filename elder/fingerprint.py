@@ -59,20 +59,25 @@ def recipe_of(settings: Params) -> dict[str, Json]:
     """Return the sections that say how a model is made shallower, as plain values."""
     tree = settings.model_dump(mode="json")
     recipe: dict[str, Json] = {section: tree[section] for section in RECIPE}
-    # the settings of what was not chosen bear on nothing, nor does where layers lie that run as ever
-    chosen = settings.select.own()
-    elsewhere = chosen.pop("offload") != "none"
-    own = chosen.get(settings.select.method, {})
-    if elsewhere and own.get("written") == "auto":
-        own["written"] = 0
+    # the settings of what was not chosen bear on nothing
     mending = settings.compensate
     if settings.compensation == NONE:
         mending = mending.model_copy(update={"method": NONE})
     return recipe | {
-        "select": chosen,
+        "select": choice_of(settings),
         "compensate": mending.own(),
         "recover": settings.recover.own(),
     }
+
+
+def choice_of(settings: Params) -> dict[str, Json]:
+    """Return what the choice of layers depends on, as plain values: where layers lie bears on what is written alone."""
+    chosen: dict[str, Json] = settings.select.own()
+    elsewhere = chosen.pop("offload") != "none"
+    own = chosen.get(settings.select.method, {})
+    if elsewhere and own.get("written") == "auto":
+        own["written"] = 0
+    return chosen
 
 
 def model_parts(settings: Params) -> dict[str, Json]:

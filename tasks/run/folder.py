@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elder.errors import UserError
 from elder.files import write_json
-from elder.fingerprint import Fingerprint
+from elder.fingerprint import Fingerprint, choice_of
 from elder.locks import Busy, hold
 from elder.params import Params
 from elder.progress import say
@@ -36,7 +36,7 @@ def run_key(settings: Params, method: str) -> str:
     tree = without_secrets(settings.model_dump(mode="json"))
     for section in BESIDE_THE_POINT:
         del tree[section]
-    del tree["select"]["offload"]
+    tree["select"] = choice_of(settings)
     return Fingerprint({"method": method, "params": tree}).digest[:KEY]
 
 
