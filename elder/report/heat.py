@@ -73,7 +73,7 @@ def heat_map(scores: Scores, removed: Sequence[int]) -> HeatMap:
 def _rule(scores: Scores) -> str:
     end = "lowest" if scores.lower_goes else "highest"
     if any(one.checked for one in scores.rounds):
-        return f"of the {end} few, outlined, the one whose absence costs least goes"
+        return "of those tried, outlined, the one whose absence costs least goes"
     return f"the {end} goes first"
 
 

@@ -36,7 +36,6 @@ def test_a_heat_map_of_checked_rounds_says_what_decided():
     assert [cell.loss for cell in found.rows[0].cells] == [None, 3.5, 3.25]
     assert [cell.goes for cell in found.rows[0].cells] == [False, False, True]
     assert (
-        found.rule
-        == "of the lowest few, outlined, the one whose absence costs least goes"
+        found.rule == "of those tried, outlined, the one whose absence costs least goes"
     )
     assert heat_map({"rounds": [plain, plain]}, [1]).rule == "the lowest goes first"
