@@ -50,6 +50,7 @@ class TableRow(Plain):
     task_mean: Mean | None
     tokens_seen: int
     tokens_generated: int
+    flops: int = 0
     optimizer_steps: int
     trainable_parameters: int
     seconds: Number
@@ -170,6 +171,7 @@ def _budget_over_seeds(results: list[Result]) -> Budget:
     return Budget(
         tokens_seen=round(_mean([result.tokens_seen for result in results])),
         tokens_generated=round(_mean([result.tokens_generated for result in results])),
+        flops=round(_mean([result.flops for result in results])),
         optimizer_steps=round(_mean([result.optimizer_steps for result in results])),
         trainable_parameters=max(result.trainable_parameters for result in results),
         seconds=round(_mean([result.seconds for result in results]), 1),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 
 from elder.compare.result import value_of
 from elder.compare.table import Section, TableRow
@@ -20,10 +21,19 @@ LEGEND = (
     "± is one standard error: over the seeds, or over the text's blocks for a single seed. **Bold**: the lowest "
     "perplexity at equal budget; ≈: ties with it within noise, by a paired test over blocks and seeds.{tasks} "
     "*Gap closed*: share of the gap in log-perplexity, out of domain, between the dense model and the best untrained "
-    "selection. Rows *over budget* saw more than {passes:g} times the calibration tokens and cannot be best."
+    "selection. Rows *over budget* saw more than {passes:g} times the calibration tokens and cannot be best.{flops}"
 )
 TASKS = " The highest task mean and its ties are marked by their standard errors."
-COLUMNS = ("tokens seen", "written", "steps", "trainable", "seconds", "peak memory")
+FLOPS = " *TFLOPs*: all that making the model took, choice of layers, mending and writing included."
+COLUMNS: dict[str, Callable[[TableRow], str]] = {
+    "tokens seen": lambda row: f"{row.tokens_seen:,}",
+    "written": lambda row: f"{row.tokens_generated:,}",
+    "TFLOPs": lambda row: f"{row.flops / 1e12:,.1f}",
+    "steps": lambda row: f"{row.optimizer_steps:,}",
+    "trainable": lambda row: f"{row.trainable_parameters:,}",
+    "seconds": lambda row: f"{row.seconds:,.0f}",
+    "peak memory": lambda row: f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
+}
 MOST_TASKS = (
     6  # of a group such as blimp the mean says enough here; CSV and JSON have them all
 )
@@ -45,7 +55,9 @@ def markdown(sections: list[Section], passes: float, seeds: list[int]) -> str:
         seeds: all that were asked for: rows that have fewer say so.
     """
     tasks = TASKS if any(section.rows[0].task_mean for section in sections) else ""
-    legend = LEGEND.format(passes=passes, tasks=tasks)
+    known = any(row.flops for section in sections for row in section.rows)
+    flops = FLOPS if known else ""
+    legend = LEGEND.format(passes=passes, tasks=tasks, flops=flops)
     counted = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     parts = [f"{legend} Measured with {counted}: {', '.join(map(str, seeds))}."]
     for section in sections:
@@ -62,7 +74,8 @@ def _markdown_table(rows: list[TableRow], seeds: int) -> str:
     heads += ["gap closed", *tasks]
     if dense.task_mean:
         heads.append("task mean")
-    heads += COLUMNS
+    columns = _columns(rows)
+    heads += columns
     lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for row in rows:
         cells = [_name(row, seeds), _layers(row)]
@@ -71,8 +84,17 @@ def _markdown_table(rows: list[TableRow], seeds: int) -> str:
         cells += [_value(row.tasks.get(name)) for name in tasks]
         if dense.task_mean:
             cells.append(_marked(row, "task_mean", _value(row.task_mean)))
-        lines.append(cells + _budget(row))
+        made = row.kind != "dense"
+        cells += [show(row) if made else "" for show in columns.values()]
+        lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns(rows: list[TableRow]) -> dict[str, Callable[[TableRow], str]]:
+    """Return the columns of the budget; results of older versions do not know their operations."""
+    if any(row.flops for row in rows):
+        return COLUMNS
+    return {name: show for name, show in COLUMNS.items() if name != "TFLOPs"}
 
 
 def _name(row: TableRow, seeds: int) -> str:
@@ -124,19 +146,6 @@ def _gap_closed(row: TableRow) -> str:
     return f"{share:.0%}"
 
 
-def _budget(row: TableRow) -> list[str]:
-    if row.kind == "dense":
-        return [""] * len(COLUMNS)
-    return [
-        f"{row.tokens_seen:,}",
-        f"{row.tokens_generated:,}",
-        f"{row.optimizer_steps:,}",
-        f"{row.trainable_parameters:,}",
-        f"{row.seconds:,.0f}",
-        f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
-    ]
-
-
 def flat(sections: list[Section]) -> list[dict[str, Json]]:
     """Return all rows of all sections as plain values for JSON: what is not finite becomes None."""
     rows = []
@@ -155,6 +164,9 @@ def csv_text(sections: list[Section]) -> str:
     lines = []
     for section in sections:
         lines += [json_safe(_csv_row(section, row)) for row in section.rows]
+    if not any(line["flops"] for line in lines):  # of an older version
+        for line in lines:
+            del line["flops"]
     target = io.StringIO()
     writer = csv.DictWriter(target, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()

@@ -38,13 +38,13 @@ from elder.model.layers import find_layers
 from elder.params import Section
 from elder.progress import say
 from elder.record import Json, Spent
+from elder.training import flops
 from elder.training.checkpoint import Schedule
 from elder.training.loop import TrainingRun, train
 from elder.training.losses import state_mismatch
 from elder.training.micro_batch import MicroBatch
 from elder.training.search import hold_out
 
-TRAINING, FORWARD = 6, 2  # floating-point operations of a token for each parameter
 WARMUP = 0.03
 
 
@@ -97,10 +97,10 @@ def refit(pruned: Pruned[RefitSettings]) -> dict[str, Json]:
             pruned.spent.trainable_parameters, spent.trainable_parameters
         )
         layer_tokens += spent.tokens_seen
-        training += TRAINING * size(layer) * spent.tokens_seen
-        forward += FORWARD * passed(pruned, group) * pruned.blocks.numel()
+        training += 3 * flops.PASS * flops.size(layer) * spent.tokens_seen
+        forward += flops.PASS * passed(pruned, group) * pruned.blocks.numel()
         if pruned.settings.least_squares:
-            forward += FORWARD * size(layer) * pruned.blocks.numel()
+            forward += flops.PASS * flops.size(layer) * pruned.blocks.numel()
             solving += record["solving"]
         shares.append(share)
         records.append(record | {"steps": spent.optimizer_steps})
@@ -285,22 +285,16 @@ def in_float32(layer: nn.Module) -> Iterator[None]:
 
 def normal_equations(features: int, hidden: int) -> int:
     """Return the floating-point operations of one token's part in the sums of `elder.compensation.linear`."""
-    return FORWARD * features * (features + hidden)
-
-
-def size(module: nn.Module) -> int:
-    """Return how many parameters a module has."""
-    return sum(weight.numel() for weight in module.parameters())
+    return flops.PASS * features * (features + hidden)
 
 
 def share_of(layer: nn.Module, model: Any) -> float:
     """Return a layer's share of the parameters that a token passes: those of all layers and of the head."""
-    head = model.get_output_embeddings()
-    return size(layer) / (size(find_layers(model)) + (size(head) if head else 0))
+    return flops.size(layer) / flops.passed(model)
 
 
 def passed(pruned: Pruned[Any], group: Group) -> int:
     """Return how many parameters of layers a token passes while the states of a group are collected."""
     mine = find_layers(pruned.model)[: group.place + 1]
     its = find_layers(pruned.dense)[: group.members[-1] + 1]
-    return sum(map(size, mine)) + sum(map(size, its))
+    return sum(map(flops.size, [*mine, *its]))

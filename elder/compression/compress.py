@@ -189,6 +189,7 @@ def _sums(results: dict[str, StageResult]) -> dict[str, Json]:
         "search": search,
         "tokens_seen": sum(one.tokens_seen for one in spent),
         "tokens_generated": sum(one.tokens_generated for one in spent),
+        "flops": sum(result.flops for result in results.values()),
         "optimizer_steps": sum(one.optimizer_steps for one in spent),
         "trainable_parameters": max(one.trainable_parameters for one in spent),
         "seconds": round(sum(result.seconds for result in results.values()), 3),

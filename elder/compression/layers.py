@@ -12,9 +12,11 @@ from elder.device import device_of_model, peak_memory_bytes
 from elder.errors import UserError
 from elder.model.layers import check_removal, find_layers, fixed_layers
 from elder.model.load import Loaded
+from elder.parallel.ranks import total
 from elder.progress import say
 from elder.record import Round, Scores, Spent
 from elder.selection import Problem, Selection, run_method
+from elder.training.flops import Counter
 from elder.training.micro_batch import MicroBatch
 from elder.training.synthesis import Writing, synthetic_blocks
 
@@ -102,9 +104,10 @@ def select_layers(
     )
     work = f"selection by {chosen.method}"
     at_once = MicroBatch.of_blocks(work, chosen.forward_batch, blocks.shape[1])
-    selection = at_once.attempt(
-        lambda size: run_method(chosen.method, replace(problem, forward_batch=size))
-    )
+    with Counter() as counter:
+        selection = at_once.attempt(
+            lambda size: run_method(chosen.method, replace(problem, forward_batch=size))
+        )
     _check_choice(loaded, selection)
     removed = list(selection.removed)
     say(
@@ -117,6 +120,7 @@ def select_layers(
         weights_learnt=selection.learnt,
         spent=_spent(selection),
         tokens=blocks.numel(),
+        flops=round(total(counter.flops)),
         peak_memory_bytes=peak_memory_bytes(device_of_model(loaded.model)),
     )
 

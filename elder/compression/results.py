@@ -10,12 +10,14 @@ class StageResult(Plain):
 
     Attributes:
         spent: what its training used; nothing where it trains nothing.
+        flops: floating-point operations that it took, as `elder.training.flops` has them.
         peak_memory_bytes: of the device, or of the process where that is the CPU.
         seconds: it took.
         files: {name: sha256} of the model folder that it left; empty where it left the model as it was.
     """
 
     spent: Spent = Field(default_factory=Spent)
+    flops: int = 0
     peak_memory_bytes: int = 0
     seconds: Number = 0
     files: dict[str, str] = Field(default_factory=dict)
@@ -44,6 +46,7 @@ class Learnt(Chosen):
 
     Attributes:
         parameters: of the dense model.
+        passed: of these, those that a token passes.
         weights_sha256: over the dense model's weights, as `elder.model.load.weights_digest`.
         revision: commit of a Hub model.
         dtype: of the dense model.
@@ -55,6 +58,7 @@ class Learnt(Chosen):
     """
 
     parameters: int
+    passed: int = 0
     weights_sha256: str
     revision: str | None
     dtype: str

@@ -41,6 +41,7 @@ from elder.params.catalogue import AUTO
 from elder.progress import say
 from elder.recovery import RECOVERIES, recovering, student_of
 from elder.training.data import TrainingData, training_data
+from elder.training.flops import PASS, Counter, head_size, of_training, passed
 from elder.training.loop import TrainingRun
 from elder.training.micro_batch import MicroBatch
 from elder.training.regularise import regularise
@@ -65,6 +66,7 @@ def _learn(job: Job) -> Learnt:
     return Learnt(
         **dict(chosen),
         parameters=parameter_count(loaded.model),
+        passed=passed(loaded.model),
         weights_sha256=weights_digest(loaded.model),
         revision=loaded.revision,
         dtype=str(loaded.dtype).removeprefix("torch."),
@@ -98,7 +100,8 @@ def _regularise(job: Job) -> Trained:
     )
     peak = peak_memory_bytes(loaded.model.device)
     job.keep("regularise", loaded)
-    return Trained(spent=spent, peak_memory_bytes=peak)
+    flops = of_training(loaded.model, settings, spent.tokens_seen)
+    return Trained(spent=spent, flops=flops, peak_memory_bytes=peak)
 
 
 def _remove(job: Job) -> Removed:
@@ -124,7 +127,12 @@ def _tune(job: Job) -> Tuned:
     # adapters begin anew, beside weights that are the dense model's
     if tried.goes_on and unmended and not settings.adapter_rank:
         job.keep("tune", student)
-    return Tuned(values=tried.values, spent=tried.spent, peak_memory_bytes=peak)
+    return Tuned(
+        values=tried.values,
+        spent=tried.spent,
+        flops=_flops_of_recovery(job, student, tried.spent.tokens_seen),
+        peak_memory_bytes=peak,
+    )
 
 
 def _compensate(job: Job) -> Compensated:
@@ -163,10 +171,16 @@ def _compensate_in_batches(job: Job, method: str, batch: int) -> Compensated:
         seed=job.settings.calibration.seed,
         budget=_budget(job),
     )
-    record = compensate(method, pruned)
+    with Counter() as counter:
+        record = compensate(method, pruned)
     peak = peak_memory_bytes(shallow.model.device)
     job.keep("compensate", shallow)
-    return Compensated(compensation=record, spent=pruned.spent, peak_memory_bytes=peak)
+    return Compensated(
+        compensation=record,
+        spent=pruned.spent,
+        flops=counter.flops,
+        peak_memory_bytes=peak,
+    )
 
 
 def _budget(job: Job) -> int | None:
@@ -191,7 +205,26 @@ def _recover(job: Job) -> Trained:
         spent = made.run_with(_tried(job), mended)
     peak = peak_memory_bytes(student.model.device)
     job.keep("recover", student)
-    return Trained(spent=spent, peak_memory_bytes=peak)
+    flops = _flops_of_recovery(job, student, spent.tokens_seen)
+    looked_at = spent.tokens_generated
+    if settings.keeps_states and count() == 1:
+        looked_at += job.learnt.tokens
+    flops += PASS * job.learnt.passed * looked_at
+    return Trained(spent=spent, flops=flops, peak_memory_bytes=peak)
+
+
+def _flops_of_recovery(job: Job, student: Loaded, tokens: int) -> int:
+    """Return what it takes to learn from so many tokens, what the dense model makes of them included.
+
+    What that writes beforehand, and what its layers make of blocks whose states are kept, is no part of it.
+    """
+    settings = job.settings.recover
+    flops = of_training(student.model, settings, tokens)
+    if not RECOVERIES.find(settings.mode).teacher:
+        return flops
+    kept = settings.keeps_states and count() == 1
+    dense = head_size(student.model) if kept else job.learnt.passed
+    return flops + PASS * dense * tokens
 
 
 def _tried(job: Job) -> Tried:

@@ -65,10 +65,11 @@ class Evaluation(Plain):
 
 
 class Budget(Plain):
-    """What making one model took; zeros for the dense one."""
+    """What making one model took; zeros for the dense one, and ``flops`` 0 where they were not counted yet."""
 
     tokens_seen: int = 0
     tokens_generated: int = 0
+    flops: int = 0
     optimizer_steps: int = 0
     trainable_parameters: int = 0
     seconds: Number = 0

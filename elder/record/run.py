@@ -127,6 +127,7 @@ class CompressionRecord(Plain):
     tokens: int | None = None
     tokens_seen: int = 0
     tokens_generated: int = 0
+    flops: int = 0
     optimizer_steps: int = 0
     trainable_parameters: int = 0
     parameters_before: int | None = None

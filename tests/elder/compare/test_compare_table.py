@@ -164,7 +164,8 @@ def test_task_means_are_marked_by_their_standard_errors() -> None:
 
 def test_seeds_are_averaged_in_log_perplexity() -> None:
     row = rows_of(
-        result("a", 3.0, seed=0, spent=200), result("a", 3.2, seed=1, spent=400)
+        result("a", 3.0, seed=0, spent=200, flops=700),
+        result("a", 3.2, seed=1, spent=400, flops=1100),
     )["a"]
     found = row.perplexity["in_domain"]
     assert found.perplexity == pytest.approx(math.exp(3.1))
@@ -177,6 +178,7 @@ def test_seeds_are_averaged_in_log_perplexity() -> None:
         pytest.approx(0.05),
     )
     assert (row.tokens_seen, row.tokens_generated, row.optimizer_steps) == (300, 600, 3)
+    assert row.flops == 900
     assert row.trainable_parameters == 400
     assert (row.seconds, row.peak_memory_bytes, row.seeds) == (10.5, 2 << 20, [0, 1])
     single = rows_of(result("a", 3.0))["a"].perplexity["in_domain"]
@@ -221,12 +223,21 @@ def test_markdown_marks_best_ties_budget_and_missing_seeds() -> None:
     assert "| ≈ 0.550 ± 0.050 |" in lines["same"]
     assert lines["dense"].count("|") == lines["best"].count("|")
     assert "Measured with 2 seeds: 0, 1." in text
+    assert "TFLOPs" not in text  # nobody counted them
+    counted = [result("counted", 3.5, flops=1_234_560_000_000_000)]
+    table = build(result("dense", 3.0), counted, 6.6)
+    told = markdown(table, 6.6, [0])
+    assert "| 0 | 1,234.6 | 0 |" in told
+    assert "*TFLOPs*: all that making" in told
+    (_, line) = csv.DictReader(io.StringIO(csv_text(table)))
+    assert line["flops"] == "1234560000000000"
 
 
 def test_csv_and_json_hold_the_same_rows_and_only_finite_numbers() -> None:
     sections = build(
         result("dense", 3.0), [result("broken", math.nan), result("sleb", 4.0)], 6.6
     )
+    assert "flops" not in csv_text(sections)
     rows = json.loads(json.dumps(flat(sections), allow_nan=False))
     assert [row["name"] for row in rows] == ["dense", "sleb", "broken"]
     assert rows[2]["perplexity"]["in_domain"]["perplexity"] is None

@@ -22,11 +22,13 @@ from typer.testing import Result
 from elder.compression.job import Job
 from elder.compression.results import StageResult
 from elder.compression.stages import STAGES
+from elder.model.layers import find_layers
 from elder.model.load import load_model, weights_digest
 from elder.params import Model
 from elder.recovery import recovering
 from elder.recovery.base import Student
 from elder.training import checkpoint
+from elder.training.flops import head_size, passed, size
 from elder.training.losses import divergences
 from elder.training.tune import LR_GRID
 
@@ -118,24 +120,31 @@ def test_compress_leaves_an_ordinary_model_with_its_record(
         "distil",
         2,
     )
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.num_hidden_layers == 4
+    dense = load_model(Model(name=str(model_folder))).model
     tried = [(trial["optimizer"], trial["lr"]) for trial in found["search"]]
     # layer weights: 0.3 passes over 16 blocks in two rounds, 2 steps of one block each. Recovery: two epochs of four
     # blocks a step are 8 steps: trials of at least one step, and what they leave
     assert found["optimizer_steps"] == 2 * 2 + 8
     assert found["tokens_seen"] == (2 * 2 + 8 * 4) * 32
+    # what the recovery alone takes, the dense model's head beside it; its layers make states of 32 blocks
+    recovered = 8 * 4 * 32 * (6 * passed(model) + 2 * head_size(model))
+    recovered += 32 * 32 * 2 * passed(dense)
+    # the choice passes 4 blocks there and back, the head nearly, and 16 that are written
+    chosen = 4 * 32 * 4 * size(find_layers(dense)) + 16 * 32 * 2 * passed(dense)
+    assert found["flops"] > recovered + 0.8 * chosen
+    assert found["flops"] < recovered + 12 * chosen
     # two passes see as many written blocks once as there are of calibration; layers are tried on as many before
     assert found["tokens_generated"] == (16 + 16) * 32
     assert tried[:2] == [("adamw", lr) for lr in LR_GRID[1:3]]
     assert tried[2] in [("adamw", lr) for lr in (LR_GRID[0], LR_GRID[3])]
     assert tried[3:] in ([], [("muon", 0.005)], [("muon", 0.01)])
-    model = AutoModelForCausalLM.from_pretrained(out)
-    assert model.config.num_hidden_layers == 4
     assert (
         found["parameters_after"]
         == found["trainable_parameters"]
         == sum(p.numel() for p in model.parameters())
     )
-    dense = load_model(Model(name=str(model_folder))).model
     assert found["parameters_before"] == sum(p.numel() for p in dense.parameters())
     assert record["model"]["digest"] == weights_digest(dense)
     card = (out / "README.md").read_text()
