@@ -5,6 +5,8 @@
 #   ablations   the paper's two: without stage 2, and one-shot; for both places of the layer weight; the authors' code, one seed
 #   parts       the default recipe without each of its parts, and the compensations, one seed
 #   families    two models of other families that nothing was tuned on, one seed
+#   smollm2     SmolLM2-135M, which others trained: the default against what was strongest before it, 8 and 15 of 30
+#               layers, five tasks, one seed; WIKITEXT as below, the model as `make real` fetches it
 #   texts       calibration and evaluation on other texts; WIKITEXT names a folder with valid.txt and test.txt
 # Each goes on where it was cut. Several rows at once, on Ray (docs/many-devices.md):
 # ELDER=.venv/bin/elder ELDER_SET=launch.ray=auto benchmarks/compare.sh PART. Results: benchmarks/results/.
@@ -50,13 +52,21 @@ families)
         compare "$name" "default,$controls,elder,sleb,shortgpt,random,last" --model "models/$name" --ratios 0.25,0.5
     done
     ;;
+smollm2)
+    # the choice of layers of the former default, and nothing mended
+    former='default[select.elder.written=0,select.elder.runners_up=0,select.elder.shortlist=4,compensate.method=none'
+    compare smollm2 "default,$former],$former,recover.distil.synthetic=0],shortgpt+distil[recover.epochs=6.6],$(
+    )sleb+distil[recover.epochs=6.6,select.sleb.racing=0.95],shortgpt" --layers 8,15 --params presets/smollm2.yaml \
+        --set calibration.samples=128 --set "calibration.source=${WIKITEXT:?a folder with valid.txt and test.txt}/valid.txt" \
+        --set evaluate.tasks=[piqa,winogrande,arc_easy,arc_challenge,lambada_openai]
+    ;;
 texts)
     texts=data/calibration.txt,${WIKITEXT:?a folder with valid.txt and test.txt}/valid.txt
     compare texts "default,sleb,shortgpt" --ratios 0.25 --calibrations "$texts" \
         --set "evaluate.in_domain=$WIKITEXT/test.txt"
     ;;
 *)
-    sed -n '2,10p' "$0" >&2
+    sed -n '2,12p' "$0" >&2
     exit 2
     ;;
 esac

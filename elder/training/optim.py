@@ -73,8 +73,11 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = []
         if adamw:
             # on a CPU torch's own choice, whose rounding the records of older versions have
-            fused = not computes_on_cpu(device_of_model(model)) or None
-            self.parts.append(torch.optim.AdamW(adamw, betas=BETAS, fused=fused))
+            on_cpu = computes_on_cpu(device_of_model(model))
+            part = torch.optim.AdamW(adamw, betas=BETAS, fused=not on_cpu or None)
+            if on_cpu:
+                make_moments(part)
+            self.parts.append(part)
         if muon:
             kind_of_muon = DividedMuon if count() > 1 else torch.optim.Muon
             self.parts.append(kind_of_muon(muon, adjust_lr_fn="match_rms_adamw"))
@@ -125,6 +128,23 @@ class Optimizer:
         for part, state in zip(self.parts, states, strict=True):
             groups = part.state_dict()["param_groups"]
             part.load_state_dict({"state": state, "param_groups": groups})
+
+
+def make_moments(part: torch.optim.AdamW) -> None:
+    """Make the state of AdamW that by itself it makes in its first step.
+
+    Made before all that comes and goes with each step, the moments do not lie in between: memory for one large tensor
+    more would be taken for each hole that is too small.
+    """
+    state = {}
+    weights = [one for group in part.param_groups for one in group["params"]]
+    for index, weight in enumerate(weights):
+        state[index] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+    part.load_state_dict(part.state_dict() | {"state": state})
 
 
 def peak_rate(weight: Tensor, share: float, is_matrix: bool) -> float:

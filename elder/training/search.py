@@ -10,6 +10,7 @@ from torch import Tensor
 
 from elder.errors import UserError
 from elder.parallel.shard import own_part
+from elder.process import trim_memory
 from elder.progress import say
 from elder.record import Spent, Trial
 
@@ -168,6 +169,8 @@ class Snapshot:
         """Put the copied weights back."""
         from safetensors import safe_open
 
+        # what a trial left free lies between what the next needs, and beside the pages of the file
+        trim_memory()
         with safe_open(self.path, "pt") as file:
             kept = set(file.keys())
             for name, parameter in model.named_parameters():

@@ -33,7 +33,6 @@ from elder import params
 from elder.device import device_of_model
 from elder.errors import UserError
 from elder.model.forward import block_losses
-from elder.process import trim_memory
 from elder.record import Spent
 from elder.training.checkpoint import Schedule
 from elder.training.data import TrainingData
@@ -207,7 +206,6 @@ class Tuning:
             def try_one(values: Values) -> tuple[float, Spent]:
                 nonlocal ahead, lowest
                 start.restore(self.model)
-                trim_memory()  # what the trial before left free lies between what this one needs
                 loss, spent = self.trial(values, trials)
                 if goes_on and math.isfinite(loss) and loss < lowest:
                     ahead, lowest = Snapshot(self.model, Path(folder, "ahead")), loss
