@@ -158,6 +158,14 @@ def test_layers_lie_on_the_cpu_or_the_disk_where_fewer_blocks_do_not_do() -> Non
     assert changes == {"select.offload": "disk", "select.forward_batch": 1}
 
 
+def test_a_limit_on_a_cpu_leaves_room_for_python_and_for_gaps() -> None:
+    process = 10**9
+    room = replace(CPU, process=process).room(5 * process)
+    assert room.device == pytest.approx(4 * process / 1.15)
+    assert replace(GPU, process=process).room(5 * process).device == 5 * process
+    assert CPU.room(None).device is None
+
+
 def test_the_time_in_which_layers_are_brought_is_counted() -> None:
     whole, _ = chosen_by("shortgpt", GPU, None)
     slow = replace(GPU, brought=1e6)
