@@ -36,7 +36,7 @@ from elder.errors import UserError
 from elder.files import file_digest
 from elder.model.layers import find_layers, remove_layers
 from elder.model.load import Loaded, parameter_count, weights_digest
-from elder.parallel.ranks import count
+from elder.parallel.ranks import count, was_started_as_rank
 from elder.params.catalogue import AUTO
 from elder.progress import say
 from elder.recovery import RECOVERIES, recovering, student_of
@@ -47,7 +47,7 @@ from elder.training.micro_batch import MicroBatch
 from elder.training.regularise import regularise
 from elder.training.search import Values
 from elder.training.synthesis import Writing, synthetic_blocks
-from elder.training.teacher import KnownStates, known_states
+from elder.training.teacher import KnownStates, known_states, refuse_full_disk
 from elder.training.tune import OPTIMIZER, Tried, Tuning, grids_of
 
 SYNTHETIC = (
@@ -62,6 +62,7 @@ def _learn(job: Job) -> Learnt:
     loaded = job.load(offload=job.settings.select.offload)
     blocks = job.blocks(loaded)
     refuse_unfit(job.settings.compensation, loaded.model, blocks)
+    _refuse_full_disk(job, loaded, blocks)
     chosen = select_layers(loaded, blocks, job.settings)
     return Learnt(
         **dict(chosen),
@@ -76,6 +77,16 @@ def _learn(job: Job) -> Learnt:
         dequantised_from=loaded.dequantised_from,
         file_sha256=loaded.file_sha256,
     )
+
+
+def _refuse_full_disk(job: Job, loaded: Loaded, blocks: torch.Tensor) -> None:
+    """Refuse, before the choice of layers, what the recovery could not keep on the disk after it."""
+    wanted, head = job.settings.recover, loaded.model.get_output_embeddings()
+    keeps = wanted.keeps_states and not wanted.is_idle and not was_started_as_rank()
+    if keeps and head is not None and not (job.work / SYNTHETIC).exists():
+        many = (wanted.written + 1) * len(blocks)
+        shape = many, blocks.shape[1], head.weight.shape[-1]
+        refuse_full_disk(job.work, shape, loaded.dtype.itemsize)
 
 
 def _regularise(job: Job) -> Trained:

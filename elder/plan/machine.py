@@ -60,9 +60,11 @@ class Machine:
 
     def room(self, most: int | None) -> Room:
         """Return what there is where at most ``most`` bytes of the device are to be taken; None: no limit."""
-        if most is None or not self.on_cpu:
-            return Room(most, self.host, self.on_cpu)
-        return Room((most - self.process) / GAPS, self.host, self.on_cpu)
+        left: float | None = most
+        if most is not None and self.on_cpu:
+            beside_python = most - self.process
+            left = beside_python / GAPS
+        return Room(left, self.host, self.on_cpu)
 
 
 def machine_here(

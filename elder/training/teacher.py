@@ -6,6 +6,7 @@ are large: ``ids`` (blocks, seq_len), and ``states``, what enters the dense mode
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -116,15 +117,9 @@ class StatesFile:
         """Write what comes before the tensors: where each lies."""
         self.begun = True
         shape = [self.count, *states.shape[1:]]
+        refuse_full_disk(self.path.parent, shape, states.element_size())
         split = prod(shape) * states.element_size()
         whole = split + prod(shape[:2]) * torch.int64.itemsize
-        folder = self.path.parent
-        free = shutil.disk_usage(folder).free
-        if whole > free:
-            raise UserError(
-                f"what the dense model makes of {self.count} blocks takes {whole / 1e9:.1f} GB, and {str(folder)!r} "
-                f"has {free / 1e9:.1f} GB left: make room, or set recover.distil.states to anew"
-            )
         named = {
             "states": {"dtype": NAMES[states.dtype], "shape": shape},
             "ids": {"dtype": "I64", "shape": shape[:2]},
@@ -134,6 +129,26 @@ class StatesFile:
         head = json.dumps(named).encode()
         head += b" " * (-len(head) % 8)  # tensors begin at a multiple of 8 bytes
         self.handle.write(len(head).to_bytes(8, "little") + head)
+
+
+def refuse_full_disk(folder: Path, shape: Sequence[int], itemsize: int) -> None:
+    """Refuse to keep states that a disk has no room for.
+
+    Args:
+        folder: where they would lie.
+        shape: of the states, (blocks, seq_len, hidden).
+        itemsize: bytes of each number.
+
+    Raises:
+        UserError: with what they take, and what is left.
+    """
+    takes = prod(shape) * itemsize + prod(shape[:2]) * torch.int64.itemsize
+    free = shutil.disk_usage(folder).free
+    if takes > free:
+        raise UserError(
+            f"what the dense model makes of {shape[0]} blocks takes {takes / 1e9:.1f} GB, and {str(folder)!r} "
+            f"has {free / 1e9:.1f} GB left: make room, or set recover.distil.states to anew"
+        )
 
 
 def _key(row: Tensor) -> bytes:

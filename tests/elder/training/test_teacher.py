@@ -87,6 +87,33 @@ def test_a_disk_without_room_is_told_before_anything_is_kept(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_without_room_is_told_before_layers_are_chosen(
+    model_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = validate(
+        {
+            "model": {"name": str(model_folder)},
+            "calibration": {"samples": 8, "seq_len": 32},
+            "select": {"layers": 2},
+            "recover": {"epochs": 2, "distil": {"synthetic": 3}},
+        }
+    )
+    monkeypatch.setattr(stages, "select_layers", None)
+    with open_job(tmp_path / "work", settings, text_file, STAGES) as job:
+        hidden = load_model(settings.model).model.config.hidden_size
+        takes = 32 * 32 * (hidden * 4 + 8)
+        free = SimpleNamespace(free=takes - 1)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+        with pytest.raises(UserError, match="makes of 32 blocks takes"):
+            job.run_all()
+        free.free = takes
+        with pytest.raises(TypeError):  # the choice begins
+            job.run_all()
+
+
 @pytest.mark.parametrize("adapter_rank", [0, 4])
 def test_a_recovery_with_kept_states_learns_what_one_without_does(
     model_folder: Path,
