@@ -203,13 +203,13 @@ class Step:
         """Let the optimiser make its state."""
         live = self.live
         with live:
+            live.kind = OPTIMISER
             self.optimizer = Optimizer(
                 self.model, optimizer, 1e-3, not settings.adapter_rank, 0.0
             )
             if settings.adapter_rank:  # adapters are new
                 for weight in self.weights:
                     live.add(weight, WEIGHTS)
-            live.kind = OPTIMISER
             for weight in self.weights:
                 weight.grad = torch.zeros_like(weight)
             self.optimizer.step(1.0)

@@ -190,8 +190,10 @@ def _read_config(path: Path, *stamp: int) -> Any:
     fields = told.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         fields.pop(key, None)
+    header = _read_header(path, *stamp)
     config = type(told).from_dict(fields)
-    _check_count(_read_header(path, *stamp), config)
+    config.dtype = header.dtype
+    _check_count(header, config)
     return config
 
 
