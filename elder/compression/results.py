@@ -10,7 +10,7 @@ class StageResult(Plain):
 
     Attributes:
         spent: what its training used; nothing where it trains nothing.
-        flops: floating-point operations that it took, as `elder.training.flops` has them.
+        flops: floating-point operations that it took, as `elder.training.flops` has them; of all processes.
         peak_memory_bytes: of the device, or of the process where that is the CPU.
         seconds: it took.
         files: {name: sha256} of the model folder that it left; empty where it left the model as it was.
