@@ -208,7 +208,10 @@ def _too_large(case: Case, name: str, room: Room, least: Estimate | None) -> str
     needed, how = float(case.dense_bytes), ""
     if least is not None:
         needed = least.memory(room.on_cpu)
-        how = f", with {least.mode} and {least.micro_batch} blocks at once"
+        blocks = (
+            "one block" if least.micro_batch == 1 else f"{least.micro_batch} blocks"
+        )
+        how = f", with {least.mode} and {blocks} at once"
         if needed <= room.device:
             return (
                 f"{name} takes {size(least.beside)} of the machine's own memory{how}, which has {size(room.host)}: "
@@ -216,6 +219,6 @@ def _too_large(case: Case, name: str, room: Room, least: Estimate | None) -> str
             )
     left = size(max(room.device, 0))
     return (
-        f"{name} takes at least {size(needed)}{how}, and model.max_memory leaves {left}: give it more, "
+        f"{name} takes at least {size(needed)}{how}, and model.max_memory leaves {left} for tensors: give it more, "
         f"{help_}"
     )
