@@ -1,5 +1,6 @@
 """One PNG for a README: perplexity and mean over tasks of all rows. Only this needs matplotlib."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ STYLE: Any = {
     "text.color": "#15181c",
 }
 DOTS_PER_INCH = 160
+LONGEST_LINE = 36  # characters of a row's name
+A_ROW, A_LINE = 0.38, 0.18  # inches at least
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Panel:
     @property
     def names(self) -> list[str]:
         """Return the names of its rows."""
-        return [value.name for value in self.values]
+        return [in_lines(value.name) for value in self.values]
 
 
 def comparison_png(rows: Sequence[Row], path: Path) -> None:
@@ -52,7 +55,8 @@ def comparison_png(rows: Sequence[Row], path: Path) -> None:
 
     panels = _panels(rows)
     width = max(9, 3 + 3 * len(panels))
-    size = width, 1.1 + 0.38 * len(rows)
+    lines = max((in_lines(row.name).count("\n") + 1 for row in rows), default=1)
+    size = width, 1.1 + max(A_ROW, A_LINE * lines) * len(rows)
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1)
         figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout=layout)
@@ -67,6 +71,16 @@ def comparison_png(rows: Sequence[Row], path: Path) -> None:
         figure.savefig(
             path, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15
         )
+
+
+def in_lines(name: str) -> str:
+    """Break a long name where its parameters begin, and between them."""
+    lines = [""]
+    for part in re.split(r"(?<=[,\[])", name):
+        if lines[-1] and len(lines[-1] + part) > LONGEST_LINE:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _panels(rows: Sequence[Row]) -> list[Panel]:

@@ -17,6 +17,7 @@ NAMES = (
     "novels-neox",
     "novels-opt",
     "selections",
+    "smollm2",
     "texts",
 )
 SHARED = ("layers", "num_layers", "calibration")

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from elder.record import Row
-from elder.report.png import comparison_png
+from elder.report.png import comparison_png, in_lines
 from tests.elder.records import make_record
 
 
@@ -18,3 +18,16 @@ def test_comparison_png(tmp_path: Path) -> None:
     picture = path.read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == 1920, "12 inches at 160 dots: three panels"
+
+
+def test_long_names_are_broken_at_their_parameters() -> None:
+    assert in_lines("sleb+distil[recover.epochs=6.6]") == (
+        "sleb+distil[recover.epochs=6.6]"
+    )
+    name = "default[select.elder.written=0,select.elder.runners_up=0,compensate.method=none]"
+    lines = in_lines(name).split("\n")
+    assert lines == [
+        "default[select.elder.written=0,",
+        "select.elder.runners_up=0,",
+        "compensate.method=none]",
+    ]
