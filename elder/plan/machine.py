@@ -15,7 +15,7 @@ COPIED = 2**26  # bytes
 TRIALS = 3
 USABLE = 0.92  # of a GPU: its libraries and the gaps between tensors take the rest
 # what a CPU's memory holds, over the tensors that are planned: 1.3 on SmolLM2, 1.6 on Gemma 3 270M (docs/training.md)
-GAPS = 1.6
+GAPS = 1.5
 REACHED = 0.5  # of a large product's speed, by a model's passes: an assumption
 
 

@@ -161,7 +161,7 @@ def test_layers_lie_on_the_cpu_or_the_disk_where_fewer_blocks_do_not_do() -> Non
 def test_a_limit_on_a_cpu_leaves_room_for_python_and_for_gaps() -> None:
     process = 10**9
     room = replace(CPU, process=process).room(5 * process)
-    assert room.device == pytest.approx(4 * process / 1.6)
+    assert room.device == pytest.approx(4 * process / 1.5)
     assert replace(GPU, process=process).room(5 * process).device == 5 * process
     assert CPU.room(None).device is None
 
