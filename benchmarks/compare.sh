@@ -3,7 +3,8 @@
 #   main        the bundled LLaMA: default, controls, ELDeR as published, baselines; 25 % and 50 %, three seeds
 #   selections  every selection with nothing trained after it, one seed
 #   ablations   the paper's two: without stage 2, and one-shot; for both places of the layer weight; the authors' code, one seed
-#   parts       the default recipe without each of its parts, and the compensations, one seed
+#   parts       the default recipe without each of its parts, and with others; and the compensations with nothing trained
+#               but by refit; on two bundled models, one seed
 #   families    two models of other families that nothing was tuned on, one seed
 #   smollm2     SmolLM2-135M, which others trained: the default against what was strongest before it, 8 and 15 of 30
 #               layers, five tasks, one seed; WIKITEXT as below, the model as `make real` fetches it
@@ -34,7 +35,7 @@ case ${1:-} in
 main) compare novels-llama "default,$controls,elder,sleb,shortgpt,random,last" --ratios 0.25,0.5 --seeds 0,1,2 ;;
 selections)
     compare selections "elder[select.elder.place=residual,regularise.epochs=0],elder[regularise.epochs=0],sleb,shortgpt,$(
-    )laco,angular,shortened-ppl,shortened-taylor,random,last" --ratios 0.25,0.5
+    )prune-comp,laco,angular,shortened-ppl,shortened-taylor,random,last" --ratios 0.25,0.5
     ;;
 ablations)
     compare ablations "elder,elder[regularise.epochs=0],elder[select.elder.iterative=false],elder[select.elder.place=residual],$(
@@ -42,10 +43,15 @@ ablations)
     )elder-authors,elder-authors[regularise.epochs=0],sleb" --ratios 0.25
     ;;
 parts)
-    compare parts "default,default[select.elder.shortlist=1],default[recover.distil.synthetic=0],$(
-    )default[recover.optimizer=adamw],default[recover.optimizer=muon],default[compensate.method=linear],$(
-    )default[compensate.method=refit],default[compensate.method=ghost],$(
-    )sleb,sleb+linear,sleb+ghost,sleb+refit,sleb+flatten,sleb+concatenate,sleb+magnitude,sleb+merge" --ratios 0.25
+    rows="default,default[select.elder.written=0,select.elder.runners_up=0,select.elder.shortlist=4],$(
+    )default[select.elder.runners_up=0,select.elder.shortlist=1],default[recover.distil.synthetic=0],$(
+    )default[recover.optimizer=adamw],default[recover.optimizer=muon],shortgpt,prune-comp,prune-comp+none,sleb"
+    for one in refit ghost linear flatten concatenate halves magnitude merge; do
+        rows="$rows,default[compensate.method=$one],sleb+$one"
+    done
+    for name in novels-llama novels-opt; do
+        compare "parts-$name" "$rows" --model "models/$name" --ratios 0.25
+    done
     ;;
 families)
     for name in novels-opt novels-neox; do
@@ -66,7 +72,7 @@ texts)
         --set "evaluate.in_domain=$WIKITEXT/test.txt"
     ;;
 *)
-    sed -n '2,12p' "$0" >&2
+    sed -n '2,13p' "$0" >&2
     exit 2
     ;;
 esac

@@ -51,7 +51,7 @@ class RecipeOptions:
     compensate: Annotated[
         str | None,
         typer.Option(
-            help="none, merge, magnitude, linear, ghost, concatenate, flatten or refit: overrides the recipe's."
+            help="none, merge, magnitude, linear, ghost, concatenate, flatten, halves or refit: overrides the recipe's."
         ),
     ] = None
     recover: Annotated[

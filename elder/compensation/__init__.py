@@ -4,6 +4,7 @@ from elder.compensation import (  # noqa: F401 (imported to register)
     concatenate,
     flatten,
     ghost,
+    halves,
     linear,
     magnitude,
     merge,

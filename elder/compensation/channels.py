@@ -53,6 +53,12 @@ class Layout:
         }
 
     @property
+    def attention(self) -> set[str]:
+        """Return the parts of attention, the norm before it included; all others are the MLP's."""
+        own = {self.before_attention, self.queries, *self.keys}
+        return {*own, self.attention_out}
+
+    @property
     def paths(self) -> set[str]:
         """Return all parts."""
         behind = {path for paths in self.reading.values() for path in paths}

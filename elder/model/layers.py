@@ -77,6 +77,7 @@ class LayerControl:
 
     Attributes:
         bypassed: layers that hand on what enters them, at no cost: h_{i+1} = h_i.
+        scales: {bypassed layer: factor} on what it hands on; 1 where there is none.
         weights: one scalar a layer, (L,), or None. ``residual`` gives h + S (f(h) - h), ``output`` gives S f(h).
         replay: {layer: hidden state} that enters a layer in place of what arrives there.
         observe: called with (layer, hidden state in, hidden state out) after each layer.
@@ -85,6 +86,7 @@ class LayerControl:
     def __init__(self, layers: nn.ModuleList) -> None:
         self.layers = layers
         self.bypassed: set[int] = set()
+        self.scales: dict[int, float] = {}
         self.weights: torch.Tensor | None = None
         self.place = "residual"
         self.replay: dict[int, torch.Tensor] = {}
@@ -116,7 +118,8 @@ class LayerControl:
                 kwargs["hidden_states"] = entering
             if index in self.bypassed:
                 beside = self._count_beside(forward, args, kwargs)
-                output = _bypassed(entering, beside)
+                handed_on = entering * self.scales.get(index, 1.0)
+                output = _bypassed(handed_on, beside)
             else:
                 output = forward(*args, **kwargs)
                 if self.weights is not None:

@@ -83,7 +83,8 @@ def weights_file_digest(folder: Path) -> str:
     digests = [file_digest(path) for path in files]
     if len(files) == 1:
         return digests[0]
-    lines = "".join(
-        f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True)
-    )
-    return hashlib.sha256(lines.encode()).hexdigest()
+    whole = hashlib.sha256()
+    for digest, path in zip(digests, files, strict=True):
+        line = f"{digest}  {path.name}\n"
+        whole.update(line.encode())
+    return whole.hexdigest()

@@ -93,6 +93,11 @@ def _perplexity(case: Case, at_once: int) -> Needs:
     return _each_candidate(case, 1, at_once)
 
 
+def _each_round(case: Case, at_once: int) -> Needs:
+    needs, flops, passes = _looking(case, at_once)
+    return needs, flops * case.gone, passes * case.gone
+
+
 def _taylor(case: Case, at_once: int) -> Needs:
     batch = min(at_once, case.settings.select.settings_of("shortened-taylor").batch)
     need = _need(case, work.differentiate(case.dtype, batch))
@@ -130,6 +135,7 @@ def _layer_weights(case: Case, at_once: int) -> Needs:
 CHOICES: dict[str, Choice] = {
     "elder": _layer_weights,
     "sleb": _sleb,
+    "prune-comp": _each_round,
     "shortened-ppl": _perplexity,
     "shortened-taylor": _taylor,
     "random": _nothing,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elder.compensation.halves import HalvesSettings
 from elder.compensation.refit import RefitSettings
 from elder.params.catalogue import NONE
 from elder.plan import work
@@ -49,7 +50,19 @@ def compensating(case: Case) -> Estimate | None:
         flops=2 * need.flops / wanted.batch * case.samples,
     )
     own = wanted.settings_of(method)
-    return _refitting(case, looks, own) if isinstance(own, RefitSettings) else looks
+    if isinstance(own, RefitSettings):
+        return _refitting(case, looks, own)
+    return _halving(case, looks, own) if isinstance(own, HalvesSettings) else looks
+
+
+def _halving(case: Case, looks: Estimate, own: HalvesSettings) -> Estimate:
+    """Return what trying pairs of halves takes: two for each layer that goes, and one for each that stands for some."""
+    batch = case.settings.compensate.batch
+    need = simulate(case.shape, case.layers, work.judge(case.dtype, batch))
+    pairs = 2 * case.gone + min(case.gone, case.left)
+    passes = pairs * min(own.samples, case.samples) / batch * case.left / case.layers
+    weights = float(case.dense_bytes + case.own_layers_bytes)
+    return replace(looks, peaks=beside(weights, need), flops=passes * need.flops)
 
 
 def _refitting(case: Case, looks: Estimate, own: RefitSettings) -> Estimate:
