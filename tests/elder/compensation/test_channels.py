@@ -159,7 +159,7 @@ def test_concatenation_keeps_the_most_sensitive(
     assert torch.allclose(merged, torch.stack(columns, dim=1))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "halves"])
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {*ONE_LAYOUT}))
 def test_other_layouts_are_refused(
     method: str, family: str, blocks: torch.Tensor
