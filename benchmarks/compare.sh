@@ -45,7 +45,7 @@ ablations)
 parts)
     rows="default,default[select.elder.written=0,select.elder.runners_up=0,select.elder.shortlist=4],$(
     )default[select.elder.runners_up=0,select.elder.shortlist=1],default[recover.distil.synthetic=0],$(
-    )default[recover.optimizer=adamw],default[recover.optimizer=muon],shortgpt,prune-comp,prune-comp+none,sleb"
+    )default[recover.optimizer=adamw],default[recover.optimizer=muon],shortgpt,prune-comp,prune-comp[compensate.method=none],sleb"
     for one in refit ghost linear flatten concatenate halves magnitude merge; do
         rows="$rows,default[compensate.method=$one],sleb+$one"
     done
