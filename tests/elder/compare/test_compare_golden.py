@@ -16,6 +16,7 @@ NAMES = (
     "novels-llama",
     "novels-neox",
     "novels-opt",
+    "parts-novels-llama",
     "selections",
     "smollm2",
     "texts",
